@@ -1,0 +1,81 @@
+"""Processes of this machine (Linux), told apart and ended exactly: what cluster/local.py needs to stop only its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told from a later one with the same id by when it started (clock ticks after the machine did)."""
+
+    pid: int
+    started: int
+
+
+def process_of(pid: int) -> Process | None:
+    """The living process with this id, or None."""
+    found = _parent_and_start(pid)
+    return None if found is None else Process(pid, found[1])
+
+
+def is_alive(process: Process) -> bool:
+    """Whether this very process still runs; a zombie does not."""
+    found = _parent_and_start(process.pid)
+    return found is not None and found[1] == process.started
+
+
+def descendants(roots: list[Process]) -> list[Process]:
+    """The roots still alive and all processes below them, workers and drivers in sessions of their own included."""
+    parents: dict[int, int] = {}
+    processes: dict[int, Process] = {}
+    for entry in Path("/proc").iterdir():
+        found = _parent_and_start(int(entry.name)) if entry.name.isdigit() else None
+        if found is not None:
+            pid = int(entry.name)
+            parents[pid], processes[pid] = found[0], Process(pid, found[1])
+    below = {root.pid for root in roots if processes.get(root.pid) == root}
+    grown = True
+    while grown:
+        children = {pid for pid, parent in parents.items() if parent in below} - below
+        below |= children
+        grown = bool(children)
+    return [processes[pid] for pid in sorted(below)]
+
+
+def end(leaders: list[Process], patience_seconds: float) -> int:
+    """Ask the leaders to end, in order, and kill what is left of them and of their descendants after a while.
+
+    Returns how many had to be killed.
+    """
+    ours = descendants(leaders)
+    for process in leaders:
+        _signal(process, signal.SIGTERM)
+    deadline = time.monotonic() + patience_seconds
+    while any(is_alive(process) for process in ours) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    left = [process for process in ours if is_alive(process)]
+    for process in left:
+        _signal(process, signal.SIGKILL)
+    return len(left)
+
+
+def _signal(process: Process, which: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it may end between the look and the signal
+        if is_alive(process):
+            os.kill(process.pid, which)
+
+
+def _parent_and_start(pid: int) -> tuple[int, int] | None:
+    """Parent and start time from /proc/<pid>/stat (fields 4 and 22), or None where there is no living process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()  # the name before it may hold blanks
+    return None if fields[0] == "Z" else (int(fields[1]), int(fields[19]))

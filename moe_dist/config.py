@@ -1,0 +1,276 @@
+"""The job schema: what a YAML file under jobs/ may say, and how it is loaded, overridden and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from moe_dist.errors import UserError
+from moe_dist.methods.registry import METHODS, method_class
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+"""Made absolute when the job is loaded: workers have another current directory."""
+Count = Annotated[int, Field(ge=1)]
+Weights = Annotated[str, AfterValidator(lambda name: str(Path(name).expanduser().absolute()) if "." in name else name)]
+"""torchvision's name of weights, or the path of a file (which has a suffix)."""
+
+
+class Strict(BaseModel):
+    """Base of every configuration: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class AugmentConfig(Strict):
+    """Random changes of a training image, drawn per sample from (seed, epoch, sample). All off by default."""
+
+    shift: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Largest translation, as a fraction of the side."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest rotation, in degrees."""
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest change of scale: factors in [1 - zoom, 1 + zoom]."""
+    flip: bool = False
+    """Horizontal flip with probability one half."""
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Factors in [1 - v, 1 + v]."""
+    cutout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Side of one grey square, as a fraction of the image side."""
+
+
+class OptimiserConfig(Strict):
+    """A torch optimiser: kind, rate and decay."""
+
+    kind: Literal["sgd", "rmsprop", "adam", "adamw"] = "adam"
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD; the other kinds have none."""
+
+
+class ScheduleConfig(Strict):
+    """How the learning rates change from epoch to epoch."""
+
+    kind: Literal["constant", "plateau", "step", "cosine"] = "constant"
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """plateau, step: what the rate is multiplied by."""
+    patience_epochs: Annotated[int, Field(ge=0)] = 10
+    """plateau: epochs without a lower validation loss before the rate drops."""
+    step_epochs: Count = 30
+    """step: epochs between two drops."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """cosine: epochs of linear warm-up."""
+
+
+class DataConfig(Strict):
+    """Which images, where they are, and how they are split and held."""
+
+    dataset: str = "digits"
+    """A name of the catalogue (`moe-dist shards --help` lists them)."""
+    source: AbsolutePath | None = None
+    """The downloaded dataset: a folder or a tar. Not needed for digits."""
+    shards: AbsolutePath | None = None
+    """Where its shards are, or are built. Default: runs/shards/<dataset>-<fingerprint of the source>."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    """Side of the square images the networks see, in pixels."""
+    crop_roi: bool = False
+    """Cut every image to its region of interest before resizing, where the dataset has one."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
+    """Per RGB channel, on pixels scaled to [0, 1]: what networks see is (pixel - mean) / std."""
+    val_fraction: Fraction = 0.1
+    """Share of the training images set aside for validation, stratified by class and kept by group (track)."""
+    max_train_images: Count | None = None
+    """Keep only about this many training images (whole groups, stratified): to try a job out."""
+    max_test_images: Count | None = None
+    hold: Literal["auto", "memory", "disk"] = "auto"
+    """memory: decode once into one shared array per node; disk: decode each time; auto: memory up to 2 GiB."""
+    loader_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """disk: decoding processes per rank."""
+    window_shards: Annotated[int, Field(ge=0)] = 0
+    """disk: shuffle inside a window of so many shuffled shards (slow storage); 0 shuffles the whole epoch."""
+
+
+class ParallelConfig(Strict):
+    """How ranks share the work of one training."""
+
+    expert: Count = 1
+    """Expert-parallel size: experts are divided over so many ranks; it divides `workers`."""
+    zero: Annotated[int, Field(ge=0, le=2)] = 0
+    """DeepSpeed ZeRO stage. Stage 3 shards the very parameters that expert parallelism places, and is refused."""
+    accumulate: Count = 1
+    """Micro-batches per optimiser step."""
+
+
+class ResourceConfig(Strict):
+    """What one worker asks of the cluster."""
+
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """0 trains on the CPU."""
+    cpus_per_task: Annotated[float, Field(gt=0)] = 1
+    """Of tasks beside the joint training (an expert alone, features, evaluation)."""
+    gpus_per_task: Annotated[float, Field(ge=0)] = 0
+    """A fraction lets several tasks share a GPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    compile: bool = False
+    """torch.compile the network."""
+
+
+class CheckpointConfig(Strict):
+    """When the training state is saved and how much of it is kept."""
+
+    every_epochs: Count = 1
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """Also inside an epoch, every so many steps; 0: only at epoch ends."""
+    keep: Count = 2
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often a training is restarted from its last checkpoint after a worker died."""
+
+
+class MethodConfig(Strict):
+    """What every method's configuration starts with."""
+
+    name: str
+
+    def check(self, classes: int) -> None:
+        """Raise UserError where this configuration cannot work with a dataset of `classes` classes."""
+
+
+def _method_config(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, MethodConfig):
+        return value
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict) or "name" not in value:
+        raise ValueError(f"needs a `name`, one of {', '.join(sorted(METHODS))}")
+    if value["name"] not in METHODS:
+        raise ValueError(f"no method is called {value['name']!r}; choose one of {', '.join(sorted(METHODS))}")
+    return method_class(value["name"]).Config.model_validate(value, context=info.context)
+
+
+AnyMethod = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_method_config)]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class Job(Strict):
+    """One YAML file: what is trained, on which data, by how many workers, and what it is compared with."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
+    kind: Literal["train", "reproduce"]
+    """train: one method; reproduce: several on the same data, with a table beside the paper's."""
+    title: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    workers: Count = 1
+    """Ranks of the joint training. Not part of the result: any number sees the same global batches."""
+    data: DataConfig = DataConfig()
+    method: AnyMethod | None = None
+    methods: dict[Label, AnyMethod] = {}
+    paper_table: str | None = None
+    """Key of the paper's table that the report puts beside ours (moe_dist/report/paper.yaml)."""
+    parallel: ParallelConfig = ParallelConfig()
+    resources: ResourceConfig = ResourceConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Job:
+        if self.kind == "train" and (self.method is None or self.methods):
+            raise ValueError("a job of kind `train` has one `method` and no `methods`")
+        if self.kind == "reproduce" and (self.method is not None or not self.methods):
+            raise ValueError("a job of kind `reproduce` has `methods` (label: method) and no `method`")
+        if self.workers % self.parallel.expert:
+            raise ValueError(f"parallel.expert = {self.parallel.expert} does not divide workers = {self.workers}")
+        return self
+
+    @property
+    def models(self) -> dict[str, MethodConfig]:
+        """The methods this job trains, by the label their results carry."""
+        return dict(self.methods) if self.method is None else {self.method.name: self.method}
+
+
+def load_job(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
+    """Read a job's YAML, apply `a.b=c` overrides and validate it.
+
+    Relative paths of data and weights start at the current directory, as a shell would have it, and are resolved here;
+    a recipe that the job loads is looked for beside the job file.
+    Raises UserError naming the field, what was given and what is allowed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such job file")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a job is a mapping of fields, this file holds {type(content).__name__}")
+    for override in overrides:
+        _set(content, override)
+    return parse_job(content, str(path), path.absolute().parent)
+
+
+def parse_job(content: dict[str, Any], where: str, folder: Path = Path()) -> Job:
+    """Validate a job given as a mapping; `where` names it in errors, recipes it loads are looked for in `folder`."""
+    try:
+        return Job.model_validate(content, context={"folder": folder})
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error)}") from None
+
+
+def dump_job(job: Job) -> str:
+    """The resolved job as YAML, every default written out."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=c`; the value is read as YAML. The path must lead through mappings."""
+    field, equals, text = override.partition("=")
+    if not equals or not field:
+        raise UserError(f"--set {override}: write it as field=value, for example --set workers=2")
+    *parents, last = field.split(".")
+    node = content
+    for depth, parent in enumerate(parents):
+        node = (
+            node.setdefault(parent, {})
+            if node.get(parent) is not None
+            else node.__setitem__(parent, {}) or node[parent]
+        )
+        if not isinstance(node, dict):
+            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} holds a value, not fields")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error in the field's words: every problem names its field, the value given and what is allowed."""
+    return "; ".join(_explain_one(problem) for problem in error.errors())
+
+
+def _explain_one(problem: Any) -> str:
+    field = ".".join(str(part) for part in problem["loc"] if part != "function-before[_method_config(), MethodConfig]")
+    if problem["type"] == "extra_forbidden":
+        return f"{field}: unknown field"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    given = problem.get("input")
+    shown = "" if isinstance(given, dict | list | BaseModel) else f", got {given!r}"
+    return f"{field}: {message}{shown}" if field else message

@@ -1,0 +1,62 @@
+"""scikit-learn's digits: 1,797 real scans of handwritten digits, 8 x 8 pixels; no download."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from moe_dist.data.order import epoch_order, split
+from moe_dist.data.samples import Sample
+from moe_dist.errors import UserError
+
+_TEST_FRACTION = 0.2
+_TEST_SEED = 1797
+"""The test split is part of the dataset and the same in every job, whatever the job's seed."""
+_LARGEST_PIXEL = 16
+
+
+class Digits:
+    """The digits with a fixed stratified test split of one fifth."""
+
+    class_names = tuple(str(digit) for digit in range(10))
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits  # takes a second to import
+
+        digits = load_digits()
+        self._pixels = np.round(digits.images * (255 / _LARGEST_PIXEL)).astype(np.uint8)
+        self._labels = digits.target.astype(np.int64)
+        alone = np.full(len(self._labels), -1)
+        train, test = split(self._labels, alone, _TEST_FRACTION, _TEST_SEED)
+        self._numbers = {"train": train, "test": test}
+        self.counts = {name: len(numbers) for name, numbers in self._numbers.items()}
+
+    def read(self, split: str) -> Iterator[Sample]:
+        """The samples of `split` in a fixed mixed order, each a grey PNG."""
+        numbers = self._numbers[split]
+        for number in numbers[epoch_order(len(numbers), seed=0, epoch=0)].tolist():
+            key = f"{number:04d}"
+            yield Sample(key, int(self._labels[number]), _png(self._pixels[number]), "png", origin=f"digits {key}")
+
+
+def open_digits(source: Path | None) -> Digits:
+    """The digits, which come with scikit-learn. Raises UserError where a source is given."""
+    if source is not None:
+        raise UserError(f"dataset digits is embedded and reads no source; leave data.source out, got {source}")
+    return Digits()
+
+
+def digits_version() -> str:
+    """What the digits' bytes depend on: the package they come with and the one that encodes them."""
+    return f"{version('scikit-learn')} {version('pillow')}"
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    return encoded.getvalue()

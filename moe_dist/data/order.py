@@ -1,0 +1,129 @@
+"""Who sees which sample when: pure functions of integers, the same on every rank without communication.
+
+N samples of a set, G the global batch, W ranks. Step b of an epoch takes positions [b G, (b + 1) G) of the epoch's
+order, rank r every W-th of them starting at the r-th. The last batch is filled up with samples that are not `valid`.
+NumPy alone is imported here, so that the arithmetic can be tested and used anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ORDER, _SHARDS, _DRAWS, _SPLIT = (np.uint64(purpose) for purpose in range(1, 5))
+"""What random numbers are for: equal seeds give independent numbers to different purposes."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a stream stands: `steps` of epoch `epoch` are finished on all ranks."""
+
+    epoch: int = 0
+    steps: int = 0
+
+    def next(self, steps_per_epoch: int) -> Position:
+        """The position one finished step later; past the last step, the start of the next epoch."""
+        steps = self.steps + 1
+        return Position(self.epoch, steps) if steps < steps_per_epoch else Position(self.epoch + 1, 0)
+
+
+def mix(values: np.ndarray | np.uint64) -> np.ndarray:
+    """splitmix64 (Steele, Lea and Flood 2014) of uint64 `values`: a bijection that no NumPy version changes."""
+    with np.errstate(over="ignore"):
+        mixed = np.asarray(values, np.uint64) + _GOLDEN
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return mixed ^ (mixed >> np.uint64(31))
+
+
+def _key(purpose: np.uint64, seed: int, epoch: int = 0) -> np.ndarray:
+    return mix(mix(mix(purpose) ^ np.uint64(seed)) ^ np.uint64(epoch))
+
+
+def uniform(seed: int, epoch: int, samples: np.ndarray, draws: int) -> np.ndarray:
+    """Random numbers [n, draws] in [0, 1), float64; row i depends on (seed, epoch, samples[i]) alone."""
+    counters = np.arange(draws, dtype=np.uint64) * _GOLDEN
+    rows = mix(np.asarray(samples, np.int64).astype(np.uint64) ^ _key(_DRAWS, seed, epoch))
+    return (mix(rows[:, None] + counters) >> np.uint64(11)) * 2.0**-53
+
+
+def epoch_order(
+    samples_count: int, seed: int, epoch: int, shard_of: np.ndarray | None = None, window_shards: int = 0
+) -> np.ndarray:
+    """The order in which an epoch visits its samples: a permutation of range(samples_count), int64.
+
+    With `window_shards` > 0 (slow storage) the shards are shuffled, and then the samples inside each window of so many
+    shards; `shard_of` [N] gives each sample's shard. With 0 the whole epoch is shuffled.
+    """
+    random = mix(np.arange(samples_count, dtype=np.uint64) ^ _key(_ORDER, seed, epoch))
+    if not window_shards:
+        return np.argsort(random, kind="stable")
+    assert shard_of is not None and len(shard_of) == samples_count
+    shards = np.arange(int(shard_of.max()) + 1)
+    place = np.empty(len(shards), np.int64)
+    place[np.argsort(mix(shards.astype(np.uint64) ^ _key(_SHARDS, seed, epoch)), kind="stable")] = shards
+    return np.lexsort((random, place[shard_of] // window_shards))
+
+
+def steps_per_epoch(samples_count: int, global_batch: int) -> int:
+    """Steps of one epoch: the last may hold fewer than `global_batch` valid samples."""
+    return -(-samples_count // global_batch)
+
+
+def rank_positions(step: int, global_batch: int, rank: int, world: int) -> np.ndarray:
+    """Positions [G / W] of the epoch's order that `rank` of `world` takes at `step`; may lie past the end."""
+    assert global_batch % world == 0
+    return step * global_batch + np.arange(rank, global_batch, world)
+
+
+def rank_batch(order: np.ndarray, step: int, global_batch: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
+    """One rank's share of a global batch: (samples [G / W] int64, valid [G / W] bool).
+
+    Positions past the end wrap around to the start of the order and are not valid.
+    """
+    positions = rank_positions(step, global_batch, rank, world)
+    return order[positions % len(order)], positions < len(order)
+
+
+def valid_in_step(samples_count: int, step: int, global_batch: int) -> int:
+    """How many valid samples the global batch of `step` holds."""
+    return min(global_batch, samples_count - step * global_batch)
+
+
+def split(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide a set into (rest, held), sorted sample numbers, with about `fraction` of every class in `held`.
+
+    labels [N], groups [N]: samples of one group (a track) stay together; group -1 is a sample on its own. Every class
+    with two groups or more has at least one on each side; a class of one group stays in `rest`.
+    Raises ValueError where a group spans two classes.
+    """
+    numbers = np.arange(len(labels))
+    unit_of = np.unique(np.where(groups < 0, -1 - numbers, groups), return_inverse=True)[1]
+    first = np.full(int(unit_of.max(initial=-1)) + 1, len(labels))
+    np.minimum.at(first, unit_of, numbers)
+    if (torn := np.flatnonzero(labels != labels[first[unit_of]])).size:
+        raise ValueError(f"group {groups[torn[0]]} holds samples of two classes: a split cannot be stratified")
+    sizes, unit_labels = np.bincount(unit_of), labels[first]
+    random = mix(first.astype(np.uint64) ^ _key(_SPLIT, seed))
+    held_unit = np.zeros(len(first), bool)
+    for label in np.unique(labels):
+        units = np.flatnonzero(unit_labels == label)
+        held_unit[_held_units(units[np.argsort(random[units], kind="stable")], sizes, fraction)] = True
+    held = held_unit[unit_of]
+    return numbers[~held], numbers[held]
+
+
+def _held_units(units: np.ndarray, sizes: np.ndarray, fraction: float) -> list[int]:
+    """Of one class's shuffled `units`, those to hold: as near to `fraction` of the samples as whole units allow."""
+    if len(units) < 2:
+        return []
+    target = fraction * sizes[units].sum()
+    held: list[int] = []
+    count = 0
+    for unit in units.tolist():
+        if len(held) < len(units) - 1 and count + sizes[unit] / 2 <= target:
+            held.append(unit)
+            count += sizes[unit]
+    return held or [int(units[0])]

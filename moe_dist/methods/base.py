@@ -1,0 +1,263 @@
+"""The one protocol between a method and everything that runs it.
+
+Letters used in shapes here and in methods/: B samples of a batch, C classes, E experts, D features, S image side.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moe_dist.config import AugmentConfig, DataConfig, MethodConfig, OptimiserConfig, ScheduleConfig
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a method may know of a dataset before it sees an image."""
+
+    classes: int
+    class_names: tuple[str, ...]
+    image_size: int
+    train_images: int
+
+
+@dataclass
+class Batch:
+    """One rank's share of a global batch.
+
+    images [B, 3, S, S] float32, normalised; labels [B] int64, the labels this stage may see; samples [B] int64, their
+    numbers in the training (or validation, test) set; weight [B] float32: 0 for padding, otherwise
+    ranks / valid samples of the *global* batch, so that the ranks' average of `mean` is the global batch's mean;
+    columns: further int64 or float32 tensors [B, ...] of the training set, by name (a DFCP sample's cluster).
+    """
+
+    images: Tensor
+    labels: Tensor
+    samples: Tensor
+    weight: Tensor
+    columns: dict[str, Tensor] = field(default_factory=dict)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The weighted mean of per-sample `values` [B]: what a loss term reduces with."""
+        return (self.weight * values).sum()
+
+    def split(self, parts: int) -> list[Batch]:
+        """The batch in `parts` consecutive micro-batches; their `mean`s add up to the whole's."""
+        if parts == 1:
+            return [self]
+        cut = [torch.tensor_split(t, parts) for t in (self.images, self.labels, self.samples, self.weight)]
+        columns = {name: torch.tensor_split(column, parts) for name, column in self.columns.items()}
+        return [
+            Batch(*(pieces[i] for pieces in cut), columns={name: pieces[i] for name, pieces in columns.items()})
+            for i in range(parts)
+        ]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a stage trains on: `samples` [N] numbers in the training set, `labels` [N], further columns [N, ...]."""
+
+    samples: np.ndarray
+    labels: np.ndarray
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training with fixed trainable parameters, optimisers and schedule.
+
+    optimisers maps a parameter-name prefix to its optimiser; a parameter belongs to the longest prefix that fits, and
+    one that none fits is frozen. batch_size is the global batch, over all ranks.
+    """
+
+    name: str
+    epochs: int
+    batch_size: int
+    optimisers: Mapping[str, OptimiserConfig]
+    schedule: ScheduleConfig
+    augment: AugmentConfig
+    clip_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the training stands when a loss is asked for."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+
+
+@dataclass
+class Prediction:
+    """log_probs [B, C]; gate [B, E]: gate weights, or None; experts: per-expert output, or None.
+
+    Where only k experts were computed (one image, top-k) gate is [1, k] and experts None.
+    """
+
+    log_probs: Tensor
+    gate: Tensor | None = None
+    experts: Tensor | None = None
+
+
+class ExpertGroup(Protocol):
+    """Experts as one module: in one process (models/experts.py) or over ranks (parallel/experts.py).
+
+    A member's parameters are named `<where>.members.<global id>.<parameter>` in both.
+    """
+
+    def __call__(self, *inputs: Tensor) -> list[Any]:
+        """Every expert's output for this rank's samples, in order of their global ids."""
+
+    def mix(self, weights: Tensor, *inputs: Tensor) -> Tensor:
+        """sum over experts e of weights[:, e] * output_e, computed where the experts are."""
+
+
+ExpertFactory = Callable[[], nn.Module]
+MakeExperts = Callable[[Sequence[ExpertFactory], Sequence[float], int], ExpertGroup]
+"""(factories by global id, relative costs, seed) -> the group. Each factory runs under its expert's own seed."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves: numbers and tables (JSON) and arrays, both by name."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Images(Protocol):
+    """Random access to a split's images, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def uint8(self, samples: np.ndarray) -> Tensor:
+        """The decoded images `samples`, [n, 3, S, S] uint8."""
+
+
+class TaskContext(Protocol):
+    """What a task knows of where it runs."""
+
+    device: torch.device
+
+    def progress(self, done: float, total: float) -> None:
+        """Tell how far the task is; cheap to call often."""
+
+
+TaskFunction = Callable[[Any, Any, TaskContext], Any]
+"""function(common, item, context) -> result. A module-level function, so that another process can import it."""
+
+
+class RunTasks(Protocol):
+    """How a step runs work elsewhere: as Ray tasks, or one after another in this process."""
+
+    def __call__(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
+        """function(common, item, context) of every item, results in the items' order; `common` is sent once."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a step is given.
+
+    images: the training images; labels [N]: those the method may see, -1 where hidden; groups [N]: track of each image,
+    -1 for none; samples: numbers of the training part (validation left out); true_labels [N]: only for a step that
+    splits or scores, else None; results: of the steps before, by name; run_tasks: see RunTasks.
+    """
+
+    info: DatasetInfo
+    data: DataConfig
+    seed: int
+    images: Images
+    labels: np.ndarray
+    groups: np.ndarray
+    samples: np.ndarray
+    true_labels: np.ndarray | None
+    results: Mapping[str, StepResult]
+    run_tasks: RunTasks
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of work before training; its result stays in the run directory and is reused while its inputs last.
+
+    settings: the values it depends on (a rerun whose settings and earlier steps are unchanged skips it);
+    sees_true_labels: it splits the labelled data or scores against it.
+    """
+
+    name: str
+    title: str
+    run: Callable[[Workspace], StepResult]
+    settings: Mapping[str, Any]
+    sees_true_labels: bool = False
+
+
+class Method(ABC):
+    """A paper's or baseline's model, losses and stages. The loop knows methods only through this."""
+
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: Any, info: DatasetInfo) -> None:
+        self.config = config
+        self.info = info
+        config.check(info.classes)
+
+    def steps(self) -> Sequence[Step]:
+        """What is done before training, in order. Default: nothing."""
+        return ()
+
+    def visible_labels(self, results: Mapping[str, StepResult], true_labels: np.ndarray) -> np.ndarray:
+        """The labels [N] this method may learn from, -1 where hidden. Default: all of them."""
+        return true_labels
+
+    def training_set(self, results: Mapping[str, StepResult], labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
+        """What training sees, of the visible `labels` [N] and the numbers of the training part. Default: all."""
+        return TrainingSet(samples, labels[samples])
+
+    def labels_used(self) -> str:
+        """Which of the training labels are learnt from, in words for the report."""
+        return "all"
+
+    @abstractmethod
+    def build(self, make_experts: MakeExperts, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+        """The network, initialised; `results` may be empty where weights are loaded afterwards.
+
+        Under expert parallelism `make_experts` builds only this rank's experts.
+        """
+
+    def expert_costs(self) -> Sequence[float]:
+        """Relative cost (multiply-adds of a forward pass) of each expert, for placement; empty where there are none."""
+        return ()
+
+    @abstractmethod
+    def stages(self) -> Sequence[Stage]:
+        """The training stages in order."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The loss terms by name (already weighted); the objective is their sum."""
+
+    @abstractmethod
+    def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
+        """The prediction for images [B, 3, S, S]; with `top_k`, from the k experts of largest gate weight alone."""
+
+    def search_space(self) -> dict[str, Any]:
+        """Settings a search may vary, by dotted name. Default: none."""
+        return {}
+
+    def top_ks(self) -> Iterable[int]:
+        """The numbers of experts for which accuracy and latency are reported beside `all`."""
+        return ()
+
+
+def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` returns, its random numbers drawn from `seed` and the caller's generator left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()

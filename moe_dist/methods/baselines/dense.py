@@ -1,0 +1,90 @@
+"""The dense rival of Table 3: one torchvision network for all classes, EfficientNet-B1 in the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moe_dist.config import AugmentConfig, Count, MethodConfig, OptimiserConfig, Positive, ScheduleConfig, Weights
+from moe_dist.methods.base import Batch, MakeExperts, Method, Prediction, Progress, Stage, StepResult, seeded
+from moe_dist.models.backbones import classifier
+
+
+class DenseConfig(MethodConfig):
+    """Table 2's dense model."""
+
+    name: Literal["dense"] = "dense"
+    backbone: str = "efficientnet_b1"
+    weights: Weights | None = "DEFAULT"
+    """torchvision's name of pretrained weights, a .safetensors or .pth file, or null for random ones."""
+    image_size: Annotated[int, Field(ge=32)] | None = None
+    """Side the images are brought to for the backbone; null keeps data.image_size."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.6
+    optimiser: OptimiserConfig = OptimiserConfig(kind="adam", learning_rate=1e-3, weight_decay=1e-4)
+    epochs: Count = 100
+    batch_size: Count = 32
+    schedule: ScheduleConfig = ScheduleConfig(kind="step", factor=0.1, step_epochs=30)
+    augment: AugmentConfig = AugmentConfig()
+    clip_norm: Positive | None = None
+
+
+class Dense(Method):
+    """A torchvision classifier under cross-entropy."""
+
+    Config = DenseConfig
+    config: DenseConfig
+
+    def build(self, make_experts: MakeExperts, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+        """The network with a new head for the dataset's classes."""
+        config = self.config
+        return seeded(
+            seed,
+            lambda: Resized(
+                classifier(config.backbone, config.weights, self.info.classes, config.dropout), config.image_size
+            ),
+        )
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, all parameters."""
+        config = self.config
+        return (
+            Stage(
+                "dense",
+                config.epochs,
+                config.batch_size,
+                {"": config.optimiser},
+                config.schedule,
+                config.augment,
+                config.clip_norm,
+            ),
+        )
+
+    def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Cross-entropy."""
+        logits = network(batch.images).float()
+        return {"cross_entropy": batch.mean(functional.cross_entropy(logits, batch.labels, reduction="none"))}
+
+    def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
+        """The softmax of the network's logits."""
+        return Prediction(functional.log_softmax(network(images).float(), dim=1))
+
+
+class Resized(nn.Module):
+    """A network behind a bilinear resize of its images to `side`."""
+
+    def __init__(self, network: nn.Module, side: int | None) -> None:
+        super().__init__()
+        self.network, self.side = network, side
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, 3, S, S]."""
+        if self.side is not None and self.side != images.shape[-1]:
+            images = functional.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
+        return self.network(images)
+
+
+METHOD = Dense

@@ -1,0 +1,94 @@
+"""The traditional mixture of experts DFCP-MoE is compared with: the same experts and managing network, end to end.
+
+Experts are C-way softmax classifiers; there are no clusters and no conditioning of the managing network (L_com alone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from moe_dist.config import AugmentConfig, Count, MethodConfig, Positive, ScheduleConfig
+from moe_dist.methods.base import Batch, MakeExperts, Method, Prediction, Progress, Stage, StepResult
+from moe_dist.methods.dfcp import losses
+from moe_dist.methods.dfcp.config import ExpertConfig, Experts, GateConfig, check_experts, expert_list
+from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
+
+
+class TraditionalMoeConfig(MethodConfig):
+    """The mixture's experts, gate and training."""
+
+    name: Literal["traditional_moe"] = "traditional_moe"
+    experts: Experts = ExpertConfig()
+    gate: GateConfig = GateConfig()
+    epochs: Count = 100
+    batch_size: Count = 32
+    schedule: ScheduleConfig = ScheduleConfig(kind="plateau", factor=0.1, patience_epochs=10)
+    augment: AugmentConfig = AugmentConfig()
+    clip_norm: Positive | None = None
+    top_k: tuple[Count, ...] = (1, 3)
+
+    def check(self, classes: int) -> None:
+        """As many experts as DFCP-MoE has: one a class."""
+        check_experts(self.experts, classes)
+
+
+class TraditionalMoe(Method):
+    """Softmax experts mixed by a managing network, trained on the mixture's likelihood."""
+
+    Config = TraditionalMoeConfig
+    config: TraditionalMoeConfig
+
+    @property
+    def experts(self) -> tuple[ExpertConfig, ...]:
+        """The configuration of each expert."""
+        return expert_list(self.config.experts, self.info.classes)
+
+    def build(self, make_experts: MakeExperts, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+        """The mixture, freshly initialised."""
+        return build_mixture(
+            self.experts,
+            self.info.classes,
+            self.config.gate,
+            self.info.image_size,
+            make_experts,
+            seed,
+            weights=lambda expert: None,
+        )
+
+    def expert_costs(self) -> Sequence[float]:
+        """Multiply-adds of each expert."""
+        return expert_costs(self.experts, self.info.classes, self.info.image_size)
+
+    def stages(self) -> Sequence[Stage]:
+        """One stage, end to end."""
+        config = self.config
+        chosen = optimisers(self.experts, config.gate)
+        return (
+            Stage("joint", config.epochs, config.batch_size, chosen, config.schedule, config.augment, config.clip_norm),
+        )
+
+    def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """L_com (Eq 16)."""
+        log_probs = losses.mixture_of_softmax_log_probs(*network(batch.images))
+        return {"combined": batch.mean(losses.combined_loss(log_probs, batch.labels))}
+
+    def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
+        """Eq 3; for one image and `top_k`, only the experts the managing network picked are computed."""
+        assert isinstance(network, Mixture)
+        if top_k is not None and len(images) == 1:
+            _, gate_logits, expert_logits = network.picked(images, top_k)
+            log_probs = losses.mixture_of_softmax_log_probs(gate_logits, expert_logits)
+            return Prediction(log_probs, losses.gate_log_weights(gate_logits).exp())
+        gate_logits, expert_logits = network(images)
+        log_probs = losses.mixture_of_softmax_log_probs(gate_logits, expert_logits, top_k)
+        return Prediction(log_probs, losses.gate_log_weights(gate_logits, top_k).exp(), expert_logits)
+
+    def top_ks(self) -> Sequence[int]:
+        """As the job says."""
+        return self.config.top_k
+
+
+METHOD = TraditionalMoe

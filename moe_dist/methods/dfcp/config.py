@@ -1,0 +1,146 @@
+"""Settings of DFCP-MoE, with the paper's values as defaults where it has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationInfo
+
+from moe_dist.config import (
+    AugmentConfig,
+    Count,
+    Fraction,
+    MethodConfig,
+    NonNegative,
+    OptimiserConfig,
+    Positive,
+    ScheduleConfig,
+    Strict,
+    Weights,
+)
+from moe_dist.errors import UserError
+from moe_dist.models.siamese import SiameseConfig
+
+
+class ExpertConfig(Strict):
+    """One row of Table 1: an expert's widths and how it is trained."""
+
+    conv1: Count = 6
+    conv2: Count = 16
+    fc1: Count = 122
+    fc2: Count = 85
+    optimiser: Literal["sgd", "rmsprop", "adam"] = "adam"
+    learning_rate: Positive = 2e-3
+    batch_size: Count = 32
+
+
+def _recipe(value: Any, info: ValidationInfo) -> Any:
+    """A path to a YAML list of experts becomes the list; relative paths start at the job file's folder."""
+    if not isinstance(value, str | Path):
+        return value
+    path = (info.context or {}).get("folder", Path()) / value
+    if not path.is_file():
+        raise ValueError(f"no recipe of experts at {path}")
+    return yaml.safe_load(path.read_text())
+
+
+class FeaturesConfig(Strict):
+    """Where the vectors that are clustered come from (Eq 7-8)."""
+
+    backbone: str = "efficientnet_b1"
+    """A torchvision network, cut before its pooling; or `siamese`, the network of the pseudo-labels, trained first."""
+    weights: Weights | None = "DEFAULT"
+    """torchvision's name of the weights, a .safetensors or .pth file, or null for random ones. Not of `siamese`."""
+    image_size: Annotated[int, Field(ge=32)] = 64
+    """Side the images are brought to for the backbone; 64 gives a 2x2 map, 240 an 8x8 one."""
+
+
+class ClustersConfig(Strict):
+    """The two clustering stages."""
+
+    count: Annotated[int, Field(ge=2)] | None = None
+    """K of k-means; default: the number of classes. More clusters are purer; those of one class merge later."""
+    restarts: Count = 3
+    neighbours: Count = 3
+    """A reference cluster has at least so many neighbours among the so-many-nearest-neighbour graph."""
+    radii: tuple[Positive, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class PseudoLabelsConfig(Strict):
+    """The Siamese network and the threshold."""
+
+    siamese: SiameseConfig = SiameseConfig()
+    augment: AugmentConfig = AugmentConfig()
+    held_out: Fraction = 0.25
+    """Share of the trusted samples that the threshold tau* is chosen on; the network does not train on them."""
+
+
+class AloneConfig(Strict):
+    """Training each expert by itself, before the joint stage."""
+
+    epochs: Annotated[int, Field(ge=0)] = 20
+    others_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the other classes' samples an expert sees as negatives, class-balanced."""
+    augment: AugmentConfig = AugmentConfig()
+
+
+class GateConfig(Strict):
+    """The managing network and its optimiser (Table 2)."""
+
+    filters: tuple[Count, ...] = (64, 128, 256)
+    hidden: tuple[Count, ...] = (512, 128)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    optimiser: OptimiserConfig = OptimiserConfig(kind="adam", learning_rate=1e-4, weight_decay=1e-4)
+
+
+class JointConfig(Strict):
+    """The joint stage: objective L_com + lambda_e L_e + lambda_g L_gate."""
+
+    epochs: Count = 100
+    batch_size: Count = 32
+    lambda_e: NonNegative = 1.0
+    lambda_g: NonNegative = 1.0
+    schedule: ScheduleConfig = ScheduleConfig(kind="plateau", factor=0.1, patience_epochs=10)
+    augment: AugmentConfig = AugmentConfig()
+    clip_norm: Positive | None = None
+
+
+Experts = Annotated[ExpertConfig | tuple[ExpertConfig, ...], BeforeValidator(_recipe)]
+
+
+class DfcpConfig(MethodConfig):
+    """DFCP-MoE as a job describes it."""
+
+    name: Literal["dfcp"] = "dfcp"
+    trusted_fraction: Fraction = 0.1
+    """Share of the training images whose labels may be seen."""
+    features: FeaturesConfig = FeaturesConfig()
+    clusters: ClustersConfig = ClustersConfig()
+    pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
+    experts: Experts = ExpertConfig()
+    """Widths and rates of all experts, a list with one entry per class, or the path of a YAML file with such a list."""
+    alone: AloneConfig = AloneConfig()
+    gate: GateConfig = GateConfig()
+    joint: JointConfig = JointConfig()
+    top_k: tuple[Count, ...] = (1, 3)
+    """Besides all experts, accuracy and latency are reported for prediction by so many."""
+
+    def check(self, classes: int) -> None:
+        """One expert a class."""
+        check_experts(self.experts, classes)
+
+
+def check_experts(experts: ExpertConfig | tuple[ExpertConfig, ...], classes: int) -> None:
+    """Raise UserError unless a list of experts has one for each of `classes`."""
+    if isinstance(experts, tuple) and len(experts) != classes:
+        raise UserError(
+            f"method.experts: {len(experts)} experts, but the dataset has {classes} classes; give each class one"
+        )
+
+
+def expert_list(experts: ExpertConfig | tuple[ExpertConfig, ...], classes: int) -> tuple[ExpertConfig, ...]:
+    """One configuration per class."""
+    return experts if isinstance(experts, tuple) else (experts,) * classes

@@ -1,0 +1,118 @@
+"""The mixture of DFCP-MoE and its losses, in log space (Eq 1-4, 14-16).
+
+Letters in shapes: B samples, E experts, C classes. Every loss returns one value per sample [B]; the caller takes the
+weighted mean over the batch. Half-precision logits are computed on in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def gate_log_weights(gate_logits: Tensor, top_k: int | None = None) -> Tensor:
+    """log g [B, E] from gating logits h [B, E]: the log-softmax of Eq 1, so that the weights sum to 1 (Eq 2).
+
+    With `top_k`, the k largest weights of each sample are renormalised and the others are 0: their log weight is a
+    lowest finite number instead of -inf, which keeps gradients finite and vanishes in every sum.
+    """
+    log_weights = functional.log_softmax(_at_least_float32(gate_logits), dim=1)
+    if top_k is None or top_k >= log_weights.shape[1]:
+        return log_weights
+    kept = log_weights.topk(top_k, dim=1)
+    renormalised = functional.log_softmax(kept.values, dim=1)
+    return torch.full_like(log_weights, _vanishing(log_weights)).scatter(1, kept.indices, renormalised)
+
+
+def class_log_probs(expert_logits: Tensor, expert_class: Tensor, classes: int) -> Tensor:
+    """log P(Y | X, E_j) [B, E, C] of binary experts with logits [B, E] and own classes [E].
+
+    Reading: an expert gives p_j = sigmoid(s_j) to its own class and (1 - p_j) / (C - 1) to every other one.
+    """
+    own, other = _own_and_other(expert_logits, classes)
+    is_own = functional.one_hot(expert_class, classes).bool()
+    return torch.where(is_own, own[:, :, None], other[:, :, None])
+
+
+def mixture_log_probs(
+    gate_logits: Tensor, expert_logits: Tensor, expert_class: Tensor, classes: int, top_k: int | None = None
+) -> Tensor:
+    """log P(Y | X) [B, C] of the mixture of binary experts (Eq 3-4); logits [B, E], own classes [E].
+
+    The same as logsumexp over experts of gate_log_weights + class_log_probs, in three sentences. An expert's weight
+    splits into an own part g_j p_j and a part g_j (1 - p_j) / (C - 1) for each other class. Both parts are first
+    summed over the experts of one class, which leaves [B, C]. Class c then has its experts' own parts and the other
+    parts of all remaining classes, a sum without one term that two running sums give without subtracting.
+    So memory is B (E + C) instead of B E C, and no term is lost beside a larger one.
+    """
+    log_weights = gate_log_weights(gate_logits, top_k)
+    own, other = _own_and_other(expert_logits, classes)
+    own_BC = _logsumexp_by_class(log_weights + own, expert_class, classes)
+    other_BC = _logsumexp_by_class(log_weights + other, expert_class, classes)
+    return torch.logaddexp(own_BC, _logsumexp_of_the_rest(other_BC))
+
+
+def mixture_of_softmax_log_probs(gate_logits: Tensor, expert_logits: Tensor, top_k: int | None = None) -> Tensor:
+    """log P(Y | X) [B, C] of the traditional mixture (Eq 3): gate logits [B, E], C-way softmax experts [B, E, C]."""
+    log_weights = gate_log_weights(gate_logits, top_k)
+    expert_log_probs = functional.log_softmax(_at_least_float32(expert_logits), dim=2)
+    return torch.logsumexp(log_weights[:, :, None] + expert_log_probs, dim=1)
+
+
+def combined_loss(log_probs: Tensor, labels: Tensor) -> Tensor:
+    """L_com per sample [B] (Eq 15-16): -log P(Y | X) of the label [B] under the mixture's log-probabilities [B, C]."""
+    return functional.nll_loss(log_probs, labels, reduction="none")
+
+
+def expert_loss(expert_logits: Tensor, expert: Tensor) -> Tensor:
+    """L_e per sample [B] (Eq 14): the mean over experts of the cross-entropy of sigmoid(s_j) on cluster membership.
+
+    expert_logits [B, E]; expert [B] is the number of the expert whose cluster the sample belongs to.
+    """
+    logits = _at_least_float32(expert_logits)
+    membership = functional.one_hot(expert, logits.shape[1]).to(logits.dtype)
+    return functional.binary_cross_entropy_with_logits(logits, membership, reduction="none").mean(dim=1)
+
+
+def gate_loss(gate_logits: Tensor, expert: Tensor) -> Tensor:
+    """L_gate per sample [B]: cross-entropy of the gate (logits [B, E]) against the sample's expert [B].
+
+    Reading of "preconditioned to assign specific weights to specific experts".
+    """
+    return functional.cross_entropy(_at_least_float32(gate_logits), expert, reduction="none")
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _vanishing(values: Tensor) -> float:
+    """A finite stand-in for log 0; a quarter of the lowest number, so that adding log-probabilities cannot overflow."""
+    return torch.finfo(values.dtype).min / 4
+
+
+def _own_and_other(expert_logits: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """log p_j and log (1 - p_j) / (C - 1), each [B, E]."""
+    logits = _at_least_float32(expert_logits)
+    return functional.logsigmoid(logits), functional.logsigmoid(-logits) - math.log(classes - 1)
+
+
+def _logsumexp_by_class(values: Tensor, expert_class: Tensor, classes: int) -> Tensor:
+    """logsumexp [B, C] of `values` [B, E] over the experts of each class; vanishing where a class has no expert."""
+    index = expert_class.expand_as(values)
+    empty = torch.full((values.shape[0], classes), _vanishing(values), dtype=values.dtype, device=values.device)
+    largest = empty.scatter_reduce(1, index, values.detach(), "amax")
+    shares = (values - largest.gather(1, index)).exp()
+    total = torch.zeros_like(empty).scatter_add(1, index, shares)
+    return torch.where(total > 0, largest + total.where(total > 0, 1).log(), largest)
+
+
+def _logsumexp_of_the_rest(values: Tensor) -> Tensor:
+    """For each column of `values` [B, C], the logsumexp of all other columns."""
+    before = values.logcumsumexp(dim=1)
+    after = values.flip(1).logcumsumexp(dim=1).flip(1)
+    nothing = torch.full_like(values[:, :1], _vanishing(values))
+    return torch.logaddexp(torch.cat([nothing, before[:, :-1]], dim=1), torch.cat([after[:, 1:], nothing], dim=1))

@@ -1,0 +1,122 @@
+"""DFCP-MoE as a method: its steps, its joint stage, its objective and its prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moe_dist.methods.base import Batch, MakeExperts, Method, Prediction, Progress, Stage, Step, StepResult, TrainingSet
+from moe_dist.methods.dfcp import losses, steps
+from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
+from moe_dist.methods.dfcp.config import DfcpConfig, expert_list
+from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
+
+
+class Dfcp(Method):
+    """Cluster, label from few trusted images, train an expert per class, then all with the managing network."""
+
+    Config = DfcpConfig
+    config: DfcpConfig
+
+    @property
+    def experts(self) -> tuple[Any, ...]:
+        """The configuration of each expert; expert j is the expert of class j."""
+        return expert_list(self.config.experts, self.info.classes)
+
+    def steps(self) -> Sequence[Step]:
+        """The pipeline up to trained experts, in the paper's order."""
+        return (*steps.labelling_steps(self.config), train_experts_alone(self.config, self.info))
+
+    def visible_labels(self, results: Mapping[str, StepResult], true_labels: np.ndarray) -> np.ndarray:
+        """The labels of trusted samples; every other is hidden, and all are until the split is made."""
+        visible = np.full_like(true_labels, -1)
+        if "split" in results:
+            trusted = results["split"].arrays["trusted"]
+            visible[trusted] = true_labels[trusted]
+        return visible
+
+    def labels_used(self) -> str:
+        """In words, for the report."""
+        return f"{self.config.trusted_fraction:.0%} trusted"
+
+    def training_set(self, results: Mapping[str, StepResult], labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
+        """Trusted samples with their labels and clustered ones with their cluster's class; outliers are left out.
+
+        One cluster, one class, one expert: the label is also the number of the sample's expert.
+        """
+        members, classes = steps.members(results, labels)
+        return TrainingSet(members, classes)
+
+    def build(self, make_experts: MakeExperts, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+        """The mixture, its experts as they left their training alone."""
+        return build_mixture(
+            self.experts,
+            1,
+            self.config.gate,
+            self.info.image_size,
+            make_experts,
+            seed,
+            lambda expert: expert_weights(results, expert),
+        )
+
+    def expert_costs(self) -> Sequence[float]:
+        """Multiply-adds of each expert."""
+        return expert_costs(self.experts, 1, self.info.image_size)
+
+    def stages(self) -> Sequence[Stage]:
+        """The joint stage."""
+        joint = self.config.joint
+        return (
+            Stage(
+                "joint",
+                joint.epochs,
+                joint.batch_size,
+                optimisers(self.experts, self.config.gate),
+                joint.schedule,
+                joint.augment,
+                joint.clip_norm,
+            ),
+        )
+
+    def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """L_com + lambda_e L_e + lambda_g L_gate (Eq 14, 16 and the conditioning of the managing network)."""
+        gate_logits, expert_logits = _logits(network, batch.images)
+        log_probs = self._log_probs(gate_logits, expert_logits, None)
+        joint = self.config.joint
+        return {
+            "combined": batch.mean(losses.combined_loss(log_probs, batch.labels)),
+            "experts": joint.lambda_e * batch.mean(losses.expert_loss(expert_logits, batch.labels)),
+            "gate": joint.lambda_g * batch.mean(losses.gate_loss(gate_logits, batch.labels)),
+        }
+
+    def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
+        """Eq 3 over all experts, or over the `top_k` of largest gate weight, which alone are then computed.
+
+        Only a mixture with all its experts in this process can leave some out.
+        """
+        assert isinstance(network, Mixture)
+        if top_k is not None and len(images) == 1:
+            ids, gate_logits, expert_logits = network.picked(images, top_k)
+            log_probs = losses.mixture_log_probs(gate_logits, expert_logits.squeeze(2), ids, self.info.classes)
+            return Prediction(log_probs, losses.gate_log_weights(gate_logits).exp())
+        gate_logits, expert_logits = _logits(network, images)
+        log_probs = self._log_probs(gate_logits, expert_logits, top_k)
+        return Prediction(log_probs, losses.gate_log_weights(gate_logits, top_k).exp(), expert_logits)
+
+    def _log_probs(self, gate_logits: Tensor, expert_logits: Tensor, top_k: int | None) -> Tensor:
+        own_class = torch.arange(self.info.classes, device=gate_logits.device)
+        return losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, top_k)
+
+    def top_ks(self) -> Sequence[int]:
+        """As the job says."""
+        return self.config.top_k
+
+
+def _logits(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Gating logits [B, E] and expert logits [B, E]."""
+    gate_logits, expert_logits = network(images)
+    return gate_logits, expert_logits.squeeze(2)

@@ -1,0 +1,235 @@
+"""The steps of DFCP-MoE up to labelled clusters. Each reads the results before it and leaves its own.
+
+Letters in shapes: N training images, U clustered (unlabelled) ones, M trusted ones, K clusters, C classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch.nn import functional
+
+from moe_dist.data.order import split
+from moe_dist.errors import UserError
+from moe_dist.methods.base import Step, StepResult, TaskContext, Workspace
+from moe_dist.methods.dfcp.clusters import Clustering, davies_bouldin, kmeans, purity, scan_radii
+from moe_dist.methods.dfcp.config import ClustersConfig, DfcpConfig, FeaturesConfig, PseudoLabelsConfig
+from moe_dist.methods.dfcp.pseudo_labels import (
+    f1_threshold,
+    held_out_pairs,
+    merge_clusters,
+    nearest_trusted,
+    pseudo_labels,
+    require_every_class,
+)
+from moe_dist.methods.dfcp.views import Views
+from moe_dist.models.backbones import feature_map
+from moe_dist.models.siamese import embed, train_siamese
+
+SIAMESE = "siamese"
+"""The name under which the Siamese network serves as the source of features."""
+
+
+def labelling_steps(config: DfcpConfig) -> Sequence[Step]:
+    """From a split to pseudo-labelled, merged clusters; the Siamese network may give the features."""
+    pseudo, features, clusters = config.pseudo_labels, config.features, config.clusters
+    return (
+        Step(
+            "split",
+            "split into trusted and unlabelled images",
+            partial(_split, config.trusted_fraction),
+            {"trusted_fraction": config.trusted_fraction},
+            sees_true_labels=True,
+        ),
+        Step("siamese", "train the Siamese network on trusted pairs", partial(_siamese, pseudo), pseudo.model_dump()),
+        Step("features", f"features by {features.backbone}", partial(_features, features), features.model_dump()),
+        Step("first_stage", "first clustering stage: k-means", partial(_first_stage, clusters), clusters.model_dump()),
+        Step(
+            "second_stage",
+            "second clustering stage: radius scan",
+            partial(_second_stage, clusters),
+            clusters.model_dump(),
+            sees_true_labels=True,
+        ),
+        Step("pseudo_labels", "pseudo-labels and merged clusters", _pseudo_labels, {}, sees_true_labels=True),
+    )
+
+
+def members(results: Mapping[str, StepResult], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(samples, classes) of all that training sees: trusted images and those of a labelled cluster, by number."""
+    parts = results["split"].arrays
+    classes = labels.copy()
+    classes[parts["clustered"]] = results["pseudo_labels"].arrays["merged"]
+    samples = np.sort(np.concatenate([parts["trusted"], parts["clustered"]]))
+    samples = samples[classes[samples] >= 0]
+    return samples, classes[samples]
+
+
+def _split(trusted_fraction: float, workspace: Workspace) -> StepResult:
+    """Trusted [M] and clustered [U] sample numbers; stratified by class, whole tracks."""
+    assert workspace.true_labels is not None
+    samples = workspace.samples
+    labels, groups = workspace.true_labels[samples], workspace.groups[samples]
+    clustered, trusted = split(labels, groups, trusted_fraction, workspace.seed + 1)
+    missing = sorted(set(range(workspace.info.classes)) - set(labels[trusted].tolist()))
+    if missing:
+        names = ", ".join(workspace.info.class_names[label] for label in missing)
+        raise UserError(
+            f"trusted_fraction = {trusted_fraction}: no trusted image of class {names}; raise it, or add images "
+            "(a class needs two tracks or two images of its own)"
+        )
+    return StepResult(
+        {"trusted": len(trusted), "clustered": len(clustered)},
+        {"trusted": samples[trusted], "clustered": samples[clustered]},
+    )
+
+
+@dataclass(frozen=True)
+class _SiameseTask:
+    views: Views
+    config: PseudoLabelsConfig
+    training: np.ndarray
+    labels: np.ndarray
+    embedded: np.ndarray
+    seed: int
+
+
+def _siamese(config: PseudoLabelsConfig, workspace: Workspace) -> StepResult:
+    """Embeddings of trusted [M, D] and clustered [U, D] images, and which trusted ones were held out [M]."""
+    parts = workspace.results["split"].arrays
+    trusted, clustered = parts["trusted"], parts["clustered"]
+    labels, groups = workspace.labels[trusted], workspace.groups[trusted]
+    training, held = split(labels, groups, config.held_out, workspace.seed + 2)
+    task = _SiameseTask(
+        Views(workspace.images, workspace.data, workspace.seed),
+        config,
+        trusted[training],
+        labels[training],
+        np.concatenate([trusted, clustered]),
+        workspace.seed,
+    )
+    embeddings = next(iter(workspace.run_tasks(_train_and_embed, [None], task)))
+    held_out = np.zeros(len(trusted), bool)
+    held_out[held] = True
+    arrays = {"trusted": embeddings[: len(trusted)], "clustered": embeddings[len(trusted) :], "held_out": held_out}
+    return StepResult({"trained_on": len(training), "held_out": len(held)}, arrays)
+
+
+def _train_and_embed(task: _SiameseTask, item: None, context: TaskContext) -> np.ndarray:
+    """Train on the trusted images; embeddings [M + U, D] of all."""
+    images, config = task.views.images.uint8(task.training), task.config
+    network = train_siamese(
+        images,
+        task.labels,
+        config.siamese,
+        lambda batch, rows, draw: task.views.augmented(batch, task.training[rows], draw, config.augment),
+        task.seed,
+        context.device,
+        on_epoch=lambda epoch, loss: context.progress(epoch + 1, config.siamese.epochs + 1),
+    )
+    return embed(network, task.views.batches(task.embedded))
+
+
+def _features(config: FeaturesConfig, workspace: Workspace) -> StepResult:
+    """The vectors [U, D] that are clustered, of length 1 (reading: a radius means something on a fixed scale)."""
+    if config.backbone == SIAMESE:
+        features = workspace.results["siamese"].arrays["clustered"]
+    else:
+        views = Views(workspace.images, workspace.data, workspace.seed)
+        clustered = workspace.results["split"].arrays["clustered"]
+        features = next(iter(workspace.run_tasks(_extract, [None], (views, config, clustered))))
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return StepResult({"dimensions": int(features.shape[1])}, {"features": features / np.maximum(norms, 1e-12)})
+
+
+def _extract(task: tuple[Views, FeaturesConfig, np.ndarray], item: None, context: TaskContext) -> np.ndarray:
+    """Flattened feature maps [U, D] (Eq 7-8)."""
+    views, config, samples = task
+    network = feature_map(config.backbone, config.weights).to(context.device)
+
+    def batches() -> Any:
+        for number, batch in enumerate(views.batches(samples)):
+            context.progress(number * len(batch), len(samples))
+            yield functional.interpolate(batch, size=(config.image_size,) * 2, mode="bilinear", antialias=True)
+
+    return embed(network, batches())
+
+
+def _first_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
+    """K-means: labels [U] and centroids [K, D]; objective J and the Davies-Bouldin index (Eq 9)."""
+    features = workspace.results["features"].arrays["features"]
+    clustering = kmeans(features, config.count or workspace.info.classes, workspace.seed, config.restarts)
+    values = {
+        "clusters": len(clustering.centroids),
+        "objective": clustering.objective,
+        "davies_bouldin": davies_bouldin(features, clustering.labels),
+    }
+    return StepResult(values, {"labels": clustering.labels, "centroids": clustering.centroids})
+
+
+def _second_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
+    """Labels [U] after the chosen radius; the scan, with purities for the report alone."""
+    assert workspace.true_labels is not None
+    features = workspace.results["features"].arrays["features"]
+    first = workspace.results["first_stage"]
+    clustering = Clustering(first.arrays["labels"], first.arrays["centroids"], first.values["objective"])
+    scan = scan_radii(features, clustering, config.radii, config.min_coverage, config.neighbours)
+    true = workspace.true_labels[workspace.results["split"].arrays["clustered"]]
+    rows = [
+        {
+            "radius": row.radius,
+            "davies_bouldin": row.davies_bouldin if np.isfinite(row.davies_bouldin) else None,
+            "coverage": row.coverage,
+            "purity": purity(row.labels, true),
+        }
+        for row in scan.rows
+    ]
+    labels = scan.chosen.labels if scan.chosen else clustering.labels
+    values = {
+        "scan": rows,
+        "chosen": scan.chosen.radius if scan.chosen else None,
+        "stage1_davies_bouldin": first.values["davies_bouldin"],
+        "davies_bouldin": scan.chosen.davies_bouldin if scan.chosen else first.values["davies_bouldin"],
+        "stage1_purity": purity(clustering.labels, true),
+    }
+    return StepResult(values, {"labels": labels})
+
+
+def _pseudo_labels(workspace: Workspace) -> StepResult:
+    """Pseudo-labels [U] within tau* of a trusted image, and the class [U] of each sample's merged cluster."""
+    assert workspace.true_labels is not None
+    parts, siamese = workspace.results["split"].arrays, workspace.results["siamese"].arrays
+    trusted = parts["trusted"]
+    labels, groups = workspace.labels[trusted], workspace.groups[trusted]
+    threshold = f1_threshold(*held_out_pairs(siamese["trusted"], labels, groups, siamese["held_out"]))
+    nearest, distances = nearest_trusted(siamese["clustered"], siamese["trusted"], labels)
+    pseudo = pseudo_labels(nearest, distances, threshold.tau)
+    merged = merge_clusters(workspace.results["second_stage"].arrays["labels"], pseudo)
+    require_every_class(merged, workspace.info.class_names)
+    score = _scores(pseudo, merged, workspace.true_labels[parts["clustered"]], workspace.info.classes)
+    values = {
+        "threshold": threshold.tau,
+        "f1": threshold.f1,
+        "precision": threshold.precision,
+        "recall": threshold.recall,
+        **score.values,
+    }
+    return StepResult(values, {"pseudo": pseudo, "merged": merged, **score.arrays})
+
+
+def _scores(pseudo: np.ndarray, merged: np.ndarray, true: np.ndarray, classes: int) -> StepResult:
+    """How right the labels are, from the true ones [U]; nothing after this reads them."""
+    kept = pseudo >= 0
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (true[kept], pseudo[kept]), 1)
+    values = {
+        "accuracy": float((pseudo[kept] == true[kept]).mean()),
+        "cluster_label_accuracy": float((merged[kept] == true[kept]).mean()),
+        "outliers": int((~kept).sum()),
+        "purity": purity(merged, true),
+    }
+    return StepResult(values, {"confusion": confusion, "cluster_sizes": np.bincount(merged[kept], minlength=classes)})

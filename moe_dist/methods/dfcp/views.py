@@ -1,0 +1,36 @@
+"""Images as the networks of the pipeline's steps see them: augmented views, or plain normalised batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from moe_dist.config import AugmentConfig, DataConfig
+from moe_dist.data.augment import DRAWS, augment, normalise
+from moe_dist.data.order import uniform
+from moe_dist.methods.base import Images
+
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Views:
+    """Images of a training set with the job's normalisation; every random change is drawn from (seed, draw, sample)."""
+
+    images: Images
+    data: DataConfig
+    seed: int
+
+    def augmented(self, images: Tensor, samples: np.ndarray, draw: int, config: AugmentConfig) -> Tensor:
+        """`images` [n, 3, S, S] uint8 of `samples` [n], changed afresh for every `draw`; normalised float32."""
+        changed = augment(images, config, uniform(self.seed, draw, samples, DRAWS))
+        return normalise(changed, self.data.mean, self.data.std)
+
+    def batches(self, samples: np.ndarray) -> Iterator[Tensor]:
+        """The `samples` in order, without changes; normalised float32 batches."""
+        for start in range(0, len(samples), EVALUATION_BATCH):
+            images = self.images.uint8(samples[start : start + EVALUATION_BATCH])
+            yield normalise(images, self.data.mean, self.data.std)

@@ -1,0 +1,134 @@
+"""torchvision networks by name, with weights by name or from a file: as classifiers, or cut to their feature map.
+
+Letters in shapes: B samples, C classes, D channels of the map, S image side. Pretrained weights expect images
+normalised with ImageNet's mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Mapping
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from moe_dist.errors import UserError
+from moe_dist.vision import torchvision
+
+models = torchvision.models
+
+Weights = str | Path | None
+"""None: random; the name of torchvision weights ("DEFAULT", "IMAGENET1K_V2"); or a .safetensors or .pth file."""
+
+NOT_OFFERED = (
+    "googlenet",  # several outputs while training, as inception
+    "inception*",
+    "densenet*",  # the published weights carry the names of an older layout
+)
+NO_CONVOLUTIONAL_MAP = ("vit_*", "swin_*", "maxvit_*")
+HEADS = ("avgpool", "classifier", "fc")
+"""What the parts after the last feature map are called in torchvision's convolutional networks."""
+
+
+def backbone(name: str, weights: Weights = None) -> nn.Module:
+    """The torchvision network `name` as published: images [B, 3, S, S] -> logits [B, 1000].
+
+    Raises UserError for an unknown name or unknown weights, for weights that cannot be fetched, and for a file that is
+    not this network's state.
+    """
+    _require_known(name, models.list_models(module=models, exclude=NOT_OFFERED))
+    if weights is None:
+        return models.get_model(name, weights=None)
+    from_file = Path(weights).suffix in (".safetensors", ".pth")
+    state = _read(Path(weights)) if from_file else _fetch(name, str(weights))
+    network = models.get_model(name, weights=None)
+    _load(network, state, f"{weights} for {name}")
+    return network
+
+
+def feature_map(name: str, weights: Weights = None) -> nn.Module:
+    """The network `name` up to its last feature map, without pooling and classifier (Eq 7-8).
+
+    Images [B, 3, S, S] -> map [B, D, h, w]; for EfficientNet-B1, D = 1280 and h = w = S / 32.
+    Raises UserError as `backbone` does, and for a network whose last map is not convolutional.
+    """
+    _require_known(name, models.list_models(module=models, exclude=(*NOT_OFFERED, *NO_CONVOLUTIONAL_MAP)))
+    parts = backbone(name, weights).named_children()
+    return nn.Sequential(*(part for _, part in takewhile(lambda child: child[0] not in HEADS, parts)))
+
+
+def classifier(name: str, weights: Weights, classes: int, dropout: float) -> nn.Module:
+    """The network `name` with a fresh last layer: images [B, 3, S, S] -> logits [B, C].
+
+    `dropout` is that of the dropout layers beside the last one, or of a new layer before it where there are none. With
+    0.6 and EfficientNet-B1, the dense rival of Table 2. Raises UserError as `backbone` does, and for a network whose
+    last layer is not linear.
+    """
+    network = backbone(name, weights)
+    linear = [(path, module.in_features) for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(f"backbone {name!r}: its last layer is not linear, so it cannot be given {classes} classes")
+    path, inputs = linear[-1]
+    fresh = nn.Linear(inputs, classes)
+    dropouts = [
+        part for part in network.get_submodule(path.rpartition(".")[0]).children() if isinstance(part, nn.Dropout)
+    ]
+    for part in dropouts:
+        part.p = dropout
+    network.set_submodule(path, fresh if dropouts else nn.Sequential(nn.Dropout(dropout), fresh))
+    return network
+
+
+def _require_known(name: str, known: list[str]) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3) or ["efficientnet_b1", "resnet18"]
+        raise UserError(f"backbone {name!r} is not one torchvision offers for this; try {', '.join(close)}")
+
+
+def _fetch(name: str, weights: str) -> Mapping[str, Tensor]:
+    """The state of torchvision's own weights, from its cache or the network; never unpickled."""
+    published = models.get_model_weights(name)
+    if weights not in published.__members__ and weights != "DEFAULT":
+        choices = ", ".join(published.__members__)
+        raise UserError(f"weights {weights!r}: {name} has {choices}, DEFAULT, or a .safetensors or .pth file")
+    try:
+        return published[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the fetched file's hash is not the published one
+        raise UserError(
+            f"the {weights} weights of {name} could not be fetched ({error}); without a network, give a local "
+            ".safetensors or .pth file as weights, or use `weights: null` or the `siamese` features"
+        ) from None
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"weights {path}: not plain tensors ({reason}); save the network's state_dict()") from None
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load `state`, refusing one that does not fit the network name by name and shape by shape."""
+    expected = network.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    unexpected = sorted(state.keys() - expected.keys())
+    misshapen = sorted(key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape)
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    told = [f"{_some(keys)} {problem}" for problem, keys in problems.items() if keys]
+    if told:
+        raise UserError(f"weights {what}: {'; '.join(told)}; give the state_dict of that very network")
+    network.load_state_dict(state)
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

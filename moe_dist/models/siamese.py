@@ -1,0 +1,153 @@
+"""The Siamese network of DFCP-MoE's pseudo-labels (Eq 10-11): an embedding trained on pairs of trusted images.
+
+Letters in shapes: B samples of a batch, M trusted samples, D dimensions of an embedding, P pairs, S image side.
+Reading: the paper retrains a pretrained SiameseNet; where no such weights can be had, this small one starts afresh.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moe_dist.config import Count, NonNegative, Positive, Strict
+from moe_dist.errors import UserError
+
+POOLED_SIDE = 4
+
+Augment = Callable[[Tensor, np.ndarray, int], Tensor]
+"""(images [B, 3, S, S] uint8, their sample numbers [B], draw) -> normalised float images; each draw a new change."""
+
+
+class SiameseConfig(Strict):
+    """The embedding and how it is trained; a batch has `classes_per_batch` times `images_per_class` images."""
+
+    dimensions: Count = 64
+    channels: tuple[Count, ...] = (32, 64, 128)
+    """Filters of each stage (convolution, normalisation, ReLU, halving)."""
+    margin: Positive = 1.0
+    """Distance beyond which a dissimilar pair is left alone; embeddings lie on the unit sphere, so at most 2."""
+    balance_pairs: bool = True
+    """Average similar and dissimilar pairs separately; otherwise the few similar pairs drown among the others."""
+    epochs: Count = 60
+    classes_per_batch: Annotated[int, Field(ge=2)] = 16
+    images_per_class: Annotated[int, Field(ge=2)] = 6
+    learning_rate: Positive = 2e-3
+    weight_decay: NonNegative = 1e-4
+
+
+class Siamese(nn.Module):
+    """One branch; both branches share it, so a pair is embedded by calling it on both images (Eq 10).
+
+    Images [B, 3, S, S], S at least 4 * 2^stages, -> embeddings [B, D] of length 1.
+    """
+
+    def __init__(self, dimensions: int = 64, channels: tuple[int, ...] = (32, 64, 128)) -> None:
+        super().__init__()
+        stages: list[nn.Module] = []
+        for inputs, outputs in pairwise((3, *channels)):
+            stages += [
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+        self.features = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(POOLED_SIDE), nn.Flatten())
+        self.embedding = nn.Linear(channels[-1] * POOLED_SIDE**2, dimensions)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings [B, D] of images [B, 3, S, S], on the unit sphere."""
+        return functional.normalize(self.embedding(self.features(images)), dim=1)
+
+
+def contrastive_loss(distance: Tensor, dissimilar: Tensor, margin: float) -> Tensor:
+    """The contrastive loss of each pair [P] (Eq 11) from its distance [P] and h [P].
+
+    Reading: the standard form, h = 1 for a dissimilar pair: (1 - h) d^2 / 2 + h max(0, m - d)^2 / 2.
+    """
+    push = functional.relu(margin - distance)
+    return 0.5 * torch.where(dissimilar, push, distance).square()
+
+
+def pair_loss(embeddings: Tensor, labels: Tensor, margin: float, balance: bool) -> Tensor:
+    """The contrastive loss over all pairs of a batch (embeddings [B, D], labels [B]), a scalar.
+
+    `balance` averages similar and dissimilar pairs separately and adds the two means, 0 for a kind there is none of.
+    """
+    first, second = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
+    dissimilar = labels[first] != labels[second]
+    losses = contrastive_loss(functional.pdist(embeddings), dissimilar, margin)
+    if not balance:
+        return losses.mean()
+    kinds = torch.stack([dissimilar, ~dissimilar]).to(losses.dtype)  # [2, P]
+    return (kinds @ losses / kinds.sum(dim=1).clamp(min=1)).sum()
+
+
+def train_siamese(
+    images: Tensor,
+    labels: np.ndarray,
+    config: SiameseConfig,
+    augment: Augment,
+    seed: int,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> Siamese:
+    """Train a Siamese network on trusted images [M, 3, S, S] uint8 with labels [M]; the seed fixes the result.
+
+    Adam under a cosine schedule. An epoch is as many class-balanced batches as it takes to draw M images; `on_epoch`
+    hears (epoch, mean loss). Raises UserError where the images cannot form both kinds of pairs.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) < 2 or counts.max() < 2:
+        raise UserError("trusted_fraction: pairs need two trusted classes and two images of one; raise it")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Siamese(config.dimensions, config.channels).to(device)
+    optimiser = torch.optim.Adam(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    steps = math.ceil(len(labels) / (min(config.classes_per_batch, len(classes)) * config.images_per_class))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * steps)
+    random = np.random.default_rng(seed)
+    for epoch in range(config.epochs):
+        total = 0.0
+        for step in range(steps):
+            batch = balanced_batch(labels, config.classes_per_batch, config.images_per_class, random)
+            views = augment(images[batch], batch, epoch * steps + step).to(device)
+            batch_labels = torch.from_numpy(labels[batch]).to(device)
+            loss = pair_loss(network(views), batch_labels, config.margin, config.balance_pairs)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            total += loss.item()
+        on_epoch(epoch, total / steps)
+    return network.eval()
+
+
+def balanced_batch(
+    labels: np.ndarray, classes_per_batch: int, images_per_class: int, random: np.random.Generator
+) -> np.ndarray:
+    """Numbers of a batch's images: that many random classes and images of each, all different; fewer where fewer exist.
+
+    At least one class has two images, so that the batch holds a similar pair.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    paired = random.choice(classes[counts > 1])
+    others = random.permutation(classes[classes != paired])[: classes_per_batch - 1]
+    return np.concatenate(
+        [random.permutation(np.flatnonzero(labels == label))[:images_per_class] for label in (paired, *others)]
+    )
+
+
+@torch.inference_mode()
+def embed(network: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
+    """The outputs [N, D] float32 of a network on batches of normalised images, flattened; evaluated in eval mode."""
+    network.eval()
+    device = next(network.parameters()).device
+    return np.concatenate([network(batch.to(device)).flatten(1).float().cpu().numpy() for batch in batches])

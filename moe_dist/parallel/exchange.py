@@ -1,0 +1,95 @@
+"""What the ranks of an expert-parallel group send each other, with gradients: samples to experts, outputs back.
+
+Letters: R ranks of the group, b samples of this rank, N samples of all its ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+# torch 2.13 renamed both; the older names still exist in 2.11.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def batch_sizes(samples: int, device: torch.device, group: ProcessGroup) -> list[int]:
+    """The number of samples of each of the group's ranks. Collective."""
+    sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device)
+    _all_gather(sizes, torch.tensor([samples], device=device), group=group)
+    return sizes.tolist()
+
+
+def gather_samples(rows: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
+    """The rows [N, ...] of all ranks, in order of the ranks, from this rank's `rows` [b, ...]. Collective."""
+    if len(set(sizes)) == 1:
+        return _Gather.apply(rows, group)
+    copies = rows.repeat(len(sizes), *[1] * (rows.dim() - 1))
+    return send(copies, [rows.shape[0]] * len(sizes), sizes, group)
+
+
+def send(rows: Tensor, to_ranks: Sequence[int], from_ranks: Sequence[int], group: ProcessGroup) -> Tensor:
+    """Send the first to_ranks[0] of `rows` to rank 0, the next to rank 1, ...; receive from_ranks[r] from rank r.
+
+    The gradient travels the opposite way. Collective.
+    """
+    return _AllToAll.apply(rows, list(to_ranks), list(from_ranks), group)
+
+
+def tie(tensor: Tensor, *others: Tensor) -> Tensor:
+    """`tensor`, with a backward path (of zero gradient) through `others`.
+
+    A collective runs in the backward pass only where the loss depends on it. Ranks must agree on that, so what some
+    rank's loss or experts may leave out is tied in.
+    """
+    return _Tie.apply(tensor, *others)
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather; backward is reduce-scatter with a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group, ctx.shape = group, rows.shape
+        gathered = rows.new_empty((dist.get_world_size(group) * rows.shape[0], *rows.shape[1:]))
+        _all_gather(gathered, rows.contiguous(), group=group)
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        mine = gradients[0].new_empty(ctx.shape)
+        _reduce_scatter(mine, gradients[0].contiguous(), group=ctx.group)
+        return mine, None
+
+
+class _AllToAll(torch.autograd.Function):
+    """All-to-all of rows; backward is all-to-all with the counts exchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, to_ranks: list[int], from_ranks: list[int], group: ProcessGroup) -> Tensor:
+        ctx.to_ranks, ctx.from_ranks, ctx.group = to_ranks, from_ranks, group
+        received = rows.new_empty((sum(from_ranks), *rows.shape[1:]))
+        dist.all_to_all_single(received, rows.contiguous(), from_ranks, to_ranks, group=group)
+        return received
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return send(gradients[0], ctx.from_ranks, ctx.to_ranks, ctx.group), None, None, None
+
+
+class _Tie(torch.autograd.Function):
+    """Identity of the first argument. The others' gradient is None, which still runs the nodes they came from."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, *others: Tensor) -> Tensor:
+        ctx.others = len(others)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], *[None] * ctx.others

@@ -1,0 +1,155 @@
+"""The figures of a run: which there are, what they are called, and what stands above and below them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from moe_dist.report import plots
+from moe_dist.report.metrics import confusion_counts
+from moe_dist.report.run import Evaluation, ModelRun, RunDirectory, StepRecord
+from moe_dist.report.style import style
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure saved at `path`; heading: what is seen, of which data; caption: how to read it; width: of the text's."""
+
+    path: Path
+    width: float
+    heading: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure before it is saved as `name`.png."""
+
+    name: str
+    heading: str
+    caption: str
+    figure: Figure
+
+
+def draw_figures(run: RunDirectory) -> list[Picture]:
+    """Draw every figure the run has results for into its figures/ folder; the list follows the report's order."""
+    folder = run.path / "figures"
+    folder.mkdir(exist_ok=True)
+    pictures = []
+    with style():
+        for drawing in _drawings(run):
+            path = folder / f"{drawing.name}.png"
+            drawing.figure.savefig(path, metadata={"Software": None})  # same run, same bytes
+            pictures.append(
+                Picture(path, drawing.figure.get_figwidth() / plots.WIDTH, drawing.heading, drawing.caption)
+            )
+    return pictures
+
+
+def _drawings(run: RunDirectory) -> Iterator[Drawing]:
+    if run.evaluated:
+        yield _precision(run)
+    for model in run.models.values():
+        if "second_stage" in model.steps:
+            yield _radius_scan(run, model, model.steps["second_stage"])
+        if "pseudo_labels" in model.steps:
+            yield from _pseudo_labels(run, model, model.steps["pseudo_labels"])
+    for model, evaluation in run.evaluated:
+        if evaluation.gate is not None:
+            yield _gate_load(run, model, evaluation.gate, evaluation.labels)
+    for model in run.models.values():
+        if any("val/top1" in record for record in model.log):
+            yield _training(run, model)
+    for model, evaluation in run.evaluated:
+        yield _test_confusion(run, model, evaluation)
+
+
+def _test_split(run: RunDirectory) -> str:
+    return f"{run.record['dataset']}, test split, n = {run.record['counts']['test']:,}"
+
+
+def _precision(run: RunDirectory) -> Drawing:
+    models = {model.title: evaluation.metrics["precision"] for model, evaluation in run.evaluated}
+    heading = f"Precision by class ({_test_split(run)})"
+    caption = "The counterpart of the paper's Figure 1. " if run.paper and "dfcp" in run.paper.titles else ""
+    return Drawing(
+        "precision_by_class",
+        heading,
+        f"{caption}Of the test images a model assigns to a class, the share that belongs to it. The axis does not "
+        "start at 0; a cross at its left end marks a class that the model never predicts.",
+        plots.precision_by_class(heading, run.record["classes"], models),
+    )
+
+
+def _radius_scan(run: RunDirectory, model: ModelRun, step: StepRecord) -> Drawing:
+    values = step.values
+    n = len(step.array("labels"))
+    heading = f"{model.title}: scan of the second stage's radius ({run.record['dataset']}, n = {n:,} clustered images)"
+    chosen = "the dotted line marks the radius with the lowest index at sufficient coverage"
+    if values["chosen"] is None:
+        chosen = "no radius had sufficient coverage, and the first stage's clusters were kept"
+    return Drawing(
+        f"radius_scan_{model.label}",
+        heading,
+        f"Davies-Bouldin index, share of samples within the radius of a reference cluster (coverage), and purity; "
+        f"{chosen}. Purity is scored with labels that the method itself does not see.",
+        plots.radius_scan(heading, values["scan"], values["chosen"], values["stage1_davies_bouldin"]),
+    )
+
+
+def _pseudo_labels(run: RunDirectory, model: ModelRun, step: StepRecord) -> Iterator[Drawing]:
+    names, dataset = run.record["classes"], run.record["dataset"]
+    sizes, counts = step.array("cluster_sizes"), step.array("confusion")
+    heading = f"{model.title}: images in each expert's cluster ({dataset}, n = {sizes.sum():,})"
+    yield Drawing(
+        f"cluster_sizes_{model.label}",
+        heading,
+        f"After clusters of one class have merged; {step.values['outliers']:,} outliers are in none of them.",
+        plots.cluster_sizes(heading, sizes, names),
+    )
+    heading = f"{model.title}: pseudo-labels against true labels ({dataset}, n = {counts.sum():,})"
+    yield Drawing(
+        f"pseudo_labels_{model.label}",
+        heading,
+        "Outliers left out. Rows are true classes, which the method does not see; colour follows the square root of "
+        "the share, so that rare errors show.",
+        plots.confusion(heading, counts, names, "pseudo-label"),
+    )
+
+
+def _gate_load(run: RunDirectory, model: ModelRun, gate: np.ndarray, labels: np.ndarray) -> Drawing:
+    heading = f"{model.title}: load of the gate ({_test_split(run)})"
+    return Drawing(
+        f"gate_load_{model.label}",
+        heading,
+        "Mean gate weight of each expert over all test images (above) and over the images of each class (below). A "
+        "gate that specialises has one dark cell in a row; one that has collapsed has one dark column.",
+        plots.gate_load(heading, gate, labels, run.record["classes"]),
+    )
+
+
+def _training(run: RunDirectory, model: ModelRun) -> Drawing:
+    heading = f"{model.title}: training ({run.record['dataset']}, validation n = {run.record['counts']['val']:,})"
+    return Drawing(
+        f"training_{model.label}",
+        heading,
+        "Left, the loss terms as they enter the objective, averaged over each epoch's logged steps, and the validation "
+        "loss (negative log-likelihood); right, accuracy on the validation split.",
+        plots.training_curves(heading, model.log),
+    )
+
+
+def _test_confusion(run: RunDirectory, model: ModelRun, evaluation: Evaluation) -> Drawing:
+    names = run.record["classes"]
+    heading = f"{model.title}: confusion of classes ({_test_split(run)})"
+    counts = confusion_counts(evaluation.labels, evaluation.log_probs.argmax(axis=1), len(names))
+    return Drawing(
+        f"confusion_{model.label}",
+        heading,
+        "Rows are true classes, columns predictions; colour follows the square root of the share of the row.",
+        plots.confusion(heading, counts, names, "predicted class"),
+    )

@@ -1,0 +1,109 @@
+"""A table of text cells, written for a terminal, as Markdown and as HTML. A paper's column is marked in all three."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+PAPER_MARK = "†"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column `name` under a heading `group` that neighbours may share; `paper`: its figures are a paper's."""
+
+    group: str
+    name: str
+    paper: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's heading and one cell per column; `begins_section` draws a line above it."""
+
+    heading: str
+    cells: tuple[str, ...]
+    begins_section: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: `corner` stands above the row headings, `notes` below the table; `left`: cells are text, not figures."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    corner: str = ""
+    left: bool = False
+
+
+def to_rich(table: Table) -> RichTable:
+    """The table for a terminal; cells are plain text, never console markup."""
+    caption = Text("\n".join(table.notes))
+    rich = RichTable(title=Text(table.title), caption=caption, caption_justify="left", title_justify="left")
+    rich.add_column(Text(table.corner))
+    for column in table.columns:
+        rich.add_column(
+            Text(f"{column.group}\n{column.name}".strip()),
+            justify="left" if table.left else "right",
+            style="dim italic" if column.paper else "",
+        )
+    for row, following in zip(table.rows, (*table.rows[1:], None)):
+        ends = following is not None and following.begins_section
+        rich.add_row(Text(row.heading), *(Text(cell) for cell in row.cells), end_section=ends)
+    return rich
+
+
+def to_markdown(table: Table) -> str:
+    """The table as GitHub Markdown, with its title above and its notes below."""
+    names = [", ".join(part for part in (column.group, column.name) if part) for column in table.columns]
+    ruler = ["---"] + ["---" if table.left else "---:"] * len(table.columns)
+    lines = [[table.corner, *names], ruler, *([row.heading, *row.cells] for row in table.rows)]
+    body = "\n".join("| " + " | ".join(_markdown_cell(cell) for cell in line) + " |" for line in lines)
+    notes = "\n".join(f"- {note}" for note in table.notes)
+    return f"**{table.title}**\n\n{body}\n" + (f"\n{notes}\n" if notes else "")
+
+
+def _markdown_cell(text: str) -> str:
+    """Text that can neither end its cell nor open an HTML tag."""
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+
+
+def to_html(table: Table) -> str:
+    """The table as an HTML fragment: <div class="table"> with a caption, and its notes. Every text is escaped."""
+    body = "\n".join(_html_row(table, row) for row in table.rows)
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    return (
+        f'<div class="table"><table class="{"texts" if table.left else "figures"}">'
+        f"<caption>{escape(table.title)}</caption>\n<thead>{_html_head(table)}</thead>\n<tbody>\n{body}\n</tbody></table>"
+        "</div>\n" + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    )
+
+
+def _html_head(table: Table) -> str:
+    """One row of column names, below a row of groups where there are any."""
+    groups = "".join(
+        f'<th scope="colgroup" colspan="{len(list(columns))}">{escape(group)}</th>'
+        for group, columns in groupby(table.columns, key=lambda column: column.group)
+    )
+    has_groups = any(column.group for column in table.columns)
+    has_names = any(column.name for column in table.columns)
+    corner = f'<th rowspan="{has_groups + has_names}">{escape(table.corner)}</th>'
+    names = "".join(f'<th scope="col"{_css(column)}>{escape(column.name)}</th>' for column in table.columns)
+    lines = ([groups] if has_groups else []) + ([names] if has_names else [])
+    return "".join(f"<tr>{corner if number == 0 else ''}{line}</tr>" for number, line in enumerate(lines))
+
+
+def _html_row(table: Table, row: Row) -> str:
+    cells = "".join(f"<td{_css(column)}>{escape(cell)}</td>" for column, cell in zip(table.columns, row.cells))
+    section = ' class="section"' if row.begins_section else ""
+    return f'<tr{section}><th scope="row">{escape(row.heading)}</th>{cells}</tr>'
+
+
+def _css(column: Column) -> str:
+    return ' class="paper"' if column.paper else ""

@@ -1,0 +1,176 @@
+"""Reading a run directory: what one run left, by the names the report uses. Nothing here is unpickled."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from moe_dist.errors import UserError
+from moe_dist.report.metrics import ClassificationMetrics, classification_metrics
+from moe_dist.report.paper import PaperTable, paper_table
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A finished step: its folder, its numbers and tables, how long it took and when it ended (seconds since 1970)."""
+
+    folder: Path
+    values: Mapping[str, Any]
+    seconds: float
+    finished: float
+
+    def array(self, name: str) -> np.ndarray:
+        """One of the arrays it left. Read by itself: another one may be a gigabyte of features."""
+        return _read_arrays(self.folder / "arrays.npz", name)[name]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A trained model on the test split.
+
+    labels [N]; log_probs [N, C]; gate [N, E] or None; top_k: k -> log_probs [N, C] of the k experts of largest gate
+    weight; latency: "all" or "top<k>" -> median_ms, p99_ms, mean_ms, images; train_seconds: by the wall clock, and
+    summed over experts that trained side by side.
+    """
+
+    labels: np.ndarray
+    log_probs: np.ndarray
+    gate: np.ndarray | None
+    top_k: Mapping[int, np.ndarray]
+    latency: Mapping[str, Mapping[str, float]]
+    train_seconds: float
+    train_seconds_summed: float
+    labels_used: str
+    parameters: int
+
+    @cached_property
+    def metrics(self) -> ClassificationMetrics:
+        """Metrics of the prediction with all experts."""
+        return classification_metrics(self.labels, self.log_probs)
+
+
+class ModelRun:
+    """One model of a run: its log, steps and evaluation, each read when asked for."""
+
+    def __init__(self, folder: Path, method: str, title: str) -> None:
+        self.folder = folder
+        self.label = folder.name
+        self.method = method
+        self.title = title
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl; none where training has not begun."""
+        path = self.folder / "metrics.jsonl"
+        return _read_log(path) if path.is_file() else []
+
+    @cached_property
+    def steps(self) -> dict[str, StepRecord]:
+        """The finished steps by name, in the order they were finished."""
+        steps = [_read_step(path.parent) for path in sorted(self.folder.glob("steps/*/done.json"))]
+        return {step.folder.name: step for step in sorted(steps, key=lambda step: step.finished)}
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """The evaluation on the test split, or None where the model has not come so far."""
+        folder = self.folder / "evaluation"
+        return _read_evaluation(folder) if (folder / "evaluation.json").is_file() else None
+
+
+class RunDirectory:
+    """All that one run left. Raises UserError where `path` is no run directory.
+
+    job: the resolved job as plain values; record: run.json (command, data, split, hardware, time); paper: the paper's
+    table that the job asks for; models: by label, in the job's order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        for name in ("job.yaml", "run.json"):
+            if not (path / name).is_file():
+                raise UserError(
+                    f"{path}: no run directory (it has no {name}); give the folder that `moe-dist run` printed"
+                )
+        self.path = path
+        self.job_text = (path / "job.yaml").read_text(encoding="utf-8")
+        self.job: dict[str, Any] = yaml.safe_load(self.job_text)
+        self.record: dict[str, Any] = _read_json(path / "run.json")
+        key = self.job.get("paper_table")
+        self.paper: PaperTable | None = paper_table(key) if key else None
+        self.models = {label: self._model(label, method) for label, method in _methods(self.job).items()}
+
+    def _model(self, label: str, method: str) -> ModelRun:
+        # The paper's name of a method names a model only where no other model of the run could claim it.
+        titles = self.paper.titles if self.paper else {}
+        title = titles.get(method, label) if label == method else label
+        return ModelRun(self.path / label, method, title.replace("_", " "))
+
+    @property
+    def evaluated(self) -> list[tuple[ModelRun, Evaluation]]:
+        """The models that have been evaluated, each with its evaluation."""
+        return [(model, model.evaluation) for model in self.models.values() if model.evaluation]
+
+
+def _methods(job: dict[str, Any]) -> dict[str, str]:
+    """Label -> method name, for a job of either kind."""
+    if job.get("method"):
+        return {job["method"]["name"]: job["method"]["name"]}
+    return {label: method["name"] for label, method in job["methods"].items()}
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """One record a line; a last line that a killed writer cut short is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def _read_step(folder: Path) -> StepRecord:
+    done = _read_json(folder / "done.json")
+    return StepRecord(
+        folder=folder,
+        values=_read_json(folder / "result.json")["values"],
+        seconds=done["seconds"],
+        finished=done["finished"],
+    )
+
+
+def _read_evaluation(folder: Path) -> Evaluation:
+    predictions = _read_arrays(folder / "predictions.npz")
+    about = _read_json(folder / "evaluation.json")
+    wall, summed = about["training"]["wall_seconds"], about["training"]["summed_expert_seconds"]
+    prefix = "log_probs_top"
+    return Evaluation(
+        labels=predictions["labels"],
+        log_probs=predictions["log_probs"],
+        gate=predictions.get("gate"),
+        top_k={int(k.removeprefix(prefix)): value for k, value in predictions.items() if k.startswith(prefix)},
+        latency=about["latency"],
+        train_seconds=wall,
+        # A model trained in one piece is its own sum: so the paper counts its dense model.
+        train_seconds_summed=wall if summed is None else summed,
+        labels_used=about["labels_used"],
+        parameters=about["parameters"],
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the job again with --resume") from None
+
+
+def _read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """The arrays called `names` of an .npz file, or all of them where none is named."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names or arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the job again with --resume") from None

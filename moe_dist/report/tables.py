@@ -1,0 +1,235 @@
+"""What a report's tables say: the run beside the paper, the classes one by one, the steps, and several seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from moe_dist.errors import UserError
+from moe_dist.report.metrics import mean_interval
+from moe_dist.report.paper import PaperTable
+from moe_dist.report.render import PAPER_MARK, Column, Row, Table
+from moe_dist.report.run import ModelRun, RunDirectory
+
+ABSENT = "–"
+Metrics = Mapping[str, float]
+
+
+def percent(share: float) -> str:
+    """A fraction as per cent, two decimals as in the papers' tables."""
+    return f"{100 * share:.2f} %"
+
+
+def milliseconds(value: float) -> str:
+    """A time in ms, three significant figures."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f} ms"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the unit that suits it: s up to two minutes, min up to two hours, h beyond."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
+
+
+SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
+    (
+        ("map", "Mean average precision (mAP)", percent),
+        ("balanced_accuracy", "Balanced accuracy", "{:.3f}".format),
+        ("top1", "Top-1 accuracy", percent),
+    ),
+    (
+        ("latency_median_ms", "Time per image, median", milliseconds),
+        ("latency_p99_ms", "Time per image, 99th percentile", milliseconds),
+        ("latency_mean_ms", "Time per image, mean", milliseconds),
+    ),
+    (
+        ("train_seconds", "Training, wall clock", duration),
+        ("train_seconds_summed", "Training, summed over experts", duration),
+        ("parameters", "Parameters", "{:,.0f}".format),
+    ),
+)
+"""Metrics of the results table by section: key in metrics.json after the label, heading, how a value is written."""
+
+
+def results_table(run: RunDirectory, metrics: Metrics) -> Table:
+    """The run's models side by side, each beside the paper's figures where the job names a table of a paper.
+
+    metrics: the run's flat metrics. A metric that no model has, ours or the paper's, gets no row.
+    """
+    sections = [[_metric_row(run, metrics, *line) for line in lines] for lines in SECTIONS]
+    sections[0].insert(3, Row("Top-1, 95 % interval", _cells(run, _intervals(run, metrics), {})))
+    for k in _top_ks(run):
+        sections[0].append(_metric_row(run, metrics, f"top1_k{k}", f"Top-1, k = {k}", percent))
+        key, heading = f"latency_median_ms_k{k}", f"Time per image, median, k = {k}"
+        sections[1].append(_metric_row(run, metrics, key, heading, milliseconds))
+    labels = {model.label: evaluation.labels_used for model, evaluation in run.evaluated}
+    sections[2].append(Row("Labels used", _cells(run, labels, {})))
+    kept = [[row for row in rows if set(row.cells) != {ABSENT}] for rows in sections]
+    return Table(
+        title=f"Results on the test split of {run.record['dataset']} (n = {run.record['counts']['test']:,})",
+        columns=_result_columns(run),
+        rows=tuple(
+            Row(row.heading, row.cells, begins_section=place == 0 and number > 0)
+            for number, rows in enumerate(kept)
+            for place, row in enumerate(rows)
+        ),
+        notes=_result_notes(run),
+        corner="Metric",
+    )
+
+
+def _has_paper(run: RunDirectory, method: str) -> bool:
+    return run.paper is not None and method in run.paper.titles
+
+
+def _result_columns(run: RunDirectory) -> tuple[Column, ...]:
+    columns = []
+    for model in run.models.values():
+        columns.append(Column(model.title, "this run" if run.paper else ""))
+        if _has_paper(run, model.method):
+            columns.append(Column(model.title, f"paper {PAPER_MARK}", paper=True))
+    return tuple(columns)
+
+
+def _cells(run: RunDirectory, ours: Mapping[str, str], papers: Mapping[str, str]) -> tuple[str, ...]:
+    """One cell per column: `ours` by label, `papers` by method."""
+    cells = []
+    for label, model in run.models.items():
+        cells.append(ours.get(label, ABSENT))
+        if _has_paper(run, model.method):
+            cells.append(papers.get(model.method, ABSENT))
+    return tuple(cells)
+
+
+def _metric_row(run: RunDirectory, metrics: Metrics, key: str, heading: str, write: Callable[[float], str]) -> Row:
+    ours = {label: write(metrics[f"{label}/{key}"]) for label in run.models if f"{label}/{key}" in metrics}
+    return Row(heading, _cells(run, ours, run.paper.rows.get(key, {}) if run.paper else {}))
+
+
+def _intervals(run: RunDirectory, metrics: Metrics) -> dict[str, str]:
+    """Top-1's interval by label."""
+    ends = {
+        model.label: (metrics[f"{model.label}/top1_low"], metrics[f"{model.label}/top1_high"])
+        for model, _ in run.evaluated
+    }
+    return {label: f"{100 * low:.1f}–{100 * high:.1f} %" for label, (low, high) in ends.items()}
+
+
+def _top_ks(run: RunDirectory) -> list[int]:
+    return sorted({k for _, evaluation in run.evaluated for k in evaluation.top_k})
+
+
+def _result_notes(run: RunDirectory) -> tuple[str, ...]:
+    notes = [
+        f"95 % interval: Wilson's, over the test images of this one run (seed {run.job['seed']}); the spread "
+        "between seeds is not in it.",
+        "Time per image: batch size 1 after warm-up, the network alone.",
+    ]
+    if _top_ks(run):
+        notes.append("k: predicted by the k experts of largest gate weight alone; elsewhere all experts take part.")
+    return (*notes, *(paper_notes(run.paper, run.record["dataset"]) if run.paper else ()))
+
+
+def paper_notes(paper: PaperTable, dataset: str) -> tuple[str, ...]:
+    """What must be said where a paper's figures stand beside ours, measured on `dataset`."""
+    source = f"{PAPER_MARK} As printed in {paper.source} (data: {paper.dataset}); not measured here. {paper.note}"
+    if paper.dataset == dataset:
+        return (source,)
+    return (
+        source,
+        f"This run used {dataset}, the paper {paper.dataset}: figures of different data do not compare one to one.",
+    )
+
+
+def class_table(run: RunDirectory) -> Table:
+    """Precision and recall of every class, for every evaluated model; there must be one."""
+    columns = [Column("", "test images")]
+    for model, _ in run.evaluated:
+        columns += [Column(model.title, "precision"), Column(model.title, "recall")]
+    metrics = [evaluation.metrics for _, evaluation in run.evaluated]
+    rows = []
+    for c, name in enumerate(run.record["classes"]):
+        values = [value for each in metrics for value in (each["precision"][c], each["recall"][c])]
+        shares = [ABSENT if math.isnan(value) else f"{value:.3f}" for value in values]
+        rows.append(Row(name, (f"{metrics[0]['support'][c]:,}", *shares)))
+    return Table(
+        title=f"Precision and recall by class, test split of {run.record['dataset']}",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=(f"{ABSENT}: undefined (precision of a class never predicted, recall of one without a test image).",),
+        corner="Class",
+    )
+
+
+def steps_table(run: RunDirectory) -> Table:
+    """What each model's pipeline and training did, in order: how long it took and the numbers it left."""
+    rows: list[Row] = []
+    for model in run.models.values():
+        lines = [(name.replace("_", " "), step.seconds, _scalars(step.values)) for name, step in model.steps.items()]
+        for place, (name, seconds, left) in enumerate([*lines, *_training_lines(model)]):
+            heading = model.title if place == 0 else ""
+            rows.append(Row(heading, (name, duration(seconds), left), begins_section=place == 0 and bool(rows)))
+    columns = (Column("", "Step"), Column("", "Time"), Column("", "What it left"))
+    notes = ("Training: from the first to the last line of its log.",)
+    return Table("Steps of this run", columns, tuple(rows), notes, corner="Model", left=True)
+
+
+def _training_lines(model: ModelRun) -> list[tuple[str, float, str]]:
+    """(stage, seconds, how much was done) of each training stage."""
+    lines = []
+    for stage in dict.fromkeys(record["stage"] for record in model.log):
+        records = [record for record in model.log if record["stage"] == stage]
+        seconds = records[-1]["time"] - records[0]["time"]
+        steps = len({record["step"] for record in records})
+        epochs = len({record["epoch"] for record in records})
+        lines.append((f"training: {stage}", seconds, f"epochs {epochs}, logged steps {steps}"))
+    return lines
+
+
+def _scalars(values: Mapping[str, Any]) -> str:
+    """The single numbers and words among a step's values, on one line."""
+    shown = {key: value for key, value in values.items() if isinstance(value, int | float | str)}
+    return ", ".join(
+        f"{key.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
+        for key, value in shown.items()
+    )
+
+
+def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:
+    """Mean and 95 % t interval of each metric over runs of one job that differ in their seed.
+
+    Raises UserError for fewer than two runs, for runs of different jobs and for a seed that occurs twice.
+    """
+    names = {run.job["name"] for run, _ in runs}
+    seeds = [run.job["seed"] for run, _ in runs]
+    if len(runs) < 2 or len(names) > 1 or len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"a table over seeds needs two or more runs of one job, each with its own seed; "
+            f"given: jobs {', '.join(sorted(names))}, seeds {', '.join(map(str, seeds))}"
+        )
+    first = runs[0][0]
+    lines = [line for lines in SECTIONS for line in lines]
+    rows = [
+        Row(
+            heading,
+            tuple(_mean_cell([metrics.get(f"{label}/{key}") for _, metrics in runs], write) for label in first.models),
+        )
+        for key, heading, write in lines
+    ]
+    return Table(
+        title=f"{first.job['name']}: mean over {len(runs)} seeds, test split of {first.record['dataset']}",
+        columns=tuple(Column(model.title, "") for model in first.models.values()),
+        rows=tuple(row for row in rows if set(row.cells) != {ABSENT}),
+        notes=(f"Seeds {', '.join(map(str, seeds))}; in brackets the 95 % Student-t interval of the mean.",),
+        corner="Metric",
+    )
+
+
+def _mean_cell(values: Sequence[float | None], write: Callable[[float], str]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return ABSENT
+    mean, interval = mean_interval(known)
+    return f"{write(mean)} ({write(interval.low)} to {write(interval.high)})"

@@ -1,0 +1,172 @@
+"""What takes a training step: autocast, backward, accumulation, clipping, optimiser; in one process or over ranks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from moe_dist.config import OptimiserConfig, ParallelConfig
+from moe_dist.errors import UserError
+from moe_dist.train.optimisers import MixedOptimiser, build_optimiser, choose_optimisers
+
+ParameterState = dict[str, dict[str, Tensor]]
+"""By parameter name: the optimiser's tensors of that parameter, each of its shape or a single number (the step)."""
+
+
+class Engine(ABC):
+    """A network with its optimiser, and the way its ranks share one step.
+
+    Loss weights are relative to the whole global batch, so the gradients of `accumulate` micro-batches add up, and are
+    averaged over the ranks. The network itself is called, not the engine: DeepSpeed's wrapper would only time it and
+    switch the caller's autocast off.
+    """
+
+    expert_ranks: int = 1
+    """Expert-parallel size: rank r holds the experts of place r % expert_ranks."""
+
+    def __init__(
+        self, network: nn.Module, optimisers: Mapping[str, OptimiserConfig], device: torch.device, bf16: bool
+    ) -> None:
+        self.network = network
+        self.configs = choose_optimisers((name for name, _ in network.named_parameters()), optimisers)
+        self.optimiser: MixedOptimiser = build_optimiser(network, self.configs)
+        self.device = device
+        self.bf16 = bf16
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context for forward passes: bfloat16 autocast where the engine was made with bf16."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def scale_rates(self, factor: float) -> None:
+        """Set every learning rate to `factor` times its initial value."""
+        self.optimiser.scale_rates(factor)
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Add one micro-batch's gradients; `loss` is a scalar. Collective over ranks."""
+
+    @abstractmethod
+    def step(self) -> bool:
+        """Count one micro-batch; at the last of an accumulation clip, update and clear the gradients.
+
+        Returns whether an update was made. Collective over ranks.
+        """
+
+    @abstractmethod
+    def optimiser_state(self) -> ParameterState:
+        """The whole optimiser state of this rank's parameters, independent of any partitioning. Collective."""
+
+    @abstractmethod
+    def load_optimiser_state(self, state: ParameterState) -> None:
+        """Take over a state that `optimiser_state` returned, and the parameters as they are in the network now."""
+
+    @abstractmethod
+    def synchronise_buffers(self) -> None:
+        """Give every replica of a buffer (running statistics drift apart) the value of its first rank. Collective."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Take the engine's hooks off the network, so that another engine can be made for it."""
+
+
+class LocalEngine(Engine):
+    """Plain torch in one process: the reference that the distributed engine equals."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimisers: Mapping[str, OptimiserConfig],
+        *,
+        accumulate: int,
+        clip_norm: float | None,
+        device: torch.device,
+        bf16: bool,
+    ) -> None:
+        network.to(device)
+        super().__init__(network, optimisers, device, bf16)
+        self.accumulate = accumulate
+        self.clip_norm = clip_norm
+        self._micro_batches = 0
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> bool:
+        self._micro_batches += 1
+        if self._micro_batches % self.accumulate:
+            return False
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:  # untouched by the loss: as over ranks, it still decays and counts the step
+                parameter.grad = torch.zeros_like(parameter)
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return True
+
+    def optimiser_state(self) -> ParameterState:
+        return state_by_parameter(self.network, self.optimiser)
+
+    def load_optimiser_state(self, state: ParameterState) -> None:
+        load_state_by_parameter(self.network, self.optimiser, state)
+
+    def synchronise_buffers(self) -> None:
+        """One process: nothing can have drifted."""
+
+    def close(self) -> None:
+        """A local engine leaves nothing on the network."""
+
+
+def make_engine(
+    network: nn.Module,
+    optimisers: Mapping[str, OptimiserConfig],
+    *,
+    parallel: ParallelConfig,
+    clip_norm: float | None,
+    device: torch.device,
+    bf16: bool,
+    world: int,
+    deepspeed: bool,
+) -> Engine:
+    """The engine of one stage: DeepSpeed's over `world` ranks, or plain torch in one process.
+
+    Moves `network` to `device`, freezes what no optimiser prefix fits. One engine per network at a time: `close` the
+    last stage's first. Raises UserError where DeepSpeed is needed and missing, or cannot train this stage as asked.
+    """
+    if not deepspeed:
+        assert world == 1, "several ranks need DeepSpeed"
+        return LocalEngine(
+            network, optimisers, accumulate=parallel.accumulate, clip_norm=clip_norm, device=device, bf16=bf16
+        )
+    try:
+        from moe_dist.train.deepspeed_engine import DeepSpeedEngine
+    except ModuleNotFoundError as error:
+        if error.name != "deepspeed":
+            raise
+        raise UserError("several ranks need DeepSpeed, which is not installed: pip install deepspeed") from None
+    return DeepSpeedEngine(network, optimisers, parallel=parallel, clip_norm=clip_norm, device=device, bf16=bf16)
+
+
+def state_by_parameter(network: nn.Module, optimiser: MixedOptimiser) -> ParameterState:
+    """The optimiser's tensors by parameter name, where it keeps its state by parameter (no ZeRO)."""
+    return {
+        name: {key: value for key, value in optimiser.state[parameter].items() if isinstance(value, Tensor)}
+        for name, parameter in network.named_parameters()
+        if parameter in optimiser.state
+    }
+
+
+def load_state_by_parameter(network: nn.Module, optimiser: MixedOptimiser, state: ParameterState) -> None:
+    """The inverse of `state_by_parameter`; moments move to their parameter's device, step counters stay on the CPU."""
+    optimiser.state.clear()
+    for name, parameter in network.named_parameters():
+        if state.get(name):
+            optimiser.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in state[name].items()
+            }

@@ -1,0 +1,52 @@
+"""The random generators of a process, as tensors that a checkpoint can hold without pickling."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GeneratorState = dict[str, Tensor]
+"""What `random_state` returns: torch's, CUDA's (where there is a GPU), NumPy's and Python's generators by name."""
+
+
+def random_state() -> GeneratorState:
+    """The state of this process's global generators."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, next_gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy.keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "numpy.rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
+        "python.words": torch.tensor([version, *words], dtype=torch.int64),
+        "python.gauss": torch.tensor([math.nan if next_gauss is None else next_gauss], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: GeneratorState) -> None:
+    """Put the generators back where `random_state` found them."""
+    torch.set_rng_state(state["torch"])
+    position, has_gauss, gauss = state["numpy.rest"].tolist()
+    keys = state["numpy.keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
+    version, *words = state["python.words"].tolist()
+    next_gauss = float(state["python.gauss"])
+    random.setstate((version, tuple(words), None if math.isnan(next_gauss) else next_gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def reseed(state: GeneratorState, rank: int) -> None:
+    """Seed the generators from (a saved state, rank) alone: for a run that goes on with another number of ranks."""
+    digest = hashlib.sha256(state["torch"].numpy().tobytes() + rank.to_bytes(8, "little")).digest()
+    seed = int.from_bytes(digest[:4], "little")
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

@@ -1,0 +1,211 @@
+"""The Ray launcher: tasks as Ray tasks, trainings by Ray Train's TorchTrainer, on a cluster or an embedded Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_dist.config import Job, ResourceConfig
+from moe_dist.errors import UserError
+from moe_dist.methods.base import TaskFunction
+from moe_dist.train.launcher import Context, device_of, use_threads
+from moe_dist.train.progress import ProgressFile, progress_folder, read_progress
+from moe_dist.train.results import write_text
+from moe_dist.train.show import Show, watch_training
+from moe_dist.train.task import TrainingTask
+from moe_dist.train.worker import RayWorker, newest_checkpoint
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Of an embedded Ray, whose default is 30 % of the machine's memory; images travel by file, not through the store."""
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+}
+PROMPT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller also takes reports at this pace
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
+}
+
+
+@contextlib.contextmanager
+def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
+    """Connect to the cluster that RAY_ADDRESS names (a submitted job has it set), else start an embedded Ray."""
+    for name, value in (QUIET | PROMPT).items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "--launcher ray needs Ray, which is not installed: pip install 'ray[default,train,tune]', "
+            "or use --launcher local"
+        ) from None
+
+    device_of(0 if os.environ.get("RAY_ADDRESS") else max(job.resources.gpus_per_worker, job.resources.gpus_per_task))
+    with warnings.catch_warnings(), show.working("start Ray"):
+        warnings.simplefilter("ignore")
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                num_cpus=embedded_cpus(job),
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    try:
+        require_resources(job, ray.cluster_resources(), show)
+        yield RayLauncher(job, run, show)
+    finally:
+        ray.shutdown()
+
+
+def embedded_cpus(job: Job) -> int:
+    """Logical CPUs of an embedded Ray: this machine's, or what the job's workers ask for if that is more.
+
+    Workers then share the cores; `--set workers=2` must run on any laptop.
+    """
+    asked = math.ceil(job.workers * job.resources.cpus_per_worker)
+    return max(os.cpu_count() or 1, asked, math.ceil(job.resources.cpus_per_task))
+
+
+def require_resources(job: Job, have: dict[str, float], show: Show) -> None:
+    """Say what the cluster lacks: Ray itself would wait without a word."""
+    need = {
+        "CPU": job.workers * job.resources.cpus_per_worker,
+        "GPU": max(job.workers * job.resources.gpus_per_worker, job.resources.gpus_per_task),
+    }
+    for kind, amount in need.items():
+        if amount > have.get(kind, 0):
+            show.notice(
+                f"the cluster has {have.get(kind, 0):g} {kind}s and the job's {job.workers} workers ask for "
+                f"{amount:g}: waiting for the cluster to grow; if it cannot, lower `workers` or `resources`"
+            )
+
+
+class RayLauncher:
+    """Tasks and trainings on the Ray this process is connected to."""
+
+    name = "ray"
+
+    def __init__(self, job: Job, run: Path, show: Show) -> None:
+        self._job, self._run, self._show = job, run, show
+
+    def run_tasks(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
+        """function(common, item, context) of every item as a Ray task with its share of CPUs and of a GPU."""
+        import ray
+
+        resources = self._job.resources
+        remote = ray.remote(_run_task).options(
+            num_cpus=resources.cpus_per_task, num_gpus=resources.gpus_per_task, max_retries=2
+        )
+        shared = ray.put(common)
+        with progress_folder(self._run) as folder, self._show.watching(lambda: read_progress(folder, len(items))):
+            running = [
+                remote.remote(function, shared, item, resources.model_dump(), str(folder / f"{number}.json"))
+                for number, item in enumerate(items)
+            ]
+            try:
+                for reference in running:
+                    yield _result(reference)
+            finally:
+                for reference in running:  # what is left of them, when one failed
+                    ray.cancel(reference, force=True)
+
+    def train(self, task: TrainingTask) -> Path:
+        """The loop on the job's workers; Ray Train restarts them from the last checkpoint when one dies."""
+        task.checkpoints.mkdir(parents=True, exist_ok=True)
+        _error_file(task).unlink(missing_ok=True)
+        with watch_training(self._show, task.folder):
+            _fit(task)
+        if _error_file(task).exists():
+            raise UserError(_error_file(task).read_text())
+        last = newest_checkpoint(task.checkpoints)
+        assert last is not None, "a finished training leaves a checkpoint"
+        return last
+
+
+def _run_task(function: TaskFunction, common: Any, item: Any, resources: dict[str, Any], progress_path: str) -> Any:
+    """One task, in a Ray worker process."""
+    asked = ResourceConfig.model_validate(resources)
+    use_threads(asked.cpus_per_task)
+    progress = ProgressFile(Path(progress_path))
+    result = function(common, item, Context(device_of(asked.gpus_per_task), progress))
+    progress(1, 1)
+    return result
+
+
+def _result(reference: Any) -> Any:
+    """A task's result; what a user can mend comes back as the UserError it was."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+
+
+def _fit(task: TrainingTask) -> None:
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    job = task.job
+    gpus = job.resources.gpus_per_worker
+    per_worker = {"CPU": job.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    environment = PROMPT | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
+    TorchTrainer(
+        _train_worker,
+        train_loop_config=task.pack(),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
+        scaling_config=ScalingConfig(
+            num_workers=job.workers, use_gpu=gpus > 0, resources_per_worker=per_worker, placement_strategy="SPREAD"
+        ),
+        run_config=RunConfig(
+            name=task.checkpoints.name,
+            storage_path=str(task.checkpoints.parent),
+            failure_config=FailureConfig(max_failures=job.checkpoint.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoint.keep),
+            worker_runtime_env={"env_vars": environment},
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    ).fit()
+
+
+def _train_worker(packed: dict[str, Any]) -> None:
+    """One rank of a Ray Train training.
+
+    A UserError is left in a file for the driver, and not tried again: a restart finds the file and ends at once. With
+    peers it must still be raised, because they may be waiting for this rank.
+    """
+    import ray.train.torch
+
+    from moe_dist.train.loop import train
+
+    task = TrainingTask.unpack(packed)
+    if _error_file(task).exists():
+        return
+    context = ray.train.get_context()
+    use_threads(task.job.resources.cpus_per_worker, sharing=context.get_local_world_size())
+    try:
+        train(RayWorker(task.checkpoints, ray.train.torch.get_device()), task)
+    except UserError as error:
+        write_text(_error_file(task), str(error))
+        if context.get_world_size() > 1:
+            raise
+
+
+def _error_file(task: TrainingTask) -> Path:
+    """Where a worker leaves the sentence that ended a training."""
+    return task.folder / "error.txt"

@@ -1,0 +1,209 @@
+"""One run of a job, from its data to its report: what is done is kept, what is missing or out of date is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from moe_dist import __version__
+from moe_dist.config import Job, dump_job
+from moe_dist.data.opened import OpenedData, ensure_shards, open_data
+from moe_dist.errors import UserError
+from moe_dist.methods.base import Step
+from moe_dist.report.build import build_report
+from moe_dist.train.checkpoint import read_state
+from moe_dist.train.evaluate import evaluate_task, save_evaluation
+from moe_dist.train.launcher import Launcher, open_launcher
+from moe_dist.train.pipeline import fingerprint, run_steps
+from moe_dist.train.results import Results, done, write_json, write_text
+from moe_dist.train.show import Show
+from moe_dist.train.task import TrainingTask, open_method
+from moe_dist.train.worker import newest_checkpoint
+
+RUNS = Path("runs")
+
+
+def cache_folder() -> Path:
+    """Where shards and decoded images that several runs share are kept: MOE_DIST_CACHE, else runs/cache."""
+    return Path(os.environ.get("MOE_DIST_CACHE", RUNS / "cache")).absolute()
+
+
+def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
+    """Run `job` into the run directory `run` and return its report.html."""
+    started = time.time()
+    prepare_run_directory(run, job)
+    with show.working("data"):
+        ensure_shards(job.data, cache_folder())
+        data = open_data(job.data, job.seed, cache_folder())
+    record = _record(job, data, launcher_name, started)
+    write_json(run / "run.json", record)
+    for label in job.models:
+        open_method(job, label, data)  # a method that does not fit the dataset is refused before any work
+    with open_launcher(launcher_name, job, run, show) as launcher:
+        for label in job.models:
+            show.headline(label)
+            run_model(job, label, run, data, launcher, show)
+    seconds = record["seconds_before"] + time.time() - started
+    write_json(run / "run.json", record | {"status": "finished", "seconds": seconds})
+    with show.working("report"):
+        return build_report(run)
+
+
+def run_model(job: Job, label: str, run: Path, data: OpenedData, launcher: Launcher, show: Show) -> None:
+    """One method: its steps, its training and its evaluation."""
+    method = open_method(job, label, data)
+    folder = run / label
+    results, inputs = run_steps(method, job, data, folder / "steps", launcher.run_tasks, show)
+    inputs = fingerprint(inputs, _training_settings(job, label))
+    task = TrainingTask(job, label, run, cache_folder(), inputs)
+    checkpoint = _train(task, launcher, show)
+    _evaluate(task, checkpoint, _times(results, method.steps(), checkpoint), method.labels_used(), launcher, show)
+
+
+def _train(task: TrainingTask, launcher: Launcher, show: Show) -> Path:
+    """Train unless that has been done from the same inputs; the last checkpoint."""
+    path = task.folder / "training.json"
+    finished = json.loads(path.read_text()) if path.is_file() else None
+    checkpoint = newest_checkpoint(task.checkpoints)
+    if finished and finished["fingerprint"] == task.fingerprint and checkpoint:
+        show.skipped("joint training", finished["seconds"])
+        return checkpoint
+    path.unlink(missing_ok=True)
+    _drop_other_trainings(task)
+    with show.working(f"training on {task.job.workers} worker{'s' if task.job.workers > 1 else ''} ({launcher.name})"):
+        checkpoint = launcher.train(task)
+    write_json(path, {"fingerprint": task.fingerprint, "seconds": read_state(checkpoint)["seconds"]})
+    return checkpoint
+
+
+def _evaluate(
+    task: TrainingTask, checkpoint: Path, times: dict[str, Any], labels_used: str, launcher: Launcher, show: Show
+) -> None:
+    folder = task.folder / "evaluation"
+    path = folder / "evaluation.json"
+    if path.is_file() and json.loads(path.read_text())["fingerprint"] == task.fingerprint:
+        show.skipped("evaluation on the test split", 0.0)
+        return
+    with show.working("evaluation on the test split"):
+        outcome = next(iter(launcher.run_tasks(evaluate_task, [str(checkpoint)], task.pack())))
+    facts = {"fingerprint": task.fingerprint, "training": times, "labels_used": labels_used}
+    save_evaluation(folder, outcome, facts)
+
+
+def _times(results: Results, steps: tuple[Step, ...] | Any, checkpoint: Path) -> dict[str, float | None]:
+    """Wall seconds of all steps and the training; and with the experts' own seconds added up, as the paper counts."""
+    training = read_state(checkpoint)["seconds"]
+    seconds = {step.name: _seconds_of(results, step.name) for step in steps}
+    summed = [sum(results[name].values["seconds"]) for name in seconds if "seconds" in results[name].values]
+    return {
+        "wall_seconds": sum(seconds.values()) + training,
+        "summed_expert_seconds": summed[0] + training if summed else None,
+    }
+
+
+def _seconds_of(results: Results, name: str) -> float:
+    finished = done(results.folder / name)
+    assert finished is not None
+    return finished["seconds"]
+
+
+def _training_settings(job: Job, label: str) -> dict[str, Any]:
+    """What, beside the steps, decides a training's result. Workers, launcher and placement do not."""
+    return {"method": job.models[label].model_dump(mode="json"), "precision": job.resources.precision}
+
+
+def _drop_other_trainings(task: TrainingTask) -> None:
+    """Checkpoints and logs of a training from other inputs; the same inputs' are where this one goes on from."""
+    if task.checkpoints.is_dir():
+        return
+    for name in ("checkpoints", "tensorboard", "evaluation"):
+        shutil.rmtree(task.folder / name, ignore_errors=True)
+    (task.folder / "metrics.jsonl").unlink(missing_ok=True)
+
+
+def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
+    """Where a run goes: --out, or a new runs/<job>/<time>; with --resume, the newest run of the job."""
+    if out is not None:
+        if (out / "job.yaml").exists() and not resume:
+            raise UserError(
+                f"--out {out}: already holds a run; add --resume to go on with it, or choose another folder"
+            )
+        return out.absolute()
+    home = (RUNS / job.name).absolute()
+    if resume:
+        if not (home / "latest").exists():
+            raise UserError(f"--resume: there is no run of {job.name} under {home}; run it without --resume first")
+        return (home / "latest").resolve()
+    return home / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def prepare_run_directory(run: Path, job: Job) -> None:
+    """Make the folder, refuse one of another job, write job.yaml and point `latest` at it."""
+    if (run / "job.yaml").exists():
+        before = yaml.safe_load((run / "job.yaml").read_text())
+        for field, was, now in (
+            ("job", before["name"], job.name),
+            ("kind of job", before["kind"], job.kind),
+            ("dataset", before["data"]["dataset"], job.data.dataset),
+        ):
+            if was != now:
+                raise UserError(
+                    f"{run}: is the run directory of another {field}, {was}, not {now}; choose another folder"
+                )
+    elif run.exists() and any(run.iterdir()):
+        raise UserError(f"{run}: is not empty and holds no run; choose another folder")
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / "job.yaml", dump_job(job))
+    if run.parent == (RUNS / job.name).absolute():
+        link = run.parent / f".latest-{os.getpid()}"
+        link.symlink_to(run.name)
+        os.replace(link, run.parent / "latest")
+
+
+def _record(job: Job, data: OpenedData, launcher_name: str, started: float) -> dict[str, Any]:
+    """run.json: what a figure of this run must be read with."""
+    return {
+        "status": "running",
+        "started": datetime.fromtimestamp(started).isoformat(timespec="seconds"),
+        "seconds": None,
+        "seconds_before": 0.0,
+        "command": shlex.join(["moe-dist", *sys.argv[1:]]),
+        "hardware": hardware(),
+        "launcher": launcher_name,
+        "workers": job.workers,
+        "seed": job.seed,
+        "version": __version__,
+        "torch": torch.__version__,
+        "dataset": job.data.dataset,
+        "split_digest": data.split_digest,
+        "counts": {
+            "train": len(data.train_samples),
+            "val": len(data.val_samples),
+            "test": len(data.test_samples),
+        },
+        "classes": list(data.info.class_names),
+    }
+
+
+def hardware() -> str:
+    """Processor, cores and GPUs of this machine, in words."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [
+            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = models[0] if models else name
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join([f"{os.cpu_count()} cores of {name}", *gpus])

@@ -1,0 +1,83 @@
+"""One stage of a training on one rank: its engine, its stream, its schedule, and their state as one dictionary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moe_dist.data.stream import Stream
+from moe_dist.methods.base import Stage
+from moe_dist.train.engine import Engine, make_engine
+from moe_dist.train.schedule import RateFactor
+from moe_dist.train.task import Training
+from moe_dist.train.worker import Worker
+
+LOG_EVERY_STEPS = {"cpu": 1, "cuda": 20}
+"""Reading a loss waits for the GPU, so there it is read seldom."""
+
+
+@dataclass
+class Session:
+    """What a stage's loop works with."""
+
+    engine: Engine
+    stream: Stream
+    validation: Stream
+    rate: RateFactor
+    stage: Stage
+    accumulate: int
+    every_steps: int
+    every_epochs: int
+    device: torch.device
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two lines of the log."""
+        return LOG_EVERY_STEPS[self.device.type]
+
+    def save_due(self, step: int) -> bool:
+        """Whether a checkpoint inside an epoch is due; at an epoch's end the validation comes first."""
+        inside = self.stream.position.steps > 0
+        return bool(self.every_steps) and inside and step % self.every_steps == 0
+
+    def epoch_save_due(self, epoch: int) -> bool:
+        """Whether a checkpoint is due after `epoch`; always after a stage's last one."""
+        return (epoch + 1) % self.every_epochs == 0 or epoch + 1 == self.stage.epochs
+
+    def state(self) -> dict[str, Any]:
+        """Stream position and schedule, as JSON values."""
+        return {"stream": self.stream.state(), "rate": self.rate.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state; the engine has loaded its own part."""
+        self.stream.load(state["stream"])
+        self.rate.load(state["rate"])
+
+
+def open_session(training: Training, stage: Stage, worker: Worker) -> Session:
+    """The stage's engine, streams and schedule for this rank."""
+    job = training.job
+    engine = make_engine(
+        training.network,
+        stage.optimisers,
+        parallel=job.parallel,
+        clip_norm=stage.clip_norm,
+        device=worker.device,
+        bf16=training.bf16,
+        world=worker.world,
+        deepspeed=training.deepspeed,
+    )
+    stream = training.stream(stage, worker)
+    return Session(
+        engine=engine,
+        stream=stream,
+        validation=training.validation(stage, worker),
+        rate=RateFactor(stage.schedule, stage.epochs),
+        stage=stage,
+        accumulate=job.parallel.accumulate,
+        every_steps=job.checkpoint.every_steps,
+        every_epochs=job.checkpoint.every_epochs,
+        device=worker.device,
+    )

@@ -1,0 +1,114 @@
+"""What a person sees while a run goes on: one line a step, with progress, rate and time left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+POLL_SECONDS = 0.3
+
+
+class Show:
+    """Prints the run's progress to the console; live bars on a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def headline(self, text: str) -> None:
+        """A line that opens a part of the run."""
+        self.console.print(f"\n[bold]{text}[/]")
+
+    def notice(self, text: str) -> None:
+        """Something the user should know, without stopping."""
+        self.console.print(f"  [yellow]![/] {text}")
+
+    def skipped(self, title: str, seconds: float) -> None:
+        """A step whose result from an earlier run is used again."""
+        self.console.print(f"  [green]=[/] {title} [dim]kept from an earlier run ({_duration(seconds)})[/]")
+
+    @contextlib.contextmanager
+    def working(self, title: str) -> Iterator[None]:
+        """A step under way; a failure leaves a mark and goes on up."""
+        started = time.perf_counter()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            self._progress, self._task = progress, progress.add_task(title, total=None, note="")
+            try:
+                yield
+            except BaseException:
+                self.console.print(f"  [red]x[/] {title} [dim]after {_duration(time.perf_counter() - started)}[/]")
+                raise
+            finally:
+                self._progress = self._task = None
+        self.console.print(f"  [green]+[/] {title} [dim]{_duration(time.perf_counter() - started)}[/]")
+
+    def update(self, done: float, total: float, note: str = "") -> None:
+        """How far the step under way is."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, note=note)
+
+    @contextlib.contextmanager
+    def watching(self, look: Callable[[], tuple[float, float, str] | None]) -> Iterator[None]:
+        """While the block runs, ask `look` for (done, total, note) a few times a second and show it."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(POLL_SECONDS):
+                seen = look()
+                if seen:
+                    self.update(*seen)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def watch_training(show: Show, folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Show a training's progress from the metrics.jsonl its rank 0 writes in `folder`, wherever that rank runs."""
+
+    def look() -> tuple[float, float, str] | None:
+        line = last_metrics(folder / "metrics.jsonl")
+        if line is None:
+            return None
+        rate = f", {line['images_per_second']:.0f} images/s" if "images_per_second" in line else ""
+        note = f"{line['stage']} epoch {line['epoch'] + 1}, loss {line['loss']:.4f}{rate}"
+        return line["step"], line["of_steps"], note
+
+    return show.watching(look)
+
+
+def last_metrics(path: Path) -> dict | None:
+    """The newest whole line of a metrics.jsonl, or None."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        lines = [line for line in file.read().split(b"\n") if line.endswith(b"}") and line.startswith(b"{")]
+    return json.loads(lines[-1]) if lines else None
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s" if seconds < 3600 else f"{seconds / 3600:.2f} h"

@@ -1,0 +1,204 @@
+"""`moe-dist submit`: ship the working tree to a Ray cluster, run `moe-dist run` on its head, follow the log.
+
+The job server answers to a token, which Ray itself reads (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH or
+RAY_AUTH_TOKEN). It is never an argument here, so that it is never in a command line, a log or a job's description.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from moe_dist.config import Job, load_job
+from moe_dist.errors import UserError
+from moe_dist.train.shipping import pack_tree
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended, as shells have it."""
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def submit(job_path: Path, overrides: list[str], address: str, *, follow: bool, out: Path | None = None) -> int:
+    """Run a job on the cluster whose job server is at `address`; the job's exit code, or 0 where it is not followed.
+
+    The current directory is shipped, and paths in the job are taken from it, as `moe-dist run` would. out: the run
+    directory, on storage that every node reaches; it may be left out for a cluster on this machine.
+    Raises UserError where the job, the address or the token is wrong, or the tree is too large.
+    """
+    job = load_job(job_path, overrides)
+    root = Path.cwd()
+    command = run_command(job, job_path, overrides, root, run_directory(job, address, out))
+    client = connect(address)
+    for notice in lacking(job, node_resources(address)):
+        print(f"! {notice}")
+    return submit_command(client, command, root=root, name=job.name, follow=follow)
+
+
+def run_directory(job: Job, address: str, out: Path | None) -> Path:
+    """Where the job's results go, absolute: every node writes there. Raises UserError where only the user can know."""
+    if out is not None:
+        return out.absolute()
+    if urlsplit(address).hostname in LOOPBACK:
+        return Path.cwd() / "runs" / job.name
+    raise UserError(
+        f"--out is missing: all nodes of {address} write to the run directory, so name one on storage that every node "
+        f"reaches, for example --out /shared/runs/{job.name}"
+    )
+
+
+def run_command(job: Job, job_path: Path, overrides: list[str], root: Path, out: Path) -> list[str]:
+    """`moe-dist run` of the job as a node calls it: in the shipped tree, which is not where the data is.
+
+    The job file must be in the tree; relative paths of data become absolute, since they are meant from `root`.
+    """
+    path = job_path.absolute()
+    if not path.is_relative_to(root):
+        raise UserError(
+            f"{job_path}: not below {root}, which is what is shipped; copy the job there or change directory"
+        )
+    places = {"data.source": job.data.source, "data.shards": job.data.shards}
+    absolute = [f"{field}={place.absolute()}" for field, place in places.items() if place and not place.is_absolute()]
+    settings = [part for override in (*overrides, *absolute) for part in ("--set", override)]
+    relative = path.relative_to(root).as_posix()
+    # -m and not the `moe-dist` script: the shipped package then comes before an installed one
+    return ["python", "-m", "moe_dist.cli", "run", relative, "--out", str(out), *settings]
+
+
+def lacking(job: Job, nodes: Sequence[Mapping[str, float]]) -> list[str]:
+    """What `nodes` (the resources of each) cannot hold of the job, in sentences. Ray would wait without a word.
+
+    Not a refusal: an autoscaled cluster has few nodes until a job asks for them.
+    """
+    asked = job.resources
+    needs = [
+        ("worker", job.workers, {"CPU": asked.cpus_per_worker, "GPU": asked.gpus_per_worker}),
+        ("task", 1, {"CPU": asked.cpus_per_task, "GPU": asked.gpus_per_task}),
+    ]
+    return [
+        f"the cluster's {len(nodes)} nodes hold {room} {kind}s of {need['CPU']:g} CPUs and {need['GPU']:g} GPUs, the "
+        f"job needs {count}: it waits until the cluster grows; if it cannot, lower `workers` or `resources`"
+        for kind, count, need in needs
+        if (room := sum(_fitting(need, node) for node in nodes)) < count
+    ]
+
+
+def _fitting(need: Mapping[str, float], node: Mapping[str, float]) -> int:
+    """How many of `need` one node holds at once; a worker never spans two nodes."""
+    return int(min(node.get(kind, 0.0) / amount for kind, amount in need.items() if amount))
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the job server at `address`. Raises UserError where there is none or it refuses."""
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError:
+        raise UserError("submit needs Ray, which is not installed: pip install 'ray[default]'") from None
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise UserError(
+            f"--address {address}: give the job server's address with its scheme, as in http://127.0.0.1:8265"
+        )
+    for module in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)  # Ray would go there instead of to the address it is given
+    with _explained(address):
+        return JobSubmissionClient(address)
+
+
+def node_resources(address: str) -> list[dict[str, float]]:
+    """The resources of every living node."""
+    from ray.util.state import list_nodes
+
+    with _explained(address):
+        nodes = list_nodes(address=address, detail=True, filters=[("state", "=", "ALIVE")])
+    return [node.resources_total or {} for node in nodes]
+
+
+def submit_command(client: JobSubmissionClient, command: Sequence[str], *, root: Path, name: str, follow: bool) -> int:
+    """Ship the tree below `root`, run `command` in it on the cluster; its exit code, or 0 where it is not followed."""
+    submission = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    address = client.get_address()
+    with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
+        environment = {"working_dir": str(pack_tree(root, Path(folder))), "env_vars": {"PYTHONUNBUFFERED": "1"}}
+        with _explained(address):
+            client.submit_job(entrypoint=shlex.join(command), submission_id=submission, runtime_env=environment)
+    print(f"submitted {submission} to {address}")
+    if not follow:
+        print(_afterwards(address, submission))
+        return 0
+    try:
+        with _explained(address):
+            return follow_job(client, submission)
+    except UserError as error:
+        raise UserError(f"{error}; the job may go on: ray job status --address {address} {submission}") from None
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on\n{_afterwards(address, submission)}")
+        return INTERRUPTED
+
+
+def follow_job(client: JobSubmissionClient, submission: str) -> int:
+    """Print a job's log until it ends; its exit code, or 1 where it ended without one (stopped, or never started)."""
+
+    async def print_log() -> None:
+        async for text in client.tail_job_logs(submission):
+            print(text, end="", flush=True)
+
+    asyncio.run(print_log())
+    details = client.get_job_info(submission)
+    print(f"{submission}: {details.status.value.lower()}")
+    if details.status.value == "SUCCEEDED":
+        return 0
+    if details.driver_exit_code is None:
+        print(details.message)
+    return details.driver_exit_code or 1
+
+
+def _afterwards(address: str, submission: str) -> str:
+    commands = {"follow": f"logs --follow --address {address}", "stop": f"stop --address {address}"}
+    return "\n".join(f"  {what} it: ray job {command} {submission}" for what, command in commands.items())
+
+
+@contextlib.contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Turn what Ray raises when a job server cannot be used into a sentence.
+
+    Ray raises AuthenticationError for a missing or wrong token, ConnectionError (an OSError, as are those of requests)
+    where nothing answers, and RuntimeError, with the server's words, for every other refusal.
+    """
+    from ray.exceptions import AuthenticationError, RayError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        raise UserError(_refusal(address, str(error))) from None
+    except ConnectionError:
+        raise UserError(
+            f"no job server answers at {address}: is the cluster up, and is its port forwarded (`ray dashboard "
+            f"ray_cluster.yaml`)?"
+        ) from None
+    except (OSError, RuntimeError, RayError) as error:
+        raise UserError(f"{address}: {' '.join(str(error).split())}") from None
+
+
+def _refusal(address: str, reason: str) -> str:
+    """Why the job server said 401 or 403, or why Ray had no token to send."""
+    variables = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
+    if reason.startswith("Authentication failed"):
+        return f"{address} refuses the token (403): it is not this cluster's; set {variables}"
+    if reason.startswith("Authentication required"):
+        return f"{address} asks for a token (401) and none was sent: set {variables}"
+    return f"no token to send to {address}: set {variables}, which must not be empty"

@@ -1,0 +1,154 @@
+"""A training as it is sent to workers (names and paths), and as a worker opens it (method, network, data)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moe_dist.config import Job, parse_job
+from moe_dist.data.opened import OpenedData, open_data
+from moe_dist.data.stream import Stream
+from moe_dist.methods.base import MakeExperts, Method, Stage, TrainingSet
+from moe_dist.methods.registry import method_class
+from moe_dist.models.experts import Experts
+from moe_dist.train.results import Results
+from moe_dist.train.worker import Worker
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """One method's training within a run: all a worker on any node needs to find the rest.
+
+    run and cache are absolute and on storage that every node reaches.
+    """
+
+    job: Job
+    label: str
+    run: Path
+    cache: Path
+    fingerprint: str
+
+    @property
+    def folder(self) -> Path:
+        """Where this method's results are."""
+        return self.run / self.label
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its checkpoints are; another folder as soon as an input changes."""
+        return self.folder / "checkpoints" / self.fingerprint[:12]
+
+    def pack(self) -> dict[str, Any]:
+        """As plain values, to be sent."""
+        return {
+            "job": self.job.model_dump(mode="json"),
+            "label": self.label,
+            "run": str(self.run),
+            "cache": str(self.cache),
+            "fingerprint": self.fingerprint,
+        }
+
+    @staticmethod
+    def unpack(packed: dict[str, Any]) -> TrainingTask:
+        """The task that `pack` packed."""
+        job = parse_job(packed["job"], "job")
+        return TrainingTask(job, packed["label"], Path(packed["run"]), Path(packed["cache"]), packed["fingerprint"])
+
+
+@dataclass
+class Training:
+    """A task opened on one rank."""
+
+    job: Job
+    method: Method
+    network: nn.Module
+    data: OpenedData
+    training_set: TrainingSet
+    bf16: bool
+    deepspeed: bool
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages together."""
+        samples = len(self.training_set.samples)
+        return sum(stage.epochs * -(-samples // stage.batch_size) for stage in self.method.stages())
+
+    def stream(self, stage: Stage, worker: Worker) -> Stream:
+        """This rank's training batches of a stage."""
+        return Stream(
+            self.data.train.images,
+            self.training_set,
+            self.data.config,
+            seed=self.job.seed,
+            global_batch=stage.batch_size,
+            rank=worker.rank,
+            world=worker.world,
+            augment=stage.augment,
+            device=worker.device,
+            shard_of=self.data.train.shard_of,
+        )
+
+    def validation(self, stage: Stage, worker: Worker) -> Stream:
+        """This rank's validation batches, in order and without augmentation."""
+        samples = self.data.val_samples
+        return Stream(
+            self.data.train.images,
+            TrainingSet(samples, self.data.train.labels[samples]),
+            self.data.config,
+            seed=self.job.seed,
+            global_batch=EVALUATION_BATCH * worker.world,
+            rank=worker.rank,
+            world=worker.world,
+            augment=None,
+            shuffle=False,
+            device=worker.device,
+            shard_of=self.data.train.shard_of,
+        )
+
+
+def open_training(task: TrainingTask, worker: Worker) -> Training:
+    """Open the data, read the steps' results and build the network on the worker's device."""
+    job = task.job
+    data = open_data(job.data, job.seed, task.cache)
+    method = open_method(job, task.label, data)
+    results = Results(task.folder / "steps")
+    labels = method.visible_labels(results, data.train.labels)
+    network = method.build(_make_experts(job, method), results, job.seed).to(worker.device)
+    return Training(
+        job=job,
+        method=method,
+        network=network,
+        data=data,
+        training_set=method.training_set(results, labels, data.train_samples),
+        bf16=use_bf16(job.resources.precision, worker.device),
+        deepspeed=worker.deepspeed,
+    )
+
+
+def open_method(job: Job, label: str, data: OpenedData) -> Method:
+    """The method of the job that carries `label`, checked against the dataset."""
+    config = job.models[label]
+    return method_class(config.name)(config, data.info)
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether forward passes run in bf16: on a GPU unless fp32 is asked for."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+def _make_experts(job: Job, method: Method) -> MakeExperts:
+    """Experts side by side in this process, or spread over `parallel.expert` ranks."""
+    if job.parallel.expert == 1:
+        return Experts
+    from moe_dist.parallel.experts import ExpertParallel
+
+    def spread(factories: Any, costs: Any, seed: int) -> Any:
+        return ExpertParallel(factories, costs=costs, seed=seed, ep_size=job.parallel.expert)
+
+    return spread

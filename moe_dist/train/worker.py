@@ -1,0 +1,125 @@
+"""What the loop knows of where it runs: one worker interface, two launchers behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from moe_dist.train.checkpoint import is_whole, read_state
+
+
+class Worker(Protocol):
+    """One rank of a training."""
+
+    rank: int
+    world: int
+    device: torch.device
+    deepspeed: bool
+    """Whether a DeepSpeed engine drives the network; the local launcher does without for a single rank."""
+
+    def restore(self) -> Path | None:
+        """The folder of the last whole checkpoint, or None. The same on every rank."""
+
+    def saving(self, metrics: dict[str, Any]) -> contextlib.AbstractContextManager[Path]:
+        """A folder to write a checkpoint into; leaving the block publishes it. Every rank takes part."""
+
+
+class LocalWorker:
+    """A rank started by the local launcher: checkpoints are folders renamed into place."""
+
+    def __init__(self, folder: Path, keep: int, rank: int, world: int, device: torch.device) -> None:
+        self.folder, self.keep, self.rank, self.world, self.device = folder, keep, rank, world, device
+        self.deepspeed = world > 1
+
+    def restore(self) -> Path | None:
+        """The newest whole checkpoint of the folder."""
+        return newest_checkpoint(self.folder)
+
+    @contextlib.contextmanager
+    def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
+        """All ranks write into one hidden folder; rank 0 renames it when everyone is done, and drops the oldest."""
+        hidden = self.folder / f".saving-{metrics['step']:08d}"
+        if self.rank == 0:
+            shutil.rmtree(hidden, ignore_errors=True)
+            hidden.mkdir(parents=True)
+        self._barrier()
+        yield hidden
+        self._barrier()
+        if self.rank == 0:
+            final = self.folder / f"checkpoint_{metrics['step']:08d}"
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(hidden, final)
+            for old in checkpoints(self.folder)[: -self.keep]:
+                shutil.rmtree(old)
+        self._barrier()
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+class RayWorker:
+    """A rank inside Ray Train: every rank writes into a folder of its own and Ray merges them into one checkpoint."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        self.folder, self.device, self.deepspeed = folder, device, True
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+
+    def restore(self) -> Path | None:
+        """What Ray says was published last, else (first start of this fit) what an earlier run left.
+
+        Only rank 0 looks, and tells the others: two ranks that looked for themselves could see different folders.
+        """
+        import ray.train
+
+        found: list[str | None] = [None]
+        if self.rank == 0:
+            checkpoint = ray.train.get_checkpoint()
+            path = Path(checkpoint.path) if checkpoint else newest_checkpoint(self.folder)
+            found = [str(path) if path else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found)
+        return Path(found[0]) if found[0] else None
+
+    @contextlib.contextmanager
+    def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
+        """A temporary folder, given to Ray Train's report, which publishes the ranks' files as one checkpoint."""
+        import ray.train
+
+        with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
+            yield Path(folder)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a folder, oldest first; torn or partial ones are not listed."""
+    whole = [path for path in folder.glob("checkpoint_*") if path.is_dir() and is_whole(path)]
+    return sorted(whole, key=lambda path: read_state(path)["step"])
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint with the most steps, or None."""
+    return next(iter(reversed(checkpoints(folder))), None)
+
+
+def mean_over_ranks(values: torch.Tensor, world: int) -> torch.Tensor:
+    """The ranks' average of `values`, on every rank."""
+    return sum_over_ranks(values, world) / world
+
+
+def sum_over_ranks(values: torch.Tensor, world: int) -> torch.Tensor:
+    """The ranks' sum of `values`, on every rank."""
+    if world > 1:
+        dist.all_reduce(values)
+    return values

@@ -1,0 +1,23 @@
+"""torchvision, importable also beside a CPU-only torch.
+
+torchvision's wheels on the registry are built for CUDA. On a CPU-only torch their compiled operators do not load, and
+``import torchvision`` then fails while registering fake kernels for two operators that nobody defined. Defining the two
+schemas first is enough: transforms and models (all that is used here) need no compiled operator.
+Import torchvision from this module, nowhere else.
+"""
+
+import torch
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+if not torch.cuda.is_available() and torch.version.cuda is None:
+    _library = torch.library.Library("torchvision", "FRAGMENT")  # kept alive: the schemas go when it does
+    for _schema in _SCHEMAS:
+        _library.define(_schema)
+
+import torchvision  # noqa: E402
+
+__all__ = ["torchvision"]

@@ -1,0 +1,94 @@
+"""Small networks of the three shapes that the methods have, built with the MakeExperts pattern."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from moe_dist.methods.base import MakeExperts, seeded
+
+SIDE, CLASSES = 8, 4
+
+
+class LeNetMixture(nn.Module):
+    """As DFCP-MoE: heterogeneous LeNets on the image, a gate on the image, class probabilities mixed."""
+
+    def __init__(self, make_experts: MakeExperts, experts: int) -> None:
+        super().__init__()
+        widths = [2 + expert % 5 for expert in range(experts)]
+        self.gate = nn.Linear(SIDE * SIDE, experts)
+        self.experts = make_experts([lambda width=width: lenet(width) for width in widths], widths, 7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, C]."""
+        gate = self.gate(images.flatten(1)).softmax(1)
+        return self.experts.mix(gate, images).clamp_min(1e-9).log()
+
+
+class BranchesOnTrunk(nn.Module):
+    """As ICL: three branches of unequal size on a shared trunk, each returning (logits, features)."""
+
+    def __init__(self, make_experts: MakeExperts) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2))
+        self.experts = make_experts([lambda width=width: Branch(width) for width in (3, 5, 4)], [3.0, 5.0, 4.0], 7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, C]; features enter through their norm, so that both outputs have a gradient."""
+        outputs = self.experts(self.trunk(images))
+        logits = sum(logits for logits, _ in outputs)
+        feature_size = torch.stack([features.pow(2).mean(1) for _, features in outputs]).mean(0)
+        return logits.log_softmax(1) - 0.01 * feature_size[:, None]
+
+
+class ExpertsOnMap(nn.Module):
+    """As the multi-scale GMM-MoE: ten convolutional experts on a feature map, mixed with a weight per position."""
+
+    def __init__(self, make_experts: MakeExperts) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.gate = nn.Conv2d(4, 10, 1)
+        self.experts = make_experts([lambda: nn.Conv2d(4, 6, 3, padding=1)] * 10, [1.0] * 10, 7)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, C]."""
+        features = self.stem(images).relu()
+        mixed = self.experts.mix(self.gate(features).softmax(1), features)
+        return self.head(mixed.relu().mean((2, 3))).log_softmax(1)
+
+
+class Branch(nn.Module):
+    """A convolution, pooled to features [B, width], and a classifier on them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(4, width, 3, padding=1)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [B, C], features [B, width])."""
+        pooled = self.body(features).relu().mean((2, 3))
+        return self.head(pooled), pooled
+
+
+def lenet(width: int) -> nn.Module:
+    """Two convolutions and two linear layers; class probabilities [B, C] of images [B, 1, 8, 8]."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, width, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(18 * width, 6), nn.ReLU(), nn.Linear(6, CLASSES), nn.Softmax(1)),
+    )
+
+
+BUILDERS = {
+    "dfcp5": lambda make_experts: LeNetMixture(make_experts, 5),
+    "dfcp43": lambda make_experts: LeNetMixture(make_experts, 43),
+    "icl": BranchesOnTrunk,
+    "gmm": ExpertsOnMap,
+}
+
+
+def build(name: str, make_experts: MakeExperts) -> nn.Module:
+    """The network called `name`, its dense part seeded as its experts are."""
+    return seeded(3, lambda: BUILDERS[name](make_experts))

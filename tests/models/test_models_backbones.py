@@ -1,0 +1,142 @@
+"""models/backbones.py: maps and heads against torchvision's own forward pass; weights from files."""
+
+import copy
+from urllib.error import URLError
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from moe_dist.errors import UserError
+from moe_dist.models.backbones import backbone, classifier, feature_map
+from moe_dist.vision import torchvision
+
+SMALL = "shufflenet_v2_x0_5"
+
+
+@pytest.fixture(scope="module")
+def state():
+    """The state of a small network, every tensor unlike what a fresh one starts with."""
+    network = torchvision.models.get_model(SMALL, weights=None)
+    return {name: value + 7 for name, value in network.state_dict().items()}
+
+
+def test_efficientnet_b1_map_is_neither_pooled_nor_classified():
+    with torch.inference_mode():
+        assert feature_map("efficientnet_b1").eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 1280, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnet_y_400mf", "mobilenet_v3_small"])
+def test_feature_map_is_what_the_network_pools(name, tmp_path):
+    """The map must be what torchvision's forward pass averages before its classifier: average it, classify, compare."""
+    network = torchvision.models.get_model(name, weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        pooled = feature_map(name, tmp_path / "weights.pth").eval()(images).mean(dim=(2, 3))
+        head = network.fc if hasattr(network, "fc") else network.classifier
+        torch.testing.assert_close(head(pooled), network(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_local_weights_are_loaded_whole(suffix, state, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    (torch.save if suffix == ".pth" else save_file)(state, path)
+    for given in (path, str(path)):
+        for name, value in backbone(SMALL, given).state_dict().items():
+            assert torch.equal(value, state[name]), name
+
+
+def test_a_state_that_does_not_fit_is_told_by_name(state, tmp_path):
+    changed = copy.copy(state)
+    changed["fc.scale"] = changed.pop("fc.bias")
+    changed["fc.weight"] = torch.zeros(10, 1024)
+    torch.save(changed, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"fc\.bias missing; fc\.scale unexpected; fc\.weight of another shape"):
+        backbone(SMALL, tmp_path / "weights.pth")
+
+
+def test_many_misfits_are_counted(state, tmp_path):
+    torch.save({}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=rf"and {len(state) - 3} more missing"):
+        backbone(SMALL, tmp_path / "weights.pth")
+
+
+class Payload:
+    """Something only unpickling could bring back."""
+
+
+def test_a_pickled_file_is_not_opened(tmp_path):
+    torch.save({"fc.bias": Payload()}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="not plain tensors"):
+        backbone(SMALL, tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_broken_file_is_refused(name, tmp_path):
+    (tmp_path / name).write_bytes(b"no weights")
+    with pytest.raises(UserError, match="not plain tensors"):
+        backbone(SMALL, tmp_path / name)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.pth: no such file"):
+        backbone(SMALL, tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [URLError("no route to host"), TimeoutError("timed out"), RuntimeError("invalid hash value")],
+)
+def test_weights_that_cannot_be_fetched_say_what_to_do(failure, monkeypatch):
+    def fail(url, **options):
+        raise failure
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+    with pytest.raises(UserError, match=r"DEFAULT weights of resnet18 could not be fetched .*local \.safetensors"):
+        backbone("resnet18", "DEFAULT")
+
+
+def test_fetched_weights_are_checked_and_never_unpickled(state, monkeypatch):
+    asked = {}
+
+    def fetch(url, **options):
+        asked.update(options)
+        return state
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    network = backbone(SMALL, "IMAGENET1K_V1")
+    assert asked["weights_only"] is True and asked["check_hash"] is True
+    assert torch.equal(network.fc.bias, state["fc.bias"])
+
+
+def test_unknown_weights_name_the_choices():
+    with pytest.raises(UserError, match="resnet50 has IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"):
+        backbone("resnet50", "IMAGENET21K")
+
+
+def test_unknown_networks_name_the_nearest():
+    with pytest.raises(UserError, match=r"'efficientnet-b1' is not one .*efficientnet_b1"):
+        backbone("efficientnet-b1")
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "googlenet", "densenet121"])
+def test_networks_without_a_usable_map_are_refused(name):
+    with pytest.raises(UserError, match=f"backbone '{name}' is not one torchvision offers for this"):
+        feature_map(name)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_classifier_ends_with_dropout_and_a_fresh_layer(name):
+    network = classifier(name, None, classes=43, dropout=0.6).eval()
+    with torch.inference_mode():
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 43)
+    *_, dropout, last = (layer for layer in network.modules() if isinstance(layer, nn.Dropout | nn.Linear))
+    assert isinstance(dropout, nn.Dropout) and dropout.p == 0.6
+    assert isinstance(last, nn.Linear) and last.out_features == 43
+
+
+def test_a_head_that_is_not_linear_is_refused():
+    with pytest.raises(UserError, match="'squeezenet1_1': its last layer is not linear"):
+        classifier("squeezenet1_1", None, classes=43, dropout=0.6)

@@ -1,0 +1,142 @@
+"""models/siamese.py: the losses against Eq 11 pair by pair, and training on images that are easy to tell apart."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from moe_dist.errors import UserError
+from moe_dist.models.siamese import (
+    Siamese,
+    SiameseConfig,
+    balanced_batch,
+    contrastive_loss,
+    embed,
+    pair_loss,
+    train_siamese,
+)
+from tests.reference import dfcp as reference
+
+
+def test_contrastive_loss_by_hand():
+    """Margin 1: a similar pair 0.6 apart costs 0.18; dissimilar ones cost 0.4^2 / 2 = 0.08 at 0.6 and 0 beyond 1."""
+    distance, dissimilar = torch.tensor([0.6, 0.6, 1.5]), torch.tensor([False, True, True])
+    torch.testing.assert_close(contrastive_loss(distance, dissimilar, 1.0), torch.tensor([0.18, 0.08, 0.0]))
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_pair_loss_follows_eq_11_over_all_pairs(balance):
+    random = np.random.default_rng(0)
+    embeddings, labels = random.normal(size=(7, 3)), np.array([0, 0, 1, 2, 1, 0, 3])
+    losses = {True: [], False: []}
+    for p in range(7):
+        for q in range(p + 1, 7):
+            dissimilar = bool(labels[p] != labels[q])
+            distance = math.dist(embeddings[p], embeddings[q])
+            losses[dissimilar].append(reference.contrastive_loss(distance, dissimilar, margin=2.0))
+    if balance:
+        expected = np.mean(losses[True]) + np.mean(losses[False])
+    else:
+        expected = np.mean(losses[True] + losses[False])
+    ours = pair_loss(torch.from_numpy(embeddings), torch.from_numpy(labels), margin=2.0, balance=balance)
+    assert ours.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_batch_of_one_class_has_no_push():
+    """A single class leaves only the pull: one similar pair 2 apart costs 2."""
+    embeddings = torch.tensor([[0.0], [2.0]])
+    assert pair_loss(embeddings, torch.tensor([4, 4]), margin=1.0, balance=True).item() == pytest.approx(2)
+
+
+def test_coinciding_images_leave_finite_gradients():
+    embeddings = torch.zeros(3, 2, requires_grad=True)
+    pair_loss(embeddings, torch.tensor([0, 0, 1]), margin=1.0, balance=True).backward()
+    assert embeddings.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("side", [32, 48, 64])
+def test_embeddings_lie_on_the_unit_sphere(side):
+    network = Siamese(dimensions=12, channels=(4, 8, 8)).eval()
+    embeddings = network(torch.randn(3, 3, side, side))
+    assert embeddings.shape == (3, 12)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
+
+
+def test_balanced_batch_takes_as_many_of_each_class():
+    labels = np.repeat([0, 1, 2, 3], [20, 10, 2, 1])
+    for seed in range(20):
+        batch = balanced_batch(labels, classes_per_batch=3, images_per_class=4, random=np.random.default_rng(seed))
+        classes, counts = np.unique(labels[batch], return_counts=True)
+        assert len(classes) == 3 and len(set(batch.tolist())) == len(batch)
+        assert counts.tolist() == [min(4, (labels == label).sum()) for label in classes]
+        assert counts.max() > 1
+
+
+def striped(count: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Noisy 32-pixel images [3 * count, 3, 32, 32] uint8 of three classes: vertical, horizontal and no stripes."""
+    random = np.random.default_rng(seed)
+    stripes = np.tile([40, 40, 200, 200], 8)
+    patterns = [np.tile(stripes, (32, 1)), np.tile(stripes, (32, 1)).T, np.full((32, 32), 120)]
+    images = np.stack([pattern for pattern in patterns for _ in range(count)])[:, None].repeat(3, axis=1)
+    noisy = images + random.normal(0, 30, images.shape)
+    return torch.from_numpy(noisy.clip(0, 255).astype(np.uint8)), np.repeat(np.arange(3), count)
+
+
+def normalised(images, samples=None, draw=0):
+    return images.float() / 127.5 - 1
+
+
+CONFIG = SiameseConfig(dimensions=8, channels=(4, 8, 8), epochs=6, images_per_class=6)
+
+
+def test_training_separates_classes_it_has_not_seen_images_of():
+    """After training, every unseen image is nearer to all unseen ones of its class than to any other (margin 1)."""
+    images, labels = striped(12, seed=0)
+    losses = []
+    network = train_siamese(images, labels, CONFIG, normalised, seed=0, on_epoch=lambda _, loss: losses.append(loss))
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    unseen, unseen_labels = striped(5, seed=1)
+    embeddings = embed(network, [normalised(part) for part in unseen.split(4)])
+    distances = np.linalg.norm(embeddings[:, None] - embeddings[None], axis=2)
+    same = unseen_labels[:, None] == unseen_labels[None]
+    assert distances[same].max() < distances[~same].min()
+
+
+def test_training_is_fixed_by_its_seed_and_leaves_the_generator_alone():
+    images, labels = striped(4, seed=0)
+    before = torch.random.get_rng_state()
+    first, again = (train_siamese(images, labels, CONFIG, normalised, seed=3) for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_every_batch_is_a_new_draw_of_its_samples():
+    images, labels = striped(6, seed=0)
+    draws = []
+
+    def augment(views, samples, draw):
+        assert torch.equal(views, images[samples])
+        draws.append(draw)
+        return normalised(views)
+
+    config = CONFIG.model_copy(update={"epochs": 2, "images_per_class": 2})
+    train_siamese(images, labels, config, augment, seed=0)
+    # 18 images in batches of 3 classes x 2 images: 3 steps an epoch.
+    assert draws == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]], ids=["one class", "no class twice"])
+def test_trusted_images_without_both_kinds_of_pairs_are_refused(labels):
+    images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(UserError, match="trusted_fraction: pairs need two trusted classes and two images of one"):
+        train_siamese(images, np.array(labels), CONFIG, normalised, seed=0)
+
+
+def test_embed_flattens_maps_in_eval_mode():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Dropout(0.5))
+    batches = list(torch.randn(5, 3, 4, 4).split(2))
+    embeddings = embed(network, batches)
+    assert embeddings.shape == (5, 2 * 4 * 4) and embeddings.dtype == np.float32
+    np.testing.assert_array_equal(embeddings, embed(network, batches))

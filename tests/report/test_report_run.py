@@ -1,0 +1,105 @@
+"""The reader of run directories: what it reads, what it forgives, what it refuses."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_run import write_run
+
+from moe_dist.errors import UserError
+from moe_dist.report.paper import paper_table
+from moe_dist.report.run import RunDirectory
+
+NAMES = ["ant", "bee", "cat"]
+
+
+def test_models_keep_the_jobs_order_and_the_papers_names(tmp_path: Path) -> None:
+    run = RunDirectory(write_run(tmp_path / "run", NAMES, methods=("dense", "dfcp")))
+    assert [(model.label, model.title) for model in run.models.values()] == [("dense", "Dense"), ("dfcp", "DFCP-MoE")]
+
+
+def test_steps_come_in_the_order_they_finished(tmp_path: Path) -> None:
+    run = RunDirectory(write_run(tmp_path / "run", NAMES))
+    assert list(run.models["dfcp"].steps) == ["features", "second_stage", "pseudo_labels"]
+    assert run.models["dfcp"].steps["pseudo_labels"].seconds == 7.5
+    assert run.models["dense"].steps == {}
+
+
+def test_an_unfinished_step_does_not_count(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", NAMES)
+    (path / "dfcp/steps/pseudo_labels/done.json").unlink()
+    assert "pseudo_labels" not in RunDirectory(path).models["dfcp"].steps
+
+
+def test_a_log_line_cut_by_a_kill_is_left_out(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", NAMES)
+    whole = RunDirectory(path).models["dense"].log
+    with (path / "dense/metrics.jsonl").open("a") as file:
+        file.write('{"stage": "joint", "epo')
+    assert RunDirectory(path).models["dense"].log == whole != []
+
+
+def test_a_job_of_one_method(tmp_path: Path) -> None:
+    path = write_run(
+        tmp_path / "run", NAMES, methods=("dense",), kind="train", method={"name": "dense"}, paper_table=None
+    )
+    job = path / "job.yaml"
+    job.write_text(job.read_text().replace("methods:\n  dense:\n    name: dense\n", "methods: {}\n"))
+    run = RunDirectory(path)
+    assert [(model.label, model.title) for model in run.models.values()] == [("dense", "dense")]
+    assert run.paper is None
+
+
+@pytest.mark.parametrize("missing", ["job.yaml", "run.json"])
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, missing: str) -> None:
+    path = write_run(tmp_path / "run", NAMES)
+    (path / missing).unlink()
+    with pytest.raises(UserError, match=f"no run directory .it has no {missing}"):
+        RunDirectory(path)
+
+
+def test_a_cut_prediction_file_is_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", NAMES)
+    file = path / "dense/evaluation/predictions.npz"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"dense/evaluation/predictions\.npz: cannot be read"):
+        _ = RunDirectory(path).models["dense"].evaluation
+
+
+class Explosive:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return pytest.fail, ("a file of the run directory was unpickled",)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_nothing_is_unpickled(tmp_path: Path, bare: bool) -> None:
+    path = write_run(tmp_path / "run", NAMES)
+    file = path / "dense/evaluation/predictions.npz"
+    if bare:
+        file.write_bytes(pickle.dumps(Explosive()))
+    else:
+        np.savez(file, labels=np.array([Explosive()], dtype=object))
+    with pytest.raises(UserError, match="cannot be read"):
+        _ = RunDirectory(path).models["dense"].evaluation
+
+
+def test_an_unknown_paper_table_names_the_choices() -> None:
+    with pytest.raises(UserError, match=r"no table is called 'dfcp/table9'; choose one of .*dfcp/table3"):
+        paper_table("dfcp/table9")
+
+
+def test_the_papers_table_3_as_printed() -> None:
+    # DFCP-MoE, Table 3, read from the paper's page.
+    table = paper_table("dfcp/table3")
+    printed = {
+        "map": ("99.95 %", "92.67 %", "96.68 %"),
+        "balanced_accuracy": ("0.99", "0.98", "0.99"),
+        "latency_mean_ms": ("~51 ms", "~50 ms", "~71 ms"),
+        "train_seconds_summed": ("~126 h", "~129 h", "~3.48 h"),
+    }
+    assert {
+        key: tuple(row[m] for m in ("dfcp", "traditional_moe", "dense")) for key, row in table.rows.items()
+    } == printed

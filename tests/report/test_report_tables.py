@@ -1,0 +1,126 @@
+"""Tables: what stands in which cell, what is marked as the paper's, and the three ways of writing them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from synthetic_run import write_run
+
+from moe_dist.errors import UserError
+from moe_dist.report.build import flat_metrics
+from moe_dist.report.render import Column, Row, Table, to_html, to_markdown, to_rich
+from moe_dist.report.run import RunDirectory
+from moe_dist.report.tables import class_table, duration, milliseconds, results_table, seeds_table, steps_table
+
+NAMES = [str(digit) for digit in range(10)]
+
+
+def cells(table: Table, heading: str) -> tuple[str, ...]:
+    return next(row.cells for row in table.rows if row.heading == heading)
+
+
+def test_our_figures_stand_beside_the_papers(tmp_path: Path) -> None:
+    run = RunDirectory(write_run(tmp_path / "run", NAMES))
+    metrics = flat_metrics(run) | {"dfcp/map": 0.98765, "traditional_moe/map": 0.5, "dense/map": 1.0}
+    table = results_table(run, metrics)
+    assert [column.paper for column in table.columns] == [False, True] * 3
+    expected = ("98.77 %", "99.95 %", "50.00 %", "92.67 %", "100.00 %", "96.68 %")
+    assert cells(table, "Mean average precision (mAP)") == expected
+    assert cells(table, "Training, summed over experts") == (
+        "2.2 min",
+        "~126 h",
+        "2.2 min",
+        "~129 h",
+        "41.7 s",
+        "~3.48 h",
+    )
+    assert cells(table, "Labels used") == ("10 % trusted", "–", "all", "–", "all", "–")
+    assert cells(table, "Time per image, median, k = 1") == ("0.400 ms", "–", "0.400 ms", "–", "–", "–")
+
+
+def test_notes_name_the_source_and_the_other_dataset(tmp_path: Path) -> None:
+    notes = " ".join(results_table(*both(write_run(tmp_path / "a", NAMES))).notes)
+    assert "As printed in Badjie" in notes and "not measured here" in notes
+    assert "This run used digits, the paper gtsrb" in notes
+    same = " ".join(results_table(*both(write_run(tmp_path / "b", NAMES, dataset="gtsrb"))).notes)
+    assert "As printed in Badjie" in same and "This run used" not in same
+
+
+def both(path: Path) -> tuple[RunDirectory, dict[str, float]]:
+    run = RunDirectory(path)
+    return run, flat_metrics(run)
+
+
+def test_without_a_paper_there_is_one_column_a_model_and_no_mark(tmp_path: Path) -> None:
+    table = results_table(*both(write_run(tmp_path / "run", NAMES, paper_table=None)))
+    assert [column.group for column in table.columns] == ["dfcp", "traditional moe", "dense"]
+    assert "†" not in to_markdown(table) + to_html(table)
+
+
+def test_a_model_not_evaluated_has_dashes_and_rows_nobody_has_are_left_out(tmp_path: Path) -> None:
+    table = results_table(*both(write_run(tmp_path / "run", NAMES, evaluated=["dense"])))
+    assert cells(table, "Top-1 accuracy")[:4] == ("–",) * 4
+    assert cells(table, "Top-1 accuracy")[4] != "–"
+    assert "Top-1, k = 1" not in [row.heading for row in table.rows]
+
+
+def test_class_and_step_tables(tmp_path: Path) -> None:
+    run = RunDirectory(write_run(tmp_path / "run", NAMES))
+    table = class_table(run)
+    assert [row.heading for row in table.rows] == NAMES
+    assert cells(table, "4")[0] == "36"
+    steps = [row.cells[0] for row in steps_table(run).rows]
+    assert steps[:5] == ["features", "second stage", "pseudo labels", "training: alone", "training: joint"]
+    assert "outliers 17" in steps_table(run).rows[2].cells[2]
+
+
+def test_mean_over_seeds(tmp_path: Path) -> None:
+    runs = [both(write_run(tmp_path / str(seed), NAMES, seed=seed)) for seed in (1, 2, 3)]
+    runs = [(run, metrics | {"dense/top1": value}) for (run, metrics), value in zip(runs, (0.739, 0.740, 0.741))]
+    # t = 4.3027 with two degrees of freedom: 4.3027 * 0.001 / sqrt(3) = 0.00248.
+    assert cells(seeds_table(runs), "Top-1 accuracy")[2] == "74.00 % (73.75 % to 74.25 %)"
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 1)])
+def test_a_table_over_seeds_needs_different_seeds(tmp_path: Path, seeds: tuple[int, ...]) -> None:
+    runs = [both(write_run(tmp_path / str(n), NAMES, seed=seed)) for n, seed in enumerate(seeds)]
+    with pytest.raises(UserError, match="two or more runs of one job, each with its own seed"):
+        seeds_table(runs)
+
+
+HOSTILE = "<b>|`[red]x[/red]&\n"
+
+
+def test_hostile_text_stays_text_in_every_form() -> None:
+    table = Table(HOSTILE, (Column(HOSTILE, HOSTILE, paper=True),), (Row(HOSTILE, (HOSTILE,)),), (HOSTILE,))
+    html = to_html(table)
+    assert "<b>" not in html and "&lt;b&gt;|`[red]x[/red]&amp;" in html
+    body = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
+    assert [line.replace("\\|", "").count("|") for line in body] == [3, 3, 3]
+    assert all("<b>" not in line for line in body)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(to_rich(table))
+    assert "[red]x[/red]" in console.export_text()
+
+
+def test_the_papers_columns_are_marked_in_every_form(tmp_path: Path) -> None:
+    table = results_table(*both(write_run(tmp_path / "run", NAMES)))
+    assert to_html(table).count('<th scope="col" class="paper">paper †</th>') == 3
+    assert to_markdown(table).splitlines()[2].count("paper †") == 3
+    assert [column.style for column in to_rich(table).columns] == ["", *["", "dim italic"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (119.9, "119.9 s"), (120, "2.0 min"), (7199, "120.0 min"), (12528, "3.48 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.01234, "0.0123 ms"), (0.9, "0.900 ms"), (51.27, "51.3 ms"), (1234.5, "1234 ms")]
+)
+def test_milliseconds_have_three_figures(value: float, text: str) -> None:
+    assert milliseconds(value) == text
