@@ -1,13 +1,15 @@
 """Several Ray nodes on this machine, with a token: `python cluster/local.py start --nodes 3`, `status`, `stop`.
 
 What it is for: to try `moe-dist submit` and trainings over several nodes before there is a cluster. It runs Ray's own
-`ray start`, once per node, on Linux. Three things make several nodes on one machine work:
+`ray start`, once per node, on Linux. Four things make several nodes on one machine work:
 
 1. Each node has a loopback address of its own (127.0.0.2, .3, ...), so their fixed ports do not collide and Ray Train
    counts its ranks per node, which it does by address. 127.0.0.1 cannot be one of them: Ray replaces it by the
    machine's outward address.
 2. A node is started when the one before it is alive: two raylets started at the same moment crash each other.
-3. `ray stop` would end every Ray on the machine. Here `ray start --block` stays as the parent of its node, its process
+3. Each node has a folder of its own for what Ray unpacks. In a shared one, a node deletes the working directory of a
+   job that runs on another.
+4. `ray stop` would end every Ray on the machine. Here `ray start --block` stays as the parent of its node, its process
    id is written to <folder>/state.json, and only these and their descendants are ended.
 """
 
@@ -35,7 +37,8 @@ from moe_dist.errors import UserError
 FOLDER = Path("runs/cluster")
 OBJECT_STORE_BYTES = 200 * 2**20
 NODE_START_SECONDS = 120.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 10.0
+"""A head that has run a training no longer ends when asked; nothing in it is worth waiting for."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +94,16 @@ def start(folder: Path, nodes: int, cpus_per_node: int, port: int) -> Cluster:
     return cluster
 
 
-def stop(folder: Path) -> int:
-    """End the folder's cluster, and nothing else; the number of its processes that had to be killed."""
+def stop(folder: Path) -> None:
+    """End the folder's cluster, and nothing else. Raises UserError where none is recorded."""
     cluster = load(folder)
     if cluster is None:
         raise UserError(f"{folder}: no local cluster is recorded here")
     # the head goes last, or the others would spend their time looking for it
-    killed = end([node.process for node in reversed(cluster.nodes)], STOP_SECONDS)
+    end([node.process for node in reversed(cluster.nodes)], STOP_SECONDS)
     shutil.rmtree(cluster.temporary, ignore_errors=True)
     Path(cluster.token_path).unlink(missing_ok=True)
     _state_path(folder).unlink()
-    return killed
 
 
 def alive_nodes(cluster: Cluster) -> list[dict]:
@@ -135,13 +137,13 @@ def _start_node(folder: Path, cluster: Cluster, number: int, cpus: int) -> Clust
     """`ray start --block` of the next node, in a session of its own; its output goes to node-<number>.log."""
     address = f"127.0.0.{number + 2}"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    command += [f"--node-ip-address={address}", f"--num-cpus={cpus}", f"--temp-dir={cluster.temporary}"]
+    command += [f"--node-ip-address={address}", f"--num-cpus={cpus}", f"--temp-dir={cluster.temporary}/{number}"]
     command += [f"--object-store-memory={OBJECT_STORE_BYTES}"]
     if number == 0:
         command += ["--head", f"--port={cluster.head.rpartition(':')[2]}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={cluster.dashboard.rpartition(':')[2]}"]
     else:
-        command += [f"--address={cluster.head}", "--include-log-monitor=false"]  # one per machine, or lines come twice
+        command += [f"--address={cluster.head}"]
     with (folder / f"node-{number}.log").open("w") as log:
         child = subprocess.Popen(
             command,
@@ -249,8 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{len(cluster.nodes)} nodes are alive")
             _print_usage(cluster)
         elif chosen.action == "stop":
-            killed = stop(chosen.folder)
-            print("stopped" + (f"; {killed} processes had to be killed" if killed else ""))
+            stop(chosen.folder)
+            print("stopped")
         else:
             _print_status(chosen.folder)
     except UserError as error:

@@ -48,21 +48,16 @@ def descendants(roots: list[Process]) -> list[Process]:
     return [processes[pid] for pid in sorted(below)]
 
 
-def end(leaders: list[Process], patience_seconds: float) -> int:
-    """Ask the leaders to end, in order, and kill what is left of them and of their descendants after a while.
-
-    Returns how many had to be killed.
-    """
+def end(leaders: list[Process], patience_seconds: float) -> None:
+    """Ask the leaders to end, in order, and kill what is left of them and of their descendants after a while."""
     ours = descendants(leaders)
     for process in leaders:
         _signal(process, signal.SIGTERM)
     deadline = time.monotonic() + patience_seconds
     while any(is_alive(process) for process in ours) and time.monotonic() < deadline:
         time.sleep(0.2)
-    left = [process for process in ours if is_alive(process)]
-    for process in left:
+    for process in ours:
         _signal(process, signal.SIGKILL)
-    return len(left)
 
 
 def _signal(process: Process, which: signal.Signals) -> None:

@@ -56,15 +56,11 @@ def scan_shard(path: Path, number: int, classes: int, decode_images: bool = True
     """
     scan = Scan()
     seen: set[str] = set()
-    try:
-        for key, group in groupby(_parts(path, scan.problems), key=attrgetter("key")):
-            parts = list(group)
-            if key in seen:
-                scan.problems.append(f"{key}: the key occurs twice")
-            seen.add(key)
-            _take(parts, number, classes, decode_images, scan)
-    except (ValueError, OSError) as error:
-        scan.problems.append(str(error))
+    for key, parts in groupby(_parts(path, scan.problems), key=attrgetter("key")):
+        if key in seen:
+            scan.problems.append(f"{key}: the key occurs twice")
+        seen.add(key)
+        _take(list(parts), number, classes, decode_images, scan)
     if not seen:
         scan.problems.append("the shard is empty")
     return scan
@@ -90,15 +86,18 @@ def label_problem(label: int, classes: int) -> str | None:
 
 
 def _parts(path: Path, problems: list[str]) -> Iterator[_Part]:
-    """The members of a shard as parts of samples; names that fit no pattern go to `problems`."""
-    with path.open("rb") as file:
-        for member in members(path):
-            name = MEMBER_NAME.fullmatch(member.name)
-            if name is None or member.is_folder:
-                problems.append(f"{member.name}: not a member name of a shard")
-                continue
-            file.seek(member.offset)
-            yield _Part(name["key"], name["kind"], member.offset, file.read(member.size))
+    """The members of a shard as parts of samples; unknown names, and damage that ends the shard, go to `problems`."""
+    try:
+        with path.open("rb") as file:
+            for member in members(path):
+                name = MEMBER_NAME.fullmatch(member.name)
+                if name is None or member.is_folder:
+                    problems.append(f"{member.name}: not a member name of a shard")
+                    continue
+                file.seek(member.offset)
+                yield _Part(name["key"], name["kind"], member.offset, file.read(member.size))
+    except ValueError as error:
+        problems.append(str(error))
 
 
 def _take(parts: list[_Part], number: int, classes: int, decode_images: bool, scan: Scan) -> None:

@@ -235,6 +235,10 @@ class Method(ABC):
         """Relative cost (multiply-adds of a forward pass) of each expert, for placement; empty where there are none."""
         return ()
 
+    def expert_outputs(self) -> int:
+        """How many numbers an expert gives back for one sample; 0 where there are no experts."""
+        return 0
+
     @abstractmethod
     def stages(self) -> Sequence[Stage]:
         """The training stages in order."""

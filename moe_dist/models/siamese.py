@@ -35,7 +35,10 @@ class SiameseConfig(Strict):
     margin: Positive = 1.0
     """Distance beyond which a dissimilar pair is left alone; embeddings lie on the unit sphere, so at most 2."""
     balance_pairs: bool = True
-    """Average similar and dissimilar pairs separately; otherwise the few similar pairs drown among the others."""
+    """Average similar pairs, and dissimilar pairs still within the margin, separately; false: one mean over all pairs.
+
+    Otherwise the few pairs that have something to teach drown among dissimilar ones that are far apart already.
+    """
     epochs: Count = 60
     classes_per_batch: Annotated[int, Field(ge=2)] = 16
     images_per_class: Annotated[int, Field(ge=2)] = 6
@@ -79,14 +82,14 @@ def contrastive_loss(distance: Tensor, dissimilar: Tensor, margin: float) -> Ten
 def pair_loss(embeddings: Tensor, labels: Tensor, margin: float, balance: bool) -> Tensor:
     """The contrastive loss over all pairs of a batch (embeddings [B, D], labels [B]), a scalar.
 
-    `balance` averages similar and dissimilar pairs separately and adds the two means, 0 for a kind there is none of.
+    `balance` adds the mean over similar pairs and the mean over dissimilar pairs within the margin, each 0 without such.
     """
     first, second = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
     dissimilar = labels[first] != labels[second]
     losses = contrastive_loss(functional.pdist(embeddings), dissimilar, margin)
     if not balance:
         return losses.mean()
-    kinds = torch.stack([dissimilar, ~dissimilar]).to(losses.dtype)  # [2, P]
+    kinds = torch.stack([~dissimilar, dissimilar & (losses > 0)]).to(losses.dtype)  # [2, P]
     return (kinds @ losses / kinds.sum(dim=1).clamp(min=1)).sum()
 
 

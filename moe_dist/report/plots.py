@@ -30,7 +30,8 @@ LARGEST_ANNOTATED = 12
 
 def _figure(heading: str, height: float, width: float = WIDTH) -> Figure:
     figure = Figure(figsize=(width, height))
-    figure.suptitle(textwrap.fill(heading, int(LETTERS_PER_INCH * width)), x=0.01, horizontalalignment="left")
+    unbroken = heading.replace("n = ", "n\u00a0=\u00a0")
+    figure.suptitle(textwrap.fill(unbroken, int(LETTERS_PER_INCH * width)), x=0.01, horizontalalignment="left")
     return figure
 
 
@@ -65,9 +66,10 @@ def _precision_panel(axes: Axes, classes: np.ndarray, models: Mapping[str, np.nd
     for number, (title, precision) in enumerate(models.items()):
         values, rows = precision[classes], np.arange(len(classes)) + offsets[number]
         colour = COLOURS[number % len(COLOURS)]
-        axes.scatter(values, rows, s=22, color=colour, marker=MARKERS[number % len(MARKERS)], label=title, zorder=3)
+        look: Any = {"s": 22, "color": colour, "zorder": 3, "clip_on": False}
+        axes.scatter(values, rows, marker=MARKERS[number % len(MARKERS)], label=title, **look)
         never = np.isnan(values)
-        axes.scatter(np.full(never.sum(), left), rows[never], s=22, color=colour, marker="x", zorder=3, clip_on=False)
+        axes.scatter(np.full(never.sum(), left), rows[never], marker="x", **look)
 
 
 def radius_scan(
@@ -165,7 +167,7 @@ def gate_load(heading: str, gate: np.ndarray, labels: np.ndarray, names: Sequenc
     bars.grid(axis="x", visible=False)
     image = heat.imshow(by_class, cmap=SEQUENTIAL, norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
     _matrix_axes(heat, names)
-    heat.set_xticks(range(experts), [str(expert) for expert in range(experts)], fontsize=9 if experts <= 20 else 7)
+    class_ticks(heat, [str(expert) for expert in range(experts)], "x")
     heat.set_xlabel("expert")
     heat.set_ylabel("true class")
     figure.colorbar(image, ax=heat, label="mean gate weight", ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])

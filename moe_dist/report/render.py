@@ -6,15 +6,21 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
 PAPER_MARK = "†"
+ABSENT = "–"
+"""Stands in a cell for a figure that does not exist."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column `name` under a heading `group` that neighbours may share; `paper`: its figures are a paper's."""
+    """A column `name` under a heading `group` that neighbours may share.
+
+    paper: its figures are a paper's, for the model of the column before it.
+    """
 
     group: str
     name: str
@@ -43,20 +49,37 @@ class Table:
 
 
 def to_rich(table: Table) -> RichTable:
-    """The table for a terminal; cells are plain text, never console markup."""
+    """The table for a terminal; cells are plain text, never console markup.
+
+    A paper's figures stand in a line of their own below ours, so that the table fits into 80 columns.
+    """
     caption = Text("\n".join(table.notes))
-    rich = RichTable(title=Text(table.title), caption=caption, caption_justify="left", title_justify="left")
+    rich = RichTable(
+        title=Text(table.title), title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD
+    )
     rich.add_column(Text(table.corner))
     for column in table.columns:
-        rich.add_column(
-            Text(f"{column.group}\n{column.name}".strip()),
-            justify="left" if table.left else "right",
-            style="dim italic" if column.paper else "",
-        )
+        if not column.paper:
+            rich.add_column(Text(f"{column.group}\n{column.name}".strip()), justify="left" if table.left else "right")
     for row, following in zip(table.rows, (*table.rows[1:], None)):
         ends = following is not None and following.begins_section
-        rich.add_row(Text(row.heading), *(Text(cell) for cell in row.cells), end_section=ends)
+        ours = [cell for column, cell in zip(table.columns, row.cells) if not column.paper]
+        papers = _papers_line(table, row)
+        rich.add_row(Text(row.heading), *map(Text, ours), end_section=ends and not papers)
+        if papers:
+            rich.add_row(Text(f"  {PAPER_MARK} paper"), *map(Text, papers), style="dim italic", end_section=ends)
     return rich
+
+
+def _papers_line(table: Table, row: Row) -> list[str]:
+    """The paper's figures of a row, each in the column of ours that it stands beside; nothing where it has none."""
+    line: list[str] = []
+    for column, cell in zip(table.columns, row.cells):
+        if column.paper:
+            line[-1] = cell
+        else:
+            line.append("")
+    return line if set(line) - {"", ABSENT} else []
 
 
 def to_markdown(table: Table) -> str:

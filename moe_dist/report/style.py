@@ -59,11 +59,13 @@ def style() -> Iterator[None]:
 
 
 def class_ticks(axes: Axes, names: list[str], which: str) -> None:
-    """Name the classes along axis `which` ("x" or "y"): smaller letters for many classes, never fewer of them."""
+    """Name the classes (or experts) along axis `which`, "x" or "y": many get smaller letters, none is left out."""
     size = 9 if len(names) <= 20 else 7 if len(names) <= 60 else 4.5
     shown = [name if len(name) <= 24 else name[:23] + "…" for name in names]
     if which == "y":
         axes.set_yticks(range(len(names)), shown, fontsize=size)
     else:
-        rotate = max((len(name) for name in shown), default=0) * len(names) > 60
-        axes.set_xticks(range(len(names)), shown, fontsize=size, rotation=90 if rotate else 0)
+        # Upright where they would touch side by side: points they take, against points the axis has (about, the
+        # layout is not known yet).
+        taken, width = 0.62 * size * len(names) * max(map(len, shown)), 0.8 * 72 * axes.bbox.width / axes.figure.dpi
+        axes.set_xticks(range(len(names)), shown, fontsize=size, rotation=90 if taken > width else 0)

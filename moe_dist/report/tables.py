@@ -9,10 +9,9 @@ from typing import Any
 from moe_dist.errors import UserError
 from moe_dist.report.metrics import mean_interval
 from moe_dist.report.paper import PaperTable
-from moe_dist.report.render import PAPER_MARK, Column, Row, Table
+from moe_dist.report.render import ABSENT, PAPER_MARK, Column, Row, Table
 from moe_dist.report.run import ModelRun, RunDirectory
 
-ABSENT = "–"
 Metrics = Mapping[str, float]
 
 
@@ -41,7 +40,7 @@ SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
     ),
     (
         ("latency_median_ms", "Time per image, median", milliseconds),
-        ("latency_p99_ms", "Time per image, 99th percentile", milliseconds),
+        ("latency_p99_ms", "Time per image, p99", milliseconds),
         ("latency_mean_ms", "Time per image, mean", milliseconds),
     ),
     (
@@ -125,7 +124,7 @@ def _result_notes(run: RunDirectory) -> tuple[str, ...]:
     notes = [
         f"95 % interval: Wilson's, over the test images of this one run (seed {run.job['seed']}); the spread "
         "between seeds is not in it.",
-        "Time per image: batch size 1 after warm-up, the network alone.",
+        "Time per image: batch size 1 after warm-up, the network alone; p99 is the 99th percentile.",
     ]
     if _top_ks(run):
         notes.append("k: predicted by the k experts of largest gate weight alone; elsewhere all experts take part.")

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from moe_dist.config import OptimiserConfig, ParallelConfig
 from moe_dist.errors import UserError
-from moe_dist.parallel.experts import ExpertParallel, expert_groups, groups, tie_exchanges
+from moe_dist.parallel.experts import expert_groups, groups, tie_exchanges
 from moe_dist.parallel.runtime import deepspeed, start_deepspeed
 from moe_dist.train.engine import Engine, ParameterState, load_state_by_parameter, state_by_parameter
+from moe_dist.train.optimisers import choose_optimisers
 from moe_dist.train.partitions import FlatGroup, flat_groups, gather_state, load_state
 
 
@@ -34,13 +35,14 @@ class DeepSpeedEngine(Engine):
         bf16: bool,
     ) -> None:
         start_deepspeed(device)
+        scalars = [name for name, parameter in network.named_parameters() if not parameter.dim()]
+        assert not scalars, f"DeepSpeed cannot broadcast parameters without dimensions: give {scalars} the shape [1]"
+        _refuse_idle_ranks(network, optimisers, parallel.zero, device)
         super().__init__(network, optimisers, device, bf16)
         self.clip_norm = clip_norm
         self.zero = parallel.zero
         self._experts = expert_groups(network)
         self.expert_ranks = self._experts[0].ep_size if self._experts else 1
-        if self.zero and self._experts:
-            _refuse_idle_experts(self._experts, device)
         self._engine, *_ = deepspeed.initialize(
             model=network,
             optimizer=self.optimiser,
@@ -93,7 +95,7 @@ class DeepSpeedEngine(Engine):
         """
         gradients = self._owned_gradients()
         norm = self._squares().sqrt()
-        torch._foreach_mul_(gradients, float((limit / (norm + 1e-6)).clamp(max=1.0)))
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
     def _owned_gradients(self) -> list[Tensor]:
         """The gradients that this rank's update reads: its partitions', or without ZeRO its parameters'."""
@@ -138,16 +140,22 @@ def deepspeed_config(network: nn.Module, parallel: ParallelConfig, device: torch
     }
 
 
-def _refuse_idle_experts(experts: list[ExpertParallel], device: torch.device) -> None:
-    """Raise UserError on all ranks where one has no expert to train: ZeRO wants a partition of experts on each."""
-    trains = any(parameter.requires_grad for module in experts for parameter in module.members.parameters())
-    everywhere = torch.tensor([int(trains)], device=device)
+def _refuse_idle_ranks(
+    network: nn.Module, optimisers: Mapping[str, OptimiserConfig], zero: int, device: torch.device
+) -> None:
+    """Raise UserError, on all ranks, where one has nothing to train, or under ZeRO no expert: it wants a partition."""
+    trained = choose_optimisers((name for name, _ in network.named_parameters()), optimisers)
+    experts = {name for name, parameter in network.named_parameters() if not getattr(parameter, "allreduce", True)}
+    wanted = trained.keys() & experts if zero and experts else trained
+    everywhere = torch.tensor([int(bool(wanted))], device=device)
     dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
-    if not everywhere:
+    if not everywhere and zero:
         raise UserError(
-            "parallel.zero: in this stage some rank holds no expert that is trained, which ZeRO 1 and 2 cannot do; "
-            "set parallel.zero to 0, or parallel.expert so that every rank trains an expert"
+            f"parallel.zero = {zero}: in this stage some rank holds only frozen experts, and ZeRO needs an expert to "
+            f"train on every rank; set parallel.zero to 0, or parallel.expert lower"
         )
+    if not everywhere:
+        raise UserError("parallel.expert: in this stage some rank has nothing to train; set parallel.expert lower")
 
 
 def _squared_norm(gradients: list[Tensor], device: torch.device) -> Tensor:

@@ -20,8 +20,8 @@ class RateFactor:
 
     def __init__(self, config: ScheduleConfig, epochs: int) -> None:
         self._unit = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        self._unit.step()  # torch warns when a scheduler steps before its optimiser
         self._scheduler = _scheduler(self._unit, config, epochs)
+        self._unit.step()  # torch warns when a scheduler steps before its optimiser
 
     @property
     def factor(self) -> float:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moe_dist.errors import UserError
@@ -19,14 +19,19 @@ LEFT_OUT_AT_TOP = ("runs", "data", "shared", "build", "dist")
 """Not below the top: moe_dist/data is code."""
 
 
-def pack_tree(root: Path, folder: Path) -> Path:
-    """Zip what is shipped of `root` into `folder`. Raises UserError where that is too much."""
+def pack_tree(root: Path, folder: Path, extra: Mapping[str, str]) -> Path:
+    """Zip what is shipped of `root`, and text files `extra` by name, into `folder`.
+
+    Raises UserError where that is too much.
+    """
     files = shipped_files(root)
     require_small(root, files)
     archive = folder / "tree.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
         for file in files:
             packed.write(root / file, file)
+        for name, text in extra.items():
+            packed.writestr(name, text)
     return archive
 
 

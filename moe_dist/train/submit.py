@@ -15,11 +15,12 @@ import shlex
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from moe_dist.config import Job, load_job
+from moe_dist.config import Job, dump_job, load_job
 from moe_dist.errors import UserError
 from moe_dist.train.shipping import pack_tree
 
@@ -29,57 +30,80 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended, as shells have it."""
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SHIPPED_JOB = "submitted_job.yaml"
+"""The job as resolved here, in the shipped tree: relative paths and recipes are looked up where the user is."""
+
+RUNS = Path("runs")
 
 
-def submit(job_path: Path, overrides: list[str], address: str, *, follow: bool, out: Path | None = None) -> int:
+@dataclass(frozen=True)
+class ClusterNode:
+    """A living node: its address, and how much it has of each resource (CPU, GPU, ...)."""
+
+    address: str
+    resources: Mapping[str, float]
+
+
+def submit(
+    job_path: Path, overrides: list[str], address: str, *, follow: bool, out: Path | None = None, resume: bool = False
+) -> int:
     """Run a job on the cluster whose job server is at `address`; the job's exit code, or 0 where it is not followed.
 
     The current directory is shipped, and paths in the job are taken from it, as `moe-dist run` would. out: the run
-    directory, on storage that every node reaches; it may be left out for a cluster on this machine.
+    directory, on storage that every node reaches; it may be left out for a cluster on this machine. resume: go on with
+    the run that is there.
     Raises UserError where the job, the address or the token is wrong, or the tree is too large.
     """
     job = load_job(job_path, overrides)
-    root = Path.cwd()
-    command = run_command(job, job_path, overrides, root, run_directory(job, address, out))
     client = connect(address)
-    for notice in lacking(job, node_resources(address)):
+    nodes = living_nodes(address)
+    run = run_directory(job, nodes, out)
+    for notice in lacking(job, nodes):
         print(f"! {notice}")
-    return submit_command(client, command, root=root, name=job.name, follow=follow)
+    print(f"results go to {run}")
+    # -m and not the `moe-dist` script: the shipped package then comes before an installed one
+    command = ["python", "-m", "moe_dist.cli", "run", SHIPPED_JOB, "--out", str(run)]
+    command += ["--resume"] if resume else []
+    files = {SHIPPED_JOB: dump_job(job)}
+    return submit_command(
+        client,
+        command,
+        root=Path.cwd(),
+        name=job.name,
+        files=files,
+        environment=job_environment(run, out),
+        follow=follow,
+    )
 
 
-def run_directory(job: Job, address: str, out: Path | None) -> Path:
-    """Where the job's results go, absolute: every node writes there. Raises UserError where only the user can know."""
+def run_directory(job: Job, nodes: Sequence[ClusterNode], out: Path | None) -> Path:
+    """Where the job's results go, absolute: every node writes there. Raises UserError where only the user can know.
+
+    The address submitted to does not tell: 127.0.0.1 may be a port forwarded from afar. The nodes' own do.
+    """
     if out is not None:
         return out.absolute()
-    if urlsplit(address).hostname in LOOPBACK:
-        return Path.cwd() / "runs" / job.name
+    if all(node.address.startswith("127.") for node in nodes):
+        return (RUNS / job.name).absolute() / time.strftime("%Y%m%d-%H%M%S")
     raise UserError(
-        f"--out is missing: all nodes of {address} write to the run directory, so name one on storage that every node "
+        "--out is missing: all nodes of the cluster write to the run directory, so name one on storage that every node "
         f"reaches, for example --out /shared/runs/{job.name}"
     )
 
 
-def run_command(job: Job, job_path: Path, overrides: list[str], root: Path, out: Path) -> list[str]:
-    """`moe-dist run` of the job as a node calls it: in the shipped tree, which is not where the data is.
+def job_environment(run: Path, out: Path | None) -> dict[str, str]:
+    """What a job's processes are told: above all where shards that every node reaches are kept.
 
-    The job file must be in the tree; relative paths of data become absolute, since they are meant from `root`.
+    That is this shell's MOE_DIST_CACHE, or a folder beside the run. On the cluster the shipped tree is the current
+    directory, each node has its own copy, and all go when the job ends.
     """
-    path = job_path.absolute()
-    if not path.is_relative_to(root):
-        raise UserError(
-            f"{job_path}: not below {root}, which is what is shipped; copy the job there or change directory"
-        )
-    places = {"data.source": job.data.source, "data.shards": job.data.shards}
-    absolute = [f"{field}={place.absolute()}" for field, place in places.items() if place and not place.is_absolute()]
-    settings = [part for override in (*overrides, *absolute) for part in ("--set", override)]
-    relative = path.relative_to(root).as_posix()
-    # -m and not the `moe-dist` script: the shipped package then comes before an installed one
-    return ["python", "-m", "moe_dist.cli", "run", relative, "--out", str(out), *settings]
+    beside = run.parent if out is not None else RUNS.absolute()
+    cache = os.environ.get("MOE_DIST_CACHE", str(beside / "cache"))
+    return {"MOE_DIST_CACHE": str(Path(cache).absolute()), "PYTHONUNBUFFERED": "1"}
 
 
-def lacking(job: Job, nodes: Sequence[Mapping[str, float]]) -> list[str]:
-    """What `nodes` (the resources of each) cannot hold of the job, in sentences. Ray would wait without a word.
+def lacking(job: Job, nodes: Sequence[ClusterNode]) -> list[str]:
+    """What `nodes` cannot hold of the job, in sentences. Ray would wait without a word.
 
     Not a refusal: an autoscaled cluster has few nodes until a job asks for them.
     """
@@ -92,13 +116,13 @@ def lacking(job: Job, nodes: Sequence[Mapping[str, float]]) -> list[str]:
         f"the cluster's {len(nodes)} nodes hold {room} {kind}s of {need['CPU']:g} CPUs and {need['GPU']:g} GPUs, the "
         f"job needs {count}: it waits until the cluster grows; if it cannot, lower `workers` or `resources`"
         for kind, count, need in needs
-        if (room := sum(_fitting(need, node) for node in nodes)) < count
+        if (room := sum(_fitting(need, node.resources) for node in nodes)) < count
     ]
 
 
-def _fitting(need: Mapping[str, float], node: Mapping[str, float]) -> int:
+def _fitting(need: Mapping[str, float], have: Mapping[str, float]) -> int:
     """How many of `need` one node holds at once; a worker never spans two nodes."""
-    return int(min(node.get(kind, 0.0) / amount for kind, amount in need.items() if amount))
+    return int(min(have.get(kind, 0.0) / amount for kind, amount in need.items() if amount))
 
 
 def connect(address: str) -> JobSubmissionClient:
@@ -119,23 +143,35 @@ def connect(address: str) -> JobSubmissionClient:
         return JobSubmissionClient(address)
 
 
-def node_resources(address: str) -> list[dict[str, float]]:
-    """The resources of every living node."""
+def living_nodes(address: str) -> list[ClusterNode]:
+    """The nodes that are alive, as the cluster's state API tells. Raises UserError where it does not."""
     from ray.util.state import list_nodes
 
     with _explained(address):
         nodes = list_nodes(address=address, detail=True, filters=[("state", "=", "ALIVE")])
-    return [node.resources_total or {} for node in nodes]
+    return [ClusterNode(node.node_ip, node.resources_total or {}) for node in nodes]
 
 
-def submit_command(client: JobSubmissionClient, command: Sequence[str], *, root: Path, name: str, follow: bool) -> int:
-    """Ship the tree below `root`, run `command` in it on the cluster; its exit code, or 0 where it is not followed."""
+def submit_command(
+    client: JobSubmissionClient,
+    command: Sequence[str],
+    *,
+    root: Path,
+    name: str,
+    files: Mapping[str, str],
+    environment: Mapping[str, str],
+    follow: bool,
+) -> int:
+    """Ship the tree below `root`, run `command` in it on the cluster; its exit code, or 0 where it is not followed.
+
+    files: text files to ship besides, by name; environment: variables of the command and of all workers it starts.
+    """
     submission = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     address = client.get_address()
     with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
-        environment = {"working_dir": str(pack_tree(root, Path(folder))), "env_vars": {"PYTHONUNBUFFERED": "1"}}
+        runtime = {"working_dir": str(pack_tree(root, Path(folder), files)), "env_vars": dict(environment)}
         with _explained(address):
-            client.submit_job(entrypoint=shlex.join(command), submission_id=submission, runtime_env=environment)
+            client.submit_job(entrypoint=shlex.join(command), submission_id=submission, runtime_env=runtime)
     print(f"submitted {submission} to {address}")
     if not follow:
         print(_afterwards(address, submission))

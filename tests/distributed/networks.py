@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ class LeNetMixture(nn.Module):
         super().__init__()
         widths = [2 + expert % 5 for expert in range(experts)]
         self.gate = nn.Linear(SIDE * SIDE, experts)
-        self.experts = make_experts([lambda width=width: lenet(width) for width in widths], widths, 7)
+        self.experts = make_experts([partial(lenet, width) for width in widths], widths, 7)
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, C]."""
@@ -31,7 +33,7 @@ class BranchesOnTrunk(nn.Module):
     def __init__(self, make_experts: MakeExperts) -> None:
         super().__init__()
         self.trunk = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2))
-        self.experts = make_experts([lambda width=width: Branch(width) for width in (3, 5, 4)], [3.0, 5.0, 4.0], 7)
+        self.experts = make_experts([partial(Branch, width) for width in (3, 5, 4)], [3.0, 5.0, 4.0], 7)
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, C]; features enter through their norm, so that both outputs have a gradient."""
@@ -58,6 +60,21 @@ class ExpertsOnMap(nn.Module):
         return self.head(mixed.relu().mean((2, 3))).log_softmax(1)
 
 
+class NormalisedExperts(nn.Module):
+    """Batch normalisation in the dense part and in the experts, and dropout: everything a checkpoint may forget."""
+
+    def __init__(self, make_experts: MakeExperts) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.gate = nn.Linear(4, 3)
+        self.experts = make_experts([partial(normalised_expert, width) for width in (3, 4, 5)], [3.0, 4.0, 5.0], 7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, C]."""
+        features = self.trunk(images).mean((2, 3))
+        return self.experts.mix(self.gate(features).softmax(1), features).log_softmax(1)
+
+
 class Branch(nn.Module):
     """A convolution, pooled to features [B, width], and a classifier on them."""
 
@@ -70,6 +87,13 @@ class Branch(nn.Module):
         """(logits [B, C], features [B, width])."""
         pooled = self.body(features).relu().mean((2, 3))
         return self.head(pooled), pooled
+
+
+def normalised_expert(width: int) -> nn.Module:
+    """Logits [B, C] of features [B, 4]."""
+    return nn.Sequential(
+        nn.Linear(4, width, bias=False), nn.BatchNorm1d(width), nn.Dropout(0.2), nn.Linear(width, CLASSES)
+    )
 
 
 def lenet(width: int) -> nn.Module:
@@ -86,6 +110,7 @@ BUILDERS = {
     "dfcp43": lambda make_experts: LeNetMixture(make_experts, 43),
     "icl": BranchesOnTrunk,
     "gmm": ExpertsOnMap,
+    "normalised": NormalisedExperts,
 }
 
 

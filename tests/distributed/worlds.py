@@ -67,8 +67,9 @@ class World:
             ready = wait(pending, timeout=max(0.0, deadline - time.monotonic()))
             assert ready, f"ranks {sorted(set(range(self.size)) - set(results))} hang"
             for pipe in ready:
-                rank = self._pipes.index(pipe)  # type: ignore[arg-type]
-                succeeded, results[rank] = pipe.recv()  # type: ignore[union-attr]
+                assert isinstance(pipe, Connection)
+                rank = self._pipes.index(pipe)
+                succeeded, results[rank] = pipe.recv()
                 assert succeeded, f"rank {rank}: {results[rank]}"
         return [results[rank] for rank in range(self.size)]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from synthetic_run import write_run
 
+from moe_dist.config import dump_job, parse_job
 from moe_dist.errors import UserError
 from moe_dist.report.paper import paper_table
 from moe_dist.report.run import RunDirectory
@@ -42,15 +43,25 @@ def test_a_log_line_cut_by_a_kill_is_left_out(tmp_path: Path) -> None:
     assert RunDirectory(path).models["dense"].log == whole != []
 
 
-def test_a_job_of_one_method(tmp_path: Path) -> None:
-    path = write_run(
-        tmp_path / "run", NAMES, methods=("dense",), kind="train", method={"name": "dense"}, paper_table=None
-    )
-    job = path / "job.yaml"
-    job.write_text(job.read_text().replace("methods:\n  dense:\n    name: dense\n", "methods: {}\n"))
+def test_a_job_of_one_method_as_the_schema_writes_it(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", NAMES, methods=("dense",))
+    job = parse_job({"name": "mine", "kind": "train", "method": "dense"}, "test")
+    (path / "job.yaml").write_text(dump_job(job))
     run = RunDirectory(path)
     assert [(model.label, model.title) for model in run.models.values()] == [("dense", "dense")]
-    assert run.paper is None
+    assert run.paper is None and run.models["dense"].evaluation is not None
+
+
+def test_two_models_of_one_method_keep_their_labels(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", NAMES)
+    methods = {"dense": "dense", "dense_small": "dense"}
+    job = parse_job({"name": "two", "kind": "reproduce", "methods": methods, "paper_table": "dfcp/table3"}, "test")
+    (path / "job.yaml").write_text(dump_job(job))
+    run = RunDirectory(path)
+    assert [(model.method, model.title) for model in run.models.values()] == [
+        ("dense", "Dense"),
+        ("dense", "dense small"),
+    ]
 
 
 @pytest.mark.parametrize("missing", ["job.yaml", "run.json"])

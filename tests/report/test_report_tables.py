@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -94,22 +95,35 @@ HOSTILE = "<b>|`[red]x[/red]&\n"
 
 
 def test_hostile_text_stays_text_in_every_form() -> None:
-    table = Table(HOSTILE, (Column(HOSTILE, HOSTILE, paper=True),), (Row(HOSTILE, (HOSTILE,)),), (HOSTILE,))
+    columns = (Column(HOSTILE, HOSTILE), Column(HOSTILE, HOSTILE, paper=True))
+    table = Table(HOSTILE, columns, (Row(HOSTILE, (HOSTILE, HOSTILE)),), (HOSTILE,))
     html = to_html(table)
     assert "<b>" not in html and "&lt;b&gt;|`[red]x[/red]&amp;" in html
     body = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
-    assert [line.replace("\\|", "").count("|") for line in body] == [3, 3, 3]
+    assert [line.replace("\\|", "").count("|") for line in body] == [4, 4, 4]
     assert all("<b>" not in line for line in body)
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=200, file=StringIO())
     console.print(to_rich(table))
-    assert "[red]x[/red]" in console.export_text()
+    # Title, group, name, heading, our cell, the paper's cell below it, note.
+    assert console.file.getvalue().count("<b>|`[red]x[/red]&") == 7
+
+
+def test_the_terminals_table_fits_into_80_columns_uncut(tmp_path: Path) -> None:
+    table = results_table(*both(write_run(tmp_path / "run", NAMES)))
+    console = Console(width=80, file=StringIO())
+    console.print(to_rich(table))
+    text = console.file.getvalue()
+    assert all(cell in text for row in table.rows for cell in (row.heading, *row.cells))
+    assert "…" not in text
 
 
 def test_the_papers_columns_are_marked_in_every_form(tmp_path: Path) -> None:
     table = results_table(*both(write_run(tmp_path / "run", NAMES)))
     assert to_html(table).count('<th scope="col" class="paper">paper †</th>') == 3
     assert to_markdown(table).splitlines()[2].count("paper †") == 3
-    assert [column.style for column in to_rich(table).columns] == ["", *["", "dim italic"] * 3]
+    rich = to_rich(table)
+    assert [str(cell).strip() for cell in rich.columns[0].cells].count("† paper") == 4
+    assert [row.style for row in rich.rows[:3]] == [None, "dim italic", None]
 
 
 @pytest.mark.parametrize(

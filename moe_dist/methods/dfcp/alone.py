@@ -20,7 +20,7 @@ from moe_dist.methods.dfcp.steps import members
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
-from moe_dist.train.optimisers import build_optimiser
+from moe_dist.optimisers import torch_optimiser
 
 STEP = "experts"
 
@@ -73,7 +73,7 @@ def _train_one(task: _AloneTask, expert: int, context: TaskContext) -> tuple[dic
     network = seeded_member(lambda: LeNet(widths(config), 1, task.views.data.image_size), expert, task.seed).to(
         context.device
     )
-    optimiser = build_optimiser(network, {"": expert_optimiser(config)})
+    optimiser = torch_optimiser(network.parameters(), expert_optimiser(config))
     random = np.random.default_rng([task.seed, expert])
     chosen = chosen_samples(task.classes, expert, task.config.others_fraction, random)
     samples, mine = task.samples[chosen], (task.classes[chosen] == expert).astype(np.float32)

@@ -129,7 +129,7 @@ class RadiusRow:
 
 @dataclass(frozen=True)
 class RadiusScan:
-    """The scan in order of the radii, and the chosen row; None where no radius covers enough, so stage 1 stands."""
+    """The scan in order of the radii, and the chosen row; None: stage 1 stands."""
 
     rows: tuple[RadiusRow, ...]
     chosen: RadiusRow | None
@@ -144,8 +144,8 @@ def scan_radii(
 ) -> RadiusScan:
     """Stage 2 at every radius; chosen is the lowest Davies-Bouldin index among those that cover `min_coverage`.
 
-    Of equal indices the smaller radius is taken. A radius that leaves one single cluster has the index infinity and is
-    never chosen.
+    Reading: stage 2 is there to lower the index, so where no radius covers enough and has a lower index than stage 1,
+    none is chosen. Of equal indices the smaller radius is taken. A single remaining cluster has the index infinity.
     """
     reached = reach(features, clustering, neighbours)
     rows = []
@@ -153,8 +153,9 @@ def scan_radii(
         labels = reached.second_stage(clustering, radius)
         index = davies_bouldin(features, labels) if len(np.unique(labels)) > 1 else float("inf")
         rows.append(RadiusRow(radius, index, reached.coverage(radius), labels))
-    enough = [row for row in rows if row.coverage >= min_coverage and np.isfinite(row.davies_bouldin)]
-    return RadiusScan(tuple(rows), min(enough, key=lambda row: row.davies_bouldin, default=None))
+    before = davies_bouldin(features, clustering.labels)
+    better = [row for row in rows if row.coverage >= min_coverage and row.davies_bouldin < before]
+    return RadiusScan(tuple(rows), min(better, key=lambda row: row.davies_bouldin, default=None))
 
 
 def purity(cluster_labels: np.ndarray, true_labels: np.ndarray) -> float:

@@ -67,6 +67,10 @@ class Dfcp(Method):
         """Multiply-adds of each expert."""
         return expert_costs(self.experts, 1, self.info.image_size)
 
+    def expert_outputs(self) -> int:
+        """One logit."""
+        return 1
+
     def stages(self) -> Sequence[Stage]:
         """The joint stage."""
         joint = self.config.joint

@@ -155,12 +155,25 @@ def test_scan_takes_the_lowest_index_of_enough_coverage():
     coverages = [row.coverage for row in scan.rows]
     assert coverages == sorted(coverages) and coverages[0] < 0.4 < coverages[-1]
     best = min(row.davies_bouldin for row in scan.rows if row.coverage >= 0.4)
+    assert best < reference.davies_bouldin(features, clustering.labels)
     assert scan.chosen is not None and scan.chosen.davies_bouldin == best
 
 
 def test_scan_keeps_stage_1_where_no_radius_covers_enough():
     scan = scan_radii(FEATURES, STAGE_1, [0.5, 2.0], min_coverage=0.8)
     assert [row.coverage for row in scan.rows] == pytest.approx([0.2, 0.7])
+    assert scan.chosen is None
+
+
+def test_scan_keeps_stage_1_where_no_radius_lowers_its_index():
+    """Clusters {-1, 1, 4} and {9, 11}: mu = 4/3 and 10. With two clusters both are references, neighbours of each other.
+
+    Radius 3 covers all, and every sample stays: the index is that of stage 1, not lower. Centroids are given by hand.
+    """
+    features = np.array([[-1.0], [1], [4], [9], [11]])
+    clustering = Clustering(np.array([0, 0, 0, 1, 1]), np.array([[4 / 3], [10]]), 0.0)
+    scan = scan_radii(features, clustering, [3.0], min_coverage=0.5)
+    assert scan.rows[0].coverage == 1.0 and scan.rows[0].labels.tolist() == [0, 0, 0, 1, 1]
     assert scan.chosen is None
 
 

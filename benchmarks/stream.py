@@ -1,0 +1,172 @@
+"""How fast batches arrive: our stream beside plain WebDataset and torchvision's ImageFolder, on the same images.
+
+    python benchmarks/stream.py [--images 400] [--rounds 5]
+
+The images are made here: scans of digits, blown up, coloured and mixed with sensor noise, so that they compress about
+as photographs do. Every contender runs in this one process on one thread, delivers normalised float32 batches
+[B, 3, S, S] from a warm cache, and does nothing else: no augmentation. Ours reads in shuffled order, the others in the
+order of their files, which is faster for them. Rates are images per second of this process's CPU time, so that other
+programs on the machine do not count; the contenders take turns, and the median round is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+import webdataset
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader
+
+from moe_dist.config import DataConfig
+from moe_dist.data.decode import decode
+from moe_dist.data.images import open_images
+from moe_dist.data.shards import ShardSet, build_shards
+from moe_dist.data.stream import Stream
+from moe_dist.methods.base import TrainingSet
+from moe_dist.vision import torchvision
+
+BATCH = 64
+RESULTS = Path(__file__).parent / "results" / "stream.json"
+Epoch = Callable[[], Iterable[object]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Stored images and the size they are delivered at, in pixels."""
+
+    name: str
+    height: int
+    width: int
+    kind: str
+    deliver: int
+    images: int
+
+
+def picture(rng: np.random.Generator, scans: np.ndarray, height: int, width: int) -> Image.Image:
+    """A made-up photograph: three digit scans as colour channels, blown up smoothly, with noise."""
+    channels = scans[rng.integers(0, len(scans), 3)] * (200 / 16) + rng.uniform(0, 50, (3, 1, 1))
+    smooth = Image.fromarray(channels.transpose(1, 2, 0).astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    noisy = np.asarray(smooth) + rng.normal(0, 6, (height, width, 3))
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+def write_images(case: Case, root: Path) -> None:
+    """{train,test}/<class>/*: the case's images in four classes, a few of them as the test split."""
+    rng, scans = np.random.default_rng(0), load_digits().images
+    for number in range(case.images + 4):
+        split = "train" if number < case.images else "test"
+        folder = root / split / f"class{number % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"quality": 93} if case.kind == "jpg" else {}
+        picture(rng, scans, case.height, case.width).save(folder / f"{number:05d}.{case.kind}", **settings)
+
+
+def plain_transform(size: int) -> Callable:
+    """What a torchvision user writes: resize, to tensor, normalise."""
+    transforms = torchvision.transforms
+    return transforms.Compose(
+        [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+    )
+
+
+def contenders(case: Case, folder: Path) -> dict[str, Epoch]:
+    """One pass over the training images by each contender."""
+    write_images(case, folder / "images")
+    build_shards("image_folder", folder / "images", folder / "shards")
+    shards = ShardSet.open(folder / "shards" / "train")
+    encoded = [shards.read(sample) for sample in range(len(shards))]
+    paths = sorted(str(path) for path in (folder / "shards" / "train").glob("*.tar"))
+    transform = plain_transform(case.deliver)
+    pictures = torchvision.datasets.ImageFolder(folder / "images" / "train", transform)
+    whole = simplejpeg.decode_jpeg if case.kind == "jpg" else decode
+
+    def ours(hold: str) -> Epoch:
+        config = DataConfig(image_size=case.deliver, hold=hold)
+        images = open_images(shards, config, folder / "cache")
+        everything = TrainingSet(np.arange(len(shards)), shards.labels)
+        stream = Stream(images, everything, config, seed=0, global_batch=BATCH, rank=0, world=1)
+        return stream.epoch
+
+    def plain_webdataset() -> Iterable[object]:
+        samples = webdataset.WebDataset(paths, shardshuffle=False).decode("pil").to_tuple(case.kind, "cls")
+        return samples.map_tuple(transform, int).batched(BATCH)
+
+    return {
+        "ours, disk": ours("disk"),
+        "ours, memory": ours("memory"),
+        "WebDataset": plain_webdataset,
+        "ImageFolder": lambda: DataLoader(pictures, batch_size=BATCH, num_workers=0),
+        "decode only": lambda: (whole(data) for data in encoded),
+    }
+
+
+def measure(epochs: dict[str, Epoch], images: int, rounds: int) -> dict[str, float]:
+    """Median images per second of CPU time of each contender, after one round to warm up."""
+    rates: dict[str, list[float]] = {name: [] for name in epochs}
+    for _ in range(rounds + 1):
+        for name, epoch in epochs.items():
+            start = time.process_time()
+            for _ in epoch():
+                pass
+            rates[name].append(images / (time.process_time() - start))
+    return {name: statistics.median(of_contender[1:]) for name, of_contender in rates.items()}
+
+
+def main() -> None:
+    """Run every case, print a table and write results/stream.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--images", type=int, default=400, help="large images per case; small ones are five times as many"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    small, large = 5 * arguments.images, arguments.images
+    cases = [
+        Case("32x32 PNG", 32, 32, "png", 32, small),
+        Case("48x48 JPEG", 48, 48, "jpg", 48, small),
+        Case("500x375 JPEG to 128", 375, 500, "jpg", 128, large),
+        Case("500x375 JPEG to 224", 375, 500, "jpg", 224, large),
+    ]
+    results = {}
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            results[case.name] = measure(contenders(case, Path(folder)), case.images, arguments.rounds)
+    report(results)
+
+
+def report(results: dict[str, dict[str, float]]) -> None:
+    """Print images per second and our disk path's ratios; write them with what they were measured on."""
+    names = list(next(iter(results.values())))
+    print(f"{'images/s':<22}" + "".join(f"{name:>14}" for name in names) + f"{'disk/WDS':>10}{'disk/decode':>13}")
+    for case, rates in results.items():
+        ratios = (rates["ours, disk"] / rates[name] for name in ("WebDataset", "decode only"))
+        print(f"{case:<22}" + "".join(f"{rates[name]:>14.0f}" for name in names) + "{:>10.2f}{:>13.2f}".format(*ratios))
+    RESULTS.parent.mkdir(exist_ok=True)
+    content = {
+        "unit": "images per second of CPU time, one process, one thread",
+        "batch": BATCH,
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "webdataset": webdataset.__version__,
+        "rates": {case: {name: round(rate, 1) for name, rate in rates.items()} for case, rates in results.items()},
+    }
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What `moe-dist show` tells of a job before it runs: settings, sizes, placement of experts and an estimate of time."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from moe_dist.config import Job, dump_job
+from moe_dist.data.catalog import dataset
+from moe_dist.methods.base import Batch, DatasetInfo, Method, Progress, Stage
+from moe_dist.methods.registry import method_class
+from moe_dist.models.experts import Experts
+from moe_dist.parallel.placement import exchanged_bytes, loads, place
+
+MEASURED_STEPS = 3
+
+
+def preview(job: Job, console: Console) -> None:
+    """Print the resolved job, and for each method its size, its experts' placement and an estimate.
+
+    Nothing is trained or written; the estimate times a few steps on random images.
+    """
+    console.print(dump_job(job), markup=False)
+    contents = dataset(job.data.dataset).open(job.data.source)
+    available = min(contents.counts["train"], job.data.max_train_images or contents.counts["train"])
+    info = DatasetInfo(
+        classes=len(contents.class_names),
+        class_names=tuple(contents.class_names),
+        image_size=job.data.image_size,
+        train_images=round(available * (1 - job.data.val_fraction)),
+    )
+    console.print(f"{job.data.dataset}: about {info.train_images} training images, {info.classes} classes")
+    for label, config in job.models.items():
+        console.print(f"\n[bold]{label}[/]")
+        _preview_method(job, method_class(config.name)(config, info), console)
+
+
+def _preview_method(job: Job, method: Method, console: Console) -> None:
+    if method.steps():
+        console.print("steps: " + ", ".join(step.name for step in method.steps()))
+    network = method.build(Experts, {}, job.seed)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    console.print(f"network: {parameters:,} parameters, {parameters * 4 / 2**20:.1f} MiB in fp32")
+    if method.expert_costs():
+        console.print(_placement_table(job, method))
+    for stage in method.stages():
+        steps = stage.epochs * -(-method.info.train_images // stage.batch_size)
+        seconds = _seconds_a_step(method, network, stage)
+        console.print(
+            f"stage {stage.name}: at most {stage.epochs} epochs, {steps:,} steps of {stage.batch_size} images; a step on "
+            f"random images took {seconds * 1e3:.0f} ms here on {torch.get_num_threads()} threads of a CPU: about "
+            f"{steps * seconds / 60:.0f} min on one such worker"
+        )
+
+
+def _placement_table(job: Job, method: Method) -> Table:
+    """Which expert is where, what each rank computes, and what the ranks exchange."""
+    costs = method.expert_costs()
+    placement = place(costs, job.parallel.expert)
+    shares = loads(costs, placement)
+    table = Table("rank", "experts", "load", title=f"{len(costs)} experts over {job.parallel.expert} ranks")
+    for rank, (experts, share) in enumerate(zip(placement, shares)):
+        table.add_row(str(rank), ", ".join(map(str, experts)), f"{share:.1%}")
+    batch = method.stages()[0].batch_size * job.parallel.expert // job.workers
+    moved = exchanged_bytes(
+        placement,
+        batch,
+        3 * method.info.image_size**2,
+        [method.expert_outputs()] * len(costs),
+        mixed=False,
+        input_gradient=False,
+    )
+    table.caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step"
+    return table
+
+
+def _seconds_a_step(method: Method, network: nn.Module, stage: Stage) -> float:
+    """Forward and backward of one global batch of random images, in this process."""
+    side = method.info.image_size
+    labels = torch.arange(stage.batch_size) % method.info.classes
+    weight = torch.full((stage.batch_size,), 1 / stage.batch_size)
+    batch = Batch(torch.rand(stage.batch_size, 3, side, side), labels, torch.arange(stage.batch_size), weight)
+    network.train()
+    started = 0.0
+    for step in range(MEASURED_STEPS + 1):
+        if step == 1:  # the first one warms up
+            started = time.perf_counter()
+        terms = method.loss(network, batch, Progress(stage.name, 0, stage.epochs, step))
+        torch.stack(list(terms.values())).sum().backward()
+    return (time.perf_counter() - started) / MEASURED_STEPS

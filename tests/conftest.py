@@ -1,0 +1,34 @@
+"""What all tests share: one thread a process, a cache of their own, and the real images where they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: two threads on a busy core wait for each other
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards and decoded images of the tests' datasets, shared by one session."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["MOE_DIST_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images beside the repository; a test that needs it skips where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real images of ../shared/data are not here")
+    return folder

@@ -1,0 +1,200 @@
+"""A run from its data to its report, by the local launcher: kept, resumed, refused, diverged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from small_jobs import dfcp, quiet, traditional
+
+import moe_dist.train.loop as loop
+from moe_dist.config import Job
+from moe_dist.errors import UserError
+from moe_dist.train.results import load_result
+from moe_dist.train.run import choose_run_directory, prepare_run_directory, run_job
+from moe_dist.train.worker import newest_checkpoint
+
+
+def run(job: Job, folder: Path) -> dict[str, Any]:
+    run_job(job, folder, "local", quiet())
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def last_weights(folder: Path, label: str) -> dict[str, np.ndarray]:
+    """Every tensor of the newest checkpoint: parameters, moments and random states."""
+    (checkpoints,) = (folder / label / "checkpoints").iterdir()
+    newest = newest_checkpoint(checkpoints)
+    assert newest is not None
+    return {
+        f"{path.name}/{name}": tensor
+        for path in newest.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+
+
+def curve(folder: Path, label: str) -> list[tuple[int, float]]:
+    """(step, loss) of every logged step."""
+    lines = [json.loads(line) for line in (folder / label / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
+
+
+def assert_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        assert np.array_equal(left[name], right[name], equal_nan=name.startswith("random")), name
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run of the small traditional mixture."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(traditional(), folder)
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    assert {"job.yaml", "run.json", "metrics.json", "report.html", "figures", "traditional_moe"} <= names
+    model = {path.name for path in (whole / "traditional_moe").iterdir()}
+    assert {"metrics.jsonl", "tensorboard", "checkpoints", "evaluation", "training.json"} <= model
+    record = json.loads((whole / "run.json").read_text())
+    assert record["status"] == "finished" and record["counts"]["test"] == pytest.approx(60, abs=5)
+    steps = [step for step, _ in curve(whole, "traditional_moe")]
+    assert steps == list(range(1, 3 * -(-record["counts"]["train"] // 48) + 1))
+
+
+def test_the_mixture_learns(whole: Path) -> None:
+    losses = [loss for _, loss in curve(whole, "traditional_moe")]
+    assert losses[-1] < losses[0] - 0.05, "18 steps lower the loss from log 10"
+
+
+def test_a_second_run_into_the_same_folder_does_nothing_again(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "traditional_moe" / "checkpoints").rglob("*")}
+    evaluation = (folder / "traditional_moe" / "evaluation" / "evaluation.json").read_text()
+    run(traditional(), folder)
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "traditional_moe" / "checkpoints").rglob("*")}
+    assert evaluation == (folder / "traditional_moe" / "evaluation" / "evaluation.json").read_text()
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 7, 13])
+def test_a_run_killed_at_a_step_ends_bit_identical(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    real_step, folder = loop.train_step, tmp_path / "run"
+
+    def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
+        if progress.step == step:
+            raise Killed
+        return real_step(method, session, batch, progress)
+
+    job = traditional(checkpoint={"every_steps": 2})
+    monkeypatch.setattr(loop, "train_step", step_or_die)
+    with pytest.raises(Killed):
+        run(job, folder)
+    monkeypatch.setattr(loop, "train_step", real_step)
+    run(job, folder)
+    assert_equal(last_weights(folder, "traditional_moe"), last_weights(whole, "traditional_moe"))
+    assert curve(folder, "traditional_moe") == curve(whole, "traditional_moe")
+
+
+def test_a_changed_setting_trains_again(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    run(traditional(epochs=1), folder)
+    assert max(step for step, _ in curve(folder, "traditional_moe")) == 6
+    assert len(list((folder / "traditional_moe" / "checkpoints").iterdir())) == 1, "the other training's are dropped"
+
+
+def test_a_diverged_loss_names_term_and_step_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    gate = traditional().method.gate.model_dump() | {"optimiser": {"kind": "sgd", "learning_rate": 1e30}}
+    with pytest.raises(UserError, match=r"term `combined` is (nan|inf) at step \d+ of stage joint"):
+        run(traditional(gate=gate, checkpoint={"every_steps": 1}), tmp_path / "run")
+    for name, weights in last_weights(tmp_path / "run", "traditional_moe").items():
+        assert name.startswith("random") or not np.isnan(weights).any(), name
+
+
+def test_a_run_directory_of_another_job_is_refused(whole: Path) -> None:
+    with pytest.raises(UserError, match="another job, small, not other"):
+        prepare_run_directory(whole, traditional(name="other"))
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        prepare_run_directory(tmp_path, traditional())
+
+
+def test_an_existing_run_is_gone_on_with_only_when_asked(whole: Path) -> None:
+    with pytest.raises(UserError, match="already holds a run; add --resume"):
+        choose_run_directory(traditional(), whole, resume=False)
+    assert choose_run_directory(traditional(), whole, resume=True) == whole
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run of the small DFCP-MoE."""
+    folder = tmp_path_factory.mktemp("clustered") / "run"
+    run(dfcp(), folder)
+    return folder
+
+
+def test_dfcp_leaves_every_step_and_its_scores(clustered: Path) -> None:
+    metrics = json.loads((clustered / "metrics.json").read_text())
+    assert {"dfcp/purity", "dfcp/pseudo_label_accuracy", "dfcp/outliers", "dfcp/top1", "dfcp/map"} <= metrics.keys()
+    done = {path.parent.name for path in clustered.glob("dfcp/steps/*/done.json")}
+    assert done == {"split", "siamese", "features", "first_stage", "second_stage", "pseudo_labels", "experts"}
+
+
+def test_a_lost_step_is_done_again_and_the_ones_before_it_are_kept(clustered: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(clustered, folder)
+    steps = folder / "dfcp" / "steps"
+    kept = (steps / "siamese" / "done.json").read_text()
+    shutil.rmtree(steps / "pseudo_labels")
+    run(dfcp(), folder)
+    assert (steps / "siamese" / "done.json").read_text() == kept
+    for name in ("pseudo_labels", "experts"):
+        with (
+            np.load(steps / name / "arrays.npz") as again,
+            np.load(clustered / "dfcp/steps" / name / "arrays.npz") as once,
+        ):
+            assert all(np.array_equal(again[key], once[key]) for key in once)
+    assert_equal(last_weights(folder, "dfcp"), last_weights(clustered, "dfcp"))
+
+
+def test_hidden_labels_change_nothing_but_the_scores(clustered: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """With the labels of all untrusted images shuffled after the split, the training set is the same."""
+    import moe_dist.methods.dfcp.steps as steps
+
+    folder = tmp_path / "run"
+    for name in ("split", "siamese", "features", "first_stage"):  # these cannot see them; start from the split
+        shutil.copytree(clustered / "dfcp" / "steps" / name, folder / "dfcp" / "steps" / name)
+    shutil.copy(clustered / "job.yaml", folder / "job.yaml")
+    shutil.copy(clustered / "run.json", folder / "run.json")
+    with np.load(clustered / "dfcp" / "steps" / "split" / "arrays.npz") as split:
+        hidden = split["clustered"]
+    real = steps._pseudo_labels
+
+    def with_shuffled(workspace: Any) -> Any:
+        labels = workspace.true_labels.copy()
+        labels[hidden] = np.random.default_rng(0).permutation(labels[hidden])
+        object.__setattr__(workspace, "true_labels", labels)
+        return real(workspace)
+
+    monkeypatch.setattr(steps, "_pseudo_labels", with_shuffled)
+    run(dfcp(), folder)
+    shuffled, once = (load_result(run / "dfcp/steps/pseudo_labels").arrays for run in (folder, clustered))
+    assert np.array_equal(shuffled["merged"], once["merged"])
+    assert not np.array_equal(shuffled["confusion"], once["confusion"]), "the scores did see the shuffle"
+    assert_equal(last_weights(folder, "dfcp"), last_weights(clustered, "dfcp"))
