@@ -1,6 +1,6 @@
 """How fast batches arrive: our stream beside plain WebDataset and torchvision's ImageFolder, on the same images.
 
-    python benchmarks/stream.py [--images 400] [--rounds 5]
+    python benchmarks/stream.py [--batches 6] [--rounds 5]
 
 The images are made here: scans of digits, blown up, coloured and mixed with sensor noise, so that they compress about
 as photographs do. Every contender runs in this one process on one thread, delivers normalised float32 batches
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -71,8 +72,8 @@ def write_images(case: Case, root: Path) -> None:
         split = "train" if number < case.images else "test"
         folder = root / split / f"class{number % 4}"
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"quality": 93} if case.kind == "jpg" else {}
-        picture(rng, scans, case.height, case.width).save(folder / f"{number:05d}.{case.kind}", **settings)
+        made = picture(rng, scans, case.height, case.width)
+        made.save(folder / f"{number:05d}.{case.kind}", quality=93)  # PNG has no quality and is lossless
 
 
 def plain_transform(size: int) -> Callable:
@@ -94,7 +95,7 @@ def contenders(case: Case, folder: Path) -> dict[str, Epoch]:
     pictures = torchvision.datasets.ImageFolder(folder / "images" / "train", transform)
     whole = simplejpeg.decode_jpeg if case.kind == "jpg" else decode
 
-    def ours(hold: str) -> Epoch:
+    def ours(hold: Literal["memory", "disk"]) -> Epoch:
         config = DataConfig(image_size=case.deliver, hold=hold)
         images = open_images(shards, config, folder / "cache")
         everything = TrainingSet(np.arange(len(shards)), shards.labels)
@@ -129,13 +130,11 @@ def measure(epochs: dict[str, Epoch], images: int, rounds: int) -> dict[str, flo
 def main() -> None:
     """Run every case, print a table and write results/stream.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--images", type=int, default=400, help="large images per case; small ones are five times as many"
-    )
+    parser.add_argument("--batches", type=int, default=6, help="of large images; of small ones five times as many")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    small, large = 5 * arguments.images, arguments.images
+    small, large = 5 * BATCH * arguments.batches, BATCH * arguments.batches
     cases = [
         Case("32x32 PNG", 32, 32, "png", 32, small),
         Case("48x48 JPEG", 48, 48, "jpg", 48, small),

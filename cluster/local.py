@@ -78,15 +78,15 @@ def start(folder: Path, nodes: int, cpus_per_node: int, port: int) -> Cluster:
     cluster = Cluster(
         dashboard=f"http://127.0.0.1:{port}",
         head=f"127.0.0.2:{_free_port()}",
-        token_path=str(_new_token(folder / "token")),
+        token_path=str(write_token(folder / "token")),
         temporary=tempfile.mkdtemp(prefix="moe-ray-", dir="/tmp"),  # Ray's socket paths must stay under 108 characters
         nodes=(),
     )
-    _save(folder, cluster)
+    save(folder, cluster)
     try:
         for number in range(nodes):
             cluster = _start_node(folder, cluster, number, cpus_per_node)
-            _save(folder, cluster)
+            save(folder, cluster)
             _wait_until_alive(folder, cluster)
     except BaseException:
         stop(folder)
@@ -147,7 +147,7 @@ def _start_node(folder: Path, cluster: Cluster, number: int, cpus: int) -> Clust
     with (folder / f"node-{number}.log").open("w") as log:
         child = subprocess.Popen(
             command,
-            env=_node_environment(cluster),
+            env=node_environment(cluster),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -159,7 +159,7 @@ def _start_node(folder: Path, cluster: Cluster, number: int, cpus: int) -> Clust
     return replace(cluster, nodes=(*cluster.nodes, Node(address, process)))
 
 
-def _node_environment(cluster: Cluster) -> dict[str, str]:
+def node_environment(cluster: Cluster) -> dict[str, str]:
     """The environment of a node and, through it, of every job: the token, and this Python first on the PATH.
 
     A job's command starts with `python`, which is whatever the head's PATH says.
@@ -186,7 +186,7 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(log.read_text().splitlines()) if line.strip()), "no output")
 
 
-def _new_token(path: Path) -> Path:
+def write_token(path: Path) -> Path:
     """A fresh token in a file that only its owner may read."""
     path.unlink(missing_ok=True)  # a file that is there would keep its mode
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -213,7 +213,8 @@ def _state_path(folder: Path) -> Path:
     return folder / "state.json"
 
 
-def _save(folder: Path, cluster: Cluster) -> None:
+def save(folder: Path, cluster: Cluster) -> None:
+    """Record the cluster in `folder`."""
     _state_path(folder).write_text(json.dumps(asdict(cluster), indent=2))
 
 

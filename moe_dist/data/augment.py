@@ -44,11 +44,10 @@ def augment(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Tensor:
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(pixel / 255 - mean) / std of `images` [B, 3, S, S], uint8 or float32 of 0 to 255; mean, std: per channel."""
-    scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-    offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-    per_channel = (1, 3, 1, 1)
-    scaled = images * scale.to(images.device, torch.float32).view(per_channel)
-    return scaled.add_(offset.to(images.device, torch.float32).view(per_channel))
+    deviation = torch.tensor(std, dtype=torch.float64)
+    scale, offset = 1 / (255 * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
+    scale, offset = (value.to(images.device, torch.float32).view(1, 3, 1, 1) for value in (scale, offset))
+    return images.to(torch.float32, copy=True).mul_(scale).add_(offset)
 
 
 def _between(draws: np.ndarray, largest: float) -> np.ndarray:

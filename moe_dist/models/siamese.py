@@ -32,7 +32,7 @@ class SiameseConfig(Strict):
     dimensions: Count = 64
     channels: tuple[Count, ...] = (32, 64, 128)
     """Filters of each stage (convolution, normalisation, ReLU, halving)."""
-    margin: Positive = 1.0
+    margin: Positive = 1.2
     """Distance beyond which a dissimilar pair is left alone; embeddings lie on the unit sphere, so at most 2."""
     balance_pairs: bool = True
     """Average similar pairs, and dissimilar pairs still within the margin, separately; false: one mean over all pairs.
@@ -54,7 +54,8 @@ class Siamese(nn.Module):
 
     def __init__(self, dimensions: int = 64, channels: tuple[int, ...] = (32, 64, 128)) -> None:
         super().__init__()
-        stages: list[nn.Module] = []
+        # Each image to mean 0 and variance 1 over all channels: lighting goes, the ratio of colours stays.
+        stages: list[nn.Module] = [nn.GroupNorm(1, 3, affine=False)]
         for inputs, outputs in pairwise((3, *channels)):
             stages += [
                 nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
@@ -82,7 +83,7 @@ def contrastive_loss(distance: Tensor, dissimilar: Tensor, margin: float) -> Ten
 def pair_loss(embeddings: Tensor, labels: Tensor, margin: float, balance: bool) -> Tensor:
     """The contrastive loss over all pairs of a batch (embeddings [B, D], labels [B]), a scalar.
 
-    `balance` adds the mean over similar pairs and the mean over dissimilar pairs within the margin, each 0 without such.
+    `balance` adds the mean over similar pairs and the mean over dissimilar pairs within the margin (no pairs: 0).
     """
     first, second = torch.triu_indices(len(labels), len(labels), offset=1, device=labels.device)
     dissimilar = labels[first] != labels[second]

@@ -45,7 +45,7 @@ def exchanged_bytes(
     input_gradient: bool,
     element_bytes: int = 4,
 ) -> int:
-    """Bytes that one expert-parallel group moves between its ranks in one training step over `samples` samples.
+    """Bytes that one expert-parallel group moves in one training step over `samples` samples, equally many per rank.
 
     Every sample's input [input_elements] goes to the other ranks; what comes back is every expert's output
     [output_elements[expert]] for the samples of other ranks, or, `mixed`, one weighted sum per rank and sample. The

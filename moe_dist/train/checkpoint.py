@@ -141,15 +141,14 @@ def _optimiser_state(folder: Path, engine: Engine) -> ParameterState:
     state: ParameterState = {name: {} for name in engine.configs}
     for entry, tensor in entries.items():
         name, _, key = entry.rpartition("/")
-        state.setdefault(name, {})[key] = tensor
-    wanted = {name: state_keys(config) if entries else set() for name, config in engine.configs.items()}
-    unlike = [name for name, keys in wanted.items() if state[name].keys() != keys]
-    if unlike or len(state) > len(wanted):
-        name = unlike[0] if unlike else next(name for name in state if name not in wanted)
-        raise UserError(
-            f"{folder}: {name} was trained with another optimiser ({', '.join(state[name]) or 'none'} saved); "
-            f"resume with the configuration it was trained with"
-        )
+        if name in state:
+            state[name][key] = tensor
+    for name, config in engine.configs.items():
+        if state[name].keys() != (state_keys(config) if entries else set()):
+            raise UserError(
+                f"{folder}: {name} was trained with another optimiser ({', '.join(state[name]) or 'none'} saved); "
+                f"resume with the configuration it was trained with"
+            )
     return state
 
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import Optimizer
 
 from moe_dist.config import OptimiserConfig
-
-CHILDREN: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
-"""The torch optimiser of each kind of OptimiserConfig."""
+from moe_dist.optimisers import KINDS, hyper_parameters
 
 
 class MixedOptimiser(Optimizer):
@@ -25,7 +23,7 @@ class MixedOptimiser(Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         kinds = sorted({group["kind"] for group in groups})
-        self._children = {kind: CHILDREN[kind](_of_kind(groups, kind)) for kind in kinds}
+        self._children = {kind: KINDS[kind](_of_kind(groups, kind)) for kind in kinds}
         super().__init__(groups, {})
         for child in self._children.values():
             child.state = self.state
@@ -86,14 +84,7 @@ def state_keys(config: OptimiserConfig) -> set[str]:
 
 
 def _group(config: OptimiserConfig) -> dict[str, Any]:
-    group: dict[str, Any] = {
-        "params": [],
-        "kind": config.kind,
-        "lr": config.learning_rate,
-        "initial_lr": config.learning_rate,
-        "weight_decay": config.weight_decay,
-    }
-    return group | ({"momentum": config.momentum} if config.kind == "sgd" else {})
+    return {"params": [], "kind": config.kind, "initial_lr": config.learning_rate, **hyper_parameters(config)}
 
 
 def _of_kind(groups: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

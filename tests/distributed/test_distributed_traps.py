@@ -40,10 +40,17 @@ def engine_of(
     )
 
 
-def spread(name: str, ep_size: int) -> nn.Module:
+def experts_class(ep_size: int) -> Any:
+    """What makes experts: spread over `ep_size` ranks, or (0) side by side in one process."""
+    if not ep_size:
+        return Experts
     from moe_dist.parallel.experts import ExpertParallel
 
-    return build(name, partial(ExpertParallel, ep_size=ep_size))
+    return partial(ExpertParallel, ep_size=ep_size)
+
+
+def spread(name: str, ep_size: int) -> nn.Module:
+    return build(name, experts_class(ep_size))
 
 
 @pytest.mark.parametrize("zero", [0, 1])
@@ -89,7 +96,7 @@ def test_a_loss_may_leave_the_experts_out_on_some_ranks(worlds: dict[int, World]
 
 def gate_loss_on_second_half(rank: int, world: int, zero: int) -> dict[str, Tensor]:
     """Samples of the first half of a global batch train the mixture, those of the second half the gate alone."""
-    network = spread("dfcp5", 2) if world else build("dfcp5", Experts)
+    network = spread("dfcp5", world)
     assert isinstance(network, LeNetMixture)
     engine = engine_of(network, {"": ADAM}, world, zero)
     for step in STEPS:
@@ -107,6 +114,40 @@ def gate_loss_on_second_half(rank: int, world: int, zero: int) -> dict[str, Tens
     return network.state_dict()
 
 
+def test_an_expert_may_ignore_its_input(worlds: dict[int, World]) -> None:
+    """Its rank must still take part in sending the input's gradient back."""
+    reference = train_with_constant_expert(0, 0)
+    assert largest_difference(reference, worlds[2].run(train_with_constant_expert)) < 1e-6
+
+
+class Constant(nn.Module):
+    """The same learned logits for every sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(CLASSES))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.logits.expand(features.shape[0], CLASSES)
+
+
+def train_with_constant_expert(rank: int, world: int) -> dict[str, Tensor]:
+    """A trained trunk under one linear and one constant expert."""
+    torch.manual_seed(0)
+    network = nn.Module()
+    network.trunk = nn.Linear(SIDE * SIDE, 5)
+    network.experts = experts_class(world)([Constant, partial(nn.Linear, 5, CLASSES)], [1.0, 1.0], 0)
+    engine = engine_of(network, {"": SGD}, world)
+    for step in STEPS:
+        images, labels, weight = share(step, Case(), rank, max(world, 1))
+        logits = sum(network.experts(network.trunk(images.flatten(1))))
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        engine.backward((weight * losses).sum())
+        engine.step()
+    engine.close()
+    return network.state_dict()
+
+
 def test_a_rank_may_hold_frozen_experts_only(worlds: dict[int, World]) -> None:
     reference = train_one_expert(0, 0, 0)
     assert largest_difference(reference, worlds[3].run(train_one_expert, 0)) < 1e-6
@@ -114,7 +155,7 @@ def test_a_rank_may_hold_frozen_experts_only(worlds: dict[int, World]) -> None:
 
 def train_one_expert(rank: int, world: int, zero: int) -> dict[str, Tensor] | str:
     """Train the gate and expert 0; a refusal is returned as its sentence."""
-    network = spread("dfcp5", 3) if world else build("dfcp5", Experts)
+    network = spread("dfcp5", world)
     try:
         engine = engine_of(network, {"gate.": SGD, "experts.members.0.": ADAM}, world, zero)
     except UserError as error:
@@ -207,7 +248,7 @@ def test_stages_follow_each_other_on_one_network(worlds: dict[int, World], first
 
 
 def two_stages(rank: int, world: int, first: int, second: int) -> dict[str, Tensor]:
-    network = spread("icl", 2) if world else build("icl", Experts)
+    network = spread("icl", world)
     for optimisers, zero in (({"": ADAM}, first), ({"experts.": SGD}, second)):
         engine = engine_of(network, optimisers, world, zero)
         take_steps(engine, Case(), range(5), rank, max(world, 1))
@@ -245,10 +286,8 @@ def mixed_types(make_experts: Any) -> Any:
 
 
 def mixed_types_over_ranks(rank: int, world: int) -> Any:
-    from moe_dist.parallel.experts import ExpertParallel
-
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return mixed_types(partial(ExpertParallel, ep_size=world))
+        return mixed_types(experts_class(world))
 
 
 def test_starts_without_a_compiler() -> None:

@@ -65,6 +65,13 @@ def test_embeddings_lie_on_the_unit_sphere(side):
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
 
 
+def test_lighting_does_not_move_an_embedding():
+    """Brightness and contrast are a shift and a factor of the whole image; the variance's epsilon alone remains."""
+    network = Siamese(dimensions=12, channels=(4, 8, 8)).eval()
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(network(images), network(0.5 * images + 0.3), rtol=0, atol=1e-4)
+
+
 def test_balanced_batch_takes_as_many_of_each_class():
     labels = np.repeat([0, 1, 2, 3], [20, 10, 2, 1])
     for seed in range(20):

@@ -154,16 +154,12 @@ def test_another_optimiser_is_refused(saved: tuple[Engine, Path], kind: str) -> 
         load_checkpoint(folder, other, rank=0, world=1)
 
 
-def test_another_choice_of_what_is_trained_is_refused(saved: tuple[Engine, Path]) -> None:
-    _, folder = saved
-    less = {prefix: config for prefix, config in OPTIMISERS.items() if prefix != "gate."}
-    load_checkpoint(folder, engine_of(less), rank=0, world=1)
-    more = Path(folder.parent / "less")
-    engine = engine_of(less)
+def test_training_more_than_was_saved_is_refused(tmp_path: Path) -> None:
+    engine = engine_of({"experts.": OptimiserConfig(kind="sgd")})
     take_steps(engine, 1)
-    save_checkpoint(more, engine, rank=0, world=1, state={})
+    save_checkpoint(tmp_path, engine, rank=0, world=1, state={})
     with pytest.raises(UserError, match=r"gate\.\w+ was trained with another optimiser \(none saved\)"):
-        load_checkpoint(more, engine_of(), rank=0, world=1)
+        load_checkpoint(tmp_path, engine_of(), rank=0, world=1)
 
 
 def test_another_format_is_refused(saved: tuple[Engine, Path]) -> None:

@@ -67,7 +67,7 @@ def test_the_longest_prefix_wins() -> None:
 
 
 def test_one_group_per_configuration_and_experts_apart() -> None:
-    """DeepSpeed wants the experts of expert parallelism, which carry their process group's name, in groups marked so."""
+    """DeepSpeed wants experts over ranks, which carry the name of their process group, in groups marked so."""
     net = network()
     for parameter in net[0].parameters():
         parameter.group_name = "ep_size_2"  # type: ignore[attr-defined]

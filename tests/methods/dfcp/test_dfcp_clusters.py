@@ -143,8 +143,11 @@ def test_second_stage_follows_the_loops(seed):
 
 
 def test_scan_takes_the_lowest_index_of_enough_coverage():
+    """Stage 1 with every sixth sample in a wrong cluster, so that there is something for stage 2 to mend."""
     features, _ = blobs(0, count=9, dimensions=2)
-    clustering = kmeans(features, 9, seed=0)
+    found = kmeans(features, 9, seed=0)
+    wrong = np.arange(len(features)) % 6 == 0
+    clustering = Clustering(np.where(wrong, (found.labels + 1) % 9, found.labels), found.centroids, 0.0)
     radii = [2.0, 0.5, 1.0, 1.5]
     scan = scan_radii(features, clustering, radii, min_coverage=0.4)
     assert [row.radius for row in scan.rows] == [0.5, 1.0, 1.5, 2.0]
@@ -166,9 +169,9 @@ def test_scan_keeps_stage_1_where_no_radius_covers_enough():
 
 
 def test_scan_keeps_stage_1_where_no_radius_lowers_its_index():
-    """Clusters {-1, 1, 4} and {9, 11}: mu = 4/3 and 10. With two clusters both are references, neighbours of each other.
+    """Clusters {-1, 1, 4} and {9, 11}: mu = 4/3 and 10. With two clusters both are references, each other's neighbour.
 
-    Radius 3 covers all, and every sample stays: the index is that of stage 1, not lower. Centroids are given by hand.
+    Radius 3 covers all, and every sample stays: the index is that of stage 1, not lower.
     """
     features = np.array([[-1.0], [1], [4], [9], [11]])
     clustering = Clustering(np.array([0, 0, 0, 1, 1]), np.array([[4 / 3], [10]]), 0.0)

@@ -1,0 +1,125 @@
+"""DFCP's joint stage over three Ray nodes: ranks on different nodes, the result of a local run, and a killed node."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running_cluster import RunningCluster
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+
+EPOCHS = 12
+TWO_RANKS = ["--set", "workers=2", "--set", "parallel.expert=2"]
+
+
+@pytest.fixture
+def job_path(repository: Path, tmp_path: Path) -> Path:
+    """DFCP as in the demo, smaller, with a checkpoint after every epoch of its joint stage."""
+    job: dict[str, Any] = yaml.safe_load((repository / "jobs/demo.yaml").read_text())
+    dfcp = job.pop("methods")["dfcp"]
+    dfcp["pseudo_labels"]["siamese"]["epochs"] = 30
+    dfcp["alone"]["epochs"] = 1
+    dfcp["joint"]["epochs"] = EPOCHS
+    small = {"kind": "train", "name": "small", "method": dfcp, "paper_table": None}
+    job |= small | {"resources": {"cpus_per_worker": 1}}
+    job["data"] |= {"max_train_images": 600, "max_test_images": 200}
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(job))
+    return path
+
+
+def submission(nodes: RunningCluster, job_path: Path, out: Path) -> subprocess.Popen[str]:
+    """`moe-dist submit --follow` of the job at two ranks, under way; its output goes to a file beside `out`."""
+    command = [sys.executable, "-m", "moe_dist.cli", "submit", str(job_path), "--follow", *TWO_RANKS]
+    command += ["--address", nodes.cluster.dashboard, "--out", str(out)]
+    with out.with_suffix(".log").open("w") as log:
+        return subprocess.Popen(command, env=nodes.environment(), stdout=log, stderr=log, text=True)
+
+
+def train_workers(nodes: RunningCluster) -> list[dict[str, Any]]:
+    """Ray Train's worker actors, dead ones too, in the words of the state API."""
+    request = urllib.request.Request(f"{nodes.cluster.dashboard}/api/v0/actors?detail=1&limit=1000")
+    request.add_header("Authorization", f"Bearer {Path(nodes.cluster.token_path).read_text()}")
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        actors = json.load(answer)["data"]["result"]["result"]
+    return [actor for actor in actors if actor["class_name"] == "RayTrainWorker"]
+
+
+def node_addresses(nodes: RunningCluster) -> dict[str, str]:
+    """Node id -> loopback address, of the living."""
+    import local
+
+    return {node["node_id"]: node["node_ip"] for node in local.alive_nodes(nodes.cluster)}
+
+
+def steps_logged(run: Path) -> list[int]:
+    """The optimiser steps in the order they were logged."""
+    lines = [json.loads(line) for line in (run / "dfcp/metrics.jsonl").read_text().splitlines()]
+    return [line["step"] for line in lines if line["kind"] == "step"]
+
+
+def last_tensors(run: Path) -> dict[str, Any]:
+    """All parameters of the last checkpoint, dense and experts', by file and name."""
+    states = sorted((run / "dfcp/checkpoints").glob("*/checkpoint_*/state.json"), key=step_of)
+    folder = states[-1].parent
+    files = [path for path in folder.glob("*.safetensors") if path.name.count(".") == 1 and "random" not in path.name]
+    return {f"{path.name}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def step_of(state: Path) -> int:
+    return json.loads(state.read_text())["step"]
+
+
+def test_two_ranks_on_two_nodes_give_the_result_of_one_process(
+    three_nodes: RunningCluster, job_path: Path, tmp_path: Path
+) -> None:
+    far, near = tmp_path / "far", tmp_path / "near"
+    assert submission(three_nodes, job_path, far).wait() == 0, far.with_suffix(".log").read_text()
+    assert len({worker["node_id"] for worker in train_workers(three_nodes)}) == 2
+
+    command = [sys.executable, "-m", "moe_dist.cli", "run", str(job_path), "--launcher", "local", "--out", str(near)]
+    environment = three_nodes.environment(token=False) | {"MOE_DIST_CACHE": str(tmp_path / "cache")}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    expected, found = last_tensors(near), last_tensors(far)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (found[name].float() - tensor.float()).abs().max() <= 1e-4, name
+
+
+def test_a_killed_node_costs_steps_but_not_the_run(three_nodes: RunningCluster, job_path: Path, tmp_path: Path) -> None:
+    import processes
+
+    run = tmp_path / "run"
+    following = submission(three_nodes, job_path, run)
+    while not list((run / "dfcp/checkpoints").glob("*/checkpoint_*/state.json")):
+        assert following.poll() is None, run.with_suffix(".log").read_text()
+        time.sleep(0.1)
+    addresses = node_addresses(three_nodes)
+    hosts = {addresses[worker["node_id"]] for worker in train_workers(three_nodes) if worker["state"] == "ALIVE"}
+    victim = max(hosts)  # never the head, which has the lowest address
+    (holder,) = [node.process for node in three_nodes.cluster.nodes if node.address == victim]
+    for process in processes.descendants([holder]):
+        if Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet"):
+            os.kill(process.pid, signal.SIGKILL)
+
+    assert following.wait() == 0, run.with_suffix(".log").read_text()
+    assert victim not in node_addresses(three_nodes).values()
+    steps = steps_logged(run)
+    total = max(steps)
+    assert set(steps) == set(range(1, total + 1)), "every step was done"
+    assert total % EPOCHS == 0
+    restarts = [later for earlier, later in itertools.pairwise(steps) if later <= earlier]
+    assert all(step > 1 for step in restarts), "it went on from a checkpoint, not from the start"
+    assert len(train_workers(three_nodes)) >= 4, "a second group of workers was started"

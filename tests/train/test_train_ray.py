@@ -1,0 +1,124 @@
+"""The Ray launcher beside the local one: the same curve on one and two workers, and after a worker was killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from small_jobs import dfcp, quiet, traditional
+
+from moe_dist.config import Job
+from moe_dist.data.opened import open_data
+from moe_dist.errors import UserError
+from moe_dist.train.launcher import Launcher, open_launcher
+from moe_dist.train.ray_launcher import embedded_cpus
+from moe_dist.train.run import cache_folder, run_model
+from moe_dist.train.show import last_metrics
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def run(job: Job, folder: Path, launcher: Launcher) -> dict[int, float]:
+    """Loss by step of the job's only method."""
+    run_model(job, job.method.name, folder, open_data(job.data, job.seed, cache_folder()), launcher, quiet())
+    return curve(folder / job.method.name / "metrics.jsonl")
+
+
+def curve(path: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
+
+
+def run_locally(job: Job, folder: Path) -> dict[int, float]:
+    with open_launcher("local", job, folder, quiet()) as launcher:
+        return run(job, folder, launcher)
+
+
+@pytest.fixture(scope="module")
+def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ray")
+
+
+@pytest.fixture(scope="module")
+def ray(ray_home: Path) -> Iterator[Launcher]:
+    """One embedded Ray for all tests of this file; starting it is the cost."""
+    with open_launcher("ray", traditional(workers=2), ray_home, quiet()) as launcher:
+        yield launcher
+
+
+def with_job(launcher: Launcher, job: Job, folder: Path) -> Launcher:
+    """The running Ray, launching for another job."""
+    return type(launcher)(job, folder, quiet())  # type: ignore[call-arg]
+
+
+def test_one_ray_worker_gives_the_very_curve_of_the_local_launcher(ray: Launcher, tmp_path: Path) -> None:
+    job = traditional()
+    assert run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray")) == run_locally(job, tmp_path / "local")
+
+
+def test_two_ray_workers_give_the_curve_of_one(ray: Launcher, tmp_path: Path) -> None:
+    """Through the whole of DFCP-MoE: experts as tasks of their own, joint stage on two workers, dropout 0."""
+    job = dfcp(workers=2)
+    two = run(job, tmp_path / "two", with_job(ray, job, tmp_path / "two"))
+    one = run_locally(dfcp(), tmp_path / "one")
+    assert two.keys() == one.keys()
+    assert max(abs(two[step] - one[step]) for step in one) < 1e-5
+    left, right = (np.load(tmp_path / name / "dfcp/evaluation/predictions.npz") for name in ("one", "two"))
+    assert np.allclose(left["log_probs"], right["log_probs"], atol=1e-4)
+
+
+@pytest.mark.chaos
+def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher, tmp_path: Path) -> None:
+    """kill -9 of a worker in the middle of training: Ray Train restarts it and it goes on from its last checkpoint."""
+    job = traditional(epochs=40, checkpoint={"every_steps": 10, "every_epochs": 1})
+    killed: list[int] = []
+    metrics = tmp_path / "ray" / "traditional_moe" / "metrics.jsonl"
+
+    def kill_one() -> None:
+        while not killed:
+            line = last_metrics(metrics)
+            if line and line["step"] >= 60:
+                killed.extend(kill_training_worker())
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=kill_one, daemon=True)
+    watcher.start()
+    restarted = run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
+    assert len(killed) == 1, "a worker was killed while it trained"
+    assert restarted == run_locally(job, tmp_path / "local")
+
+
+def kill_training_worker() -> list[int]:
+    """SIGKILL one Ray Train worker among the processes of this test's own Ray."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
+                return [process.pid]
+        except psutil.Error:
+            continue
+    return []
+
+
+def test_a_diverged_loss_is_one_sentence_from_ray_too(ray: Launcher, tmp_path: Path) -> None:
+    gate = traditional().method.gate.model_dump() | {"optimiser": {"kind": "sgd", "learning_rate": 1e30}}
+    job = traditional(gate=gate)
+    with pytest.raises(UserError, match="the loss diverged: term `combined`"):
+        run(job, tmp_path, with_job(ray, job, tmp_path))
+
+
+def test_an_embedded_ray_has_room_for_the_workers_that_are_asked_for() -> None:
+    assert embedded_cpus(traditional(workers=64)) == 64
+
+
+def test_a_missing_gpu_is_a_sentence(tmp_path: Path) -> None:
+    job = traditional(resources={"gpus_per_worker": 1})
+    with pytest.raises(UserError, match="torch sees none"), open_launcher("ray", job, tmp_path, quiet()):
+        pass
