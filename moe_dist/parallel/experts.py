@@ -116,7 +116,7 @@ class ExpertParallel(deepspeed.moe.layer.MoE):
         mixed: Any = 0
         for expert, member in zip(self.local, self.members.values()):
             mixed = mixed + weighted(all_weights[:, expert], member(*gathered))
-        dtypes = self._agree(("mix", *map(_kind, inputs)), mixed.dtype)
+        dtypes = self._agree(("mix", *map(_kind, (weights, *inputs))), mixed.dtype)
         samples = weights.shape[0]
         received = self._send_back(mixed.to(_common(dtypes)), (all_weights, *gathered), sizes, [samples] * self.ep_size)
         return received.view(self.ep_size, samples, *mixed.shape[1:]).sum(0)

@@ -15,27 +15,31 @@ from typing import Any
 
 import pytest
 import yaml
-from running_cluster import RunningCluster
+from running_cluster import REPOSITORY, RunningCluster
 from safetensors.torch import load_file
+
+from moe_dist.train.worker import newest_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 
-EPOCHS = 12
 TWO_RANKS = ["--set", "workers=2", "--set", "parallel.expert=2"]
 
 
-@pytest.fixture
-def job_path(repository: Path, tmp_path: Path) -> Path:
-    """DFCP as in the demo, smaller, with a checkpoint after every epoch of its joint stage."""
-    job: dict[str, Any] = yaml.safe_load((repository / "jobs/demo.yaml").read_text())
+def write_job(folder: Path, epochs: int) -> Path:
+    """DFCP as in the demo, smaller, with `epochs` of its joint stage and a checkpoint after each.
+
+    Without dropout, whose draws differ from rank to rank.
+    """
+    job: dict[str, Any] = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
     dfcp = job.pop("methods")["dfcp"]
     dfcp["pseudo_labels"]["siamese"]["epochs"] = 30
     dfcp["alone"]["epochs"] = 1
-    dfcp["joint"]["epochs"] = EPOCHS
+    dfcp["joint"]["epochs"] = epochs
+    dfcp["gate"]["dropout"] = 0.0
     small = {"kind": "train", "name": "small", "method": dfcp, "paper_table": None}
     job |= small | {"resources": {"cpus_per_worker": 1}}
     job["data"] |= {"max_train_images": 600, "max_test_images": 200}
-    path = tmp_path / "small.yaml"
+    path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(job))
     return path
 
@@ -72,20 +76,15 @@ def steps_logged(run: Path) -> list[int]:
 
 def last_tensors(run: Path) -> dict[str, Any]:
     """All parameters of the last checkpoint, dense and experts', by file and name."""
-    states = sorted((run / "dfcp/checkpoints").glob("*/checkpoint_*/state.json"), key=step_of)
-    folder = states[-1].parent
+    (trained,) = (run / "dfcp/checkpoints").iterdir()
+    folder = newest_checkpoint(trained)
+    assert folder is not None
     files = [path for path in folder.glob("*.safetensors") if path.name.count(".") == 1 and "random" not in path.name]
     return {f"{path.name}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
 
 
-def step_of(state: Path) -> int:
-    return json.loads(state.read_text())["step"]
-
-
-def test_two_ranks_on_two_nodes_give_the_result_of_one_process(
-    three_nodes: RunningCluster, job_path: Path, tmp_path: Path
-) -> None:
-    far, near = tmp_path / "far", tmp_path / "near"
+def test_two_ranks_on_two_nodes_give_the_result_of_one_process(three_nodes: RunningCluster, tmp_path: Path) -> None:
+    job_path, far, near = write_job(tmp_path, epochs=2), tmp_path / "far", tmp_path / "near"
     assert submission(three_nodes, job_path, far).wait() == 0, far.with_suffix(".log").read_text()
     assert len({worker["node_id"] for worker in train_workers(three_nodes)}) == 2
 
@@ -98,11 +97,11 @@ def test_two_ranks_on_two_nodes_give_the_result_of_one_process(
         assert (found[name].float() - tensor.float()).abs().max() <= 1e-4, name
 
 
-def test_a_killed_node_costs_steps_but_not_the_run(three_nodes: RunningCluster, job_path: Path, tmp_path: Path) -> None:
+def test_a_killed_node_costs_steps_but_not_the_run(three_nodes: RunningCluster, tmp_path: Path) -> None:
     import processes
 
-    run = tmp_path / "run"
-    following = submission(three_nodes, job_path, run)
+    epochs, run, before = 30, tmp_path / "run", len(train_workers(three_nodes))
+    following = submission(three_nodes, write_job(tmp_path, epochs), run)
     while not list((run / "dfcp/checkpoints").glob("*/checkpoint_*/state.json")):
         assert following.poll() is None, run.with_suffix(".log").read_text()
         time.sleep(0.1)
@@ -119,7 +118,7 @@ def test_a_killed_node_costs_steps_but_not_the_run(three_nodes: RunningCluster, 
     steps = steps_logged(run)
     total = max(steps)
     assert set(steps) == set(range(1, total + 1)), "every step was done"
-    assert total % EPOCHS == 0
+    assert total % epochs == 0
     restarts = [later for earlier, later in itertools.pairwise(steps) if later <= earlier]
     assert all(step > 1 for step in restarts), "it went on from a checkpoint, not from the start"
-    assert len(train_workers(three_nodes)) >= 4, "a second group of workers was started"
+    assert len(train_workers(three_nodes)) >= before + 4, "a second group of workers was started"

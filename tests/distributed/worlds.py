@@ -7,14 +7,15 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 
-CASE_SECONDS = 60
-"""A case that takes longer has hung; the slowest takes a few seconds."""
+CASE_SECONDS = 120
+"""A case that takes longer has hung; the slowest takes a few seconds, and some more where it starts its world."""
 
 
 class World:
@@ -76,7 +77,9 @@ class World:
 
 def _serve(pipe: Connection, rank: int, world: int, store: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{store}", timedelta(seconds=CASE_SECONDS), world_size=world, rank=rank
+    )
     while True:
         case, arguments = pipe.recv()
         try:
