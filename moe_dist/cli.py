@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -100,7 +99,7 @@ def submit(
 class BuildByDefault(typer.core.TyperGroup):
     """`shards SOURCE OUT` builds; `shards check DIR` and other named commands do what they say."""
 
-    def resolve_command(self, context: click.Context, args: list[str]) -> Any:
+    def resolve_command(self, context: Any, args: list[str]) -> Any:
         """The named command, or `build` when the first word names none."""
         return super().resolve_command(context, args if args[0] in self.commands else ["build", *args])
 

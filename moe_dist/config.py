@@ -247,11 +247,9 @@ def _set(content: dict[str, Any], override: str) -> None:
     *parents, last = field.split(".")
     node = content
     for depth, parent in enumerate(parents):
-        node = (
-            node.setdefault(parent, {})
-            if node.get(parent) is not None
-            else node.__setitem__(parent, {}) or node[parent]
-        )
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} holds a value, not fields")
     try:

@@ -51,12 +51,12 @@ class Batch:
         """The batch in `parts` consecutive micro-batches; their `mean`s add up to the whole's."""
         if parts == 1:
             return [self]
-        cut = [torch.tensor_split(t, parts) for t in (self.images, self.labels, self.samples, self.weight)]
-        columns = {name: torch.tensor_split(column, parts) for name, column in self.columns.items()}
-        return [
-            Batch(*(pieces[i] for pieces in cut), columns={name: pieces[i] for name, pieces in columns.items()})
-            for i in range(parts)
-        ]
+        rows = torch.arange(len(self.images), device=self.images.device).tensor_split(parts)
+        return [self._rows(part) for part in rows]
+
+    def _rows(self, rows: Tensor) -> Batch:
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return Batch(self.images[rows], self.labels[rows], self.samples[rows], self.weight[rows], columns)
 
 
 @dataclass(frozen=True)
@@ -107,22 +107,14 @@ class Prediction:
     experts: Tensor | None = None
 
 
-class ExpertGroup(Protocol):
-    """Experts as one module: in one process (models/experts.py) or over ranks (parallel/experts.py).
-
-    A member's parameters are named `<where>.members.<global id>.<parameter>` in both.
-    """
-
-    def __call__(self, *inputs: Tensor) -> list[Any]:
-        """Every expert's output for this rank's samples, in order of their global ids."""
-
-    def mix(self, weights: Tensor, *inputs: Tensor) -> Tensor:
-        """sum over experts e of weights[:, e] * output_e, computed where the experts are."""
-
-
 ExpertFactory = Callable[[], nn.Module]
-MakeExperts = Callable[[Sequence[ExpertFactory], Sequence[float], int], ExpertGroup]
-"""(factories by global id, relative costs, seed) -> the group. Each factory runs under its expert's own seed."""
+MakeExperts = Callable[[Sequence[ExpertFactory], Sequence[float], int], nn.Module]
+"""(factories by global id, relative costs, seed) -> the experts as one module, each made under its own seed.
+
+In one process the module is models/experts.py's, over ranks parallel/experts.py's; both have the same interface:
+called, it gives every expert's output for this rank's samples; `mix(weights, *inputs)` their weighted sum. A member's
+parameters are named `<where>.members.<global id>.<parameter>`.
+"""
 
 
 @dataclass(frozen=True)

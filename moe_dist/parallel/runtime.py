@@ -8,11 +8,13 @@ import warnings
 
 import torch
 
-# DeepSpeed chooses its accelerator while it is imported.
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+# DeepSpeed chooses its accelerator while it is imported. The process group knows which: on a machine with GPUs, a job
+# on the CPU has gloo.
+_on_gpu = torch.distributed.get_backend() == "nccl" if torch.distributed.is_initialized() else torch.cuda.is_available()
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if _on_gpu else "cpu")
 
-import deepspeed
-import deepspeed.ops
+import deepspeed  # noqa: E402
+import deepspeed.ops  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 # It calls collectives by names that torch 2.13 deprecates.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,8 @@ def evaluate_task(packed: dict[str, Any], checkpoint: str, context: TaskContext)
     )
     latency: dict[str, Latency] = {}
     for name, top_k in {ALL: None, **{f"top{k}": k for k in method.top_ks()}}.items():
-        latency[name] = measure_latency(
-            lambda one, k=top_k: method.predict(network, one, k), image.images, device=context.device
-        )
+        predict = partial(method.predict, network, top_k=top_k)
+        latency[name] = measure_latency(predict, image.images, device=context.device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return {"arrays": arrays, "latency": latency, "parameters": parameters}
 
@@ -76,6 +76,6 @@ def save_evaluation(folder: Path, outcome: dict[str, Any], facts: dict[str, Any]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
     with (folder / "predictions.npz").open("wb") as file:
-        np.savez(file, **outcome["arrays"])
+        np.savez(file, allow_pickle=False, **outcome["arrays"])
     about = {"latency": outcome["latency"], "parameters": outcome["parameters"], "finished": time.time(), **facts}
     write_json(folder / "evaluation.json", about)

@@ -21,7 +21,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
     """Train every stage of the task's method, from the last whole checkpoint if there is one, to a last checkpoint."""
     training = open_training(task, worker)
     restored = worker.restore()
-    state = read_state(restored) if restored else {"stage": 0, "step": 0, "seconds": 0.0}
+    state: dict[str, Any] = read_state(restored) if restored else {"stage": 0, "step": 0, "seconds": 0.0}
     log = TrainingLog(task.folder, worker.rank, state["step"])
     clock = time.perf_counter() - state["seconds"]
     step = state["step"]

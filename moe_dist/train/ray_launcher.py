@@ -172,7 +172,7 @@ def _fit(task: TrainingTask) -> None:
             num_workers=job.workers, use_gpu=gpus > 0, resources_per_worker=per_worker, placement_strategy="SPREAD"
         ),
         run_config=RunConfig(
-            name=task.checkpoints.name,
+            name=task.checkpoints.name,  # type: ignore[call-arg]  # Ray declares its older class to type checkers
             storage_path=str(task.checkpoints.parent),
             failure_config=FailureConfig(max_failures=job.checkpoint.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoint.keep),

@@ -37,7 +37,7 @@ def save_result(folder: Path, result: StepResult, fingerprint: str, seconds: flo
     (folder / "done.json").unlink(missing_ok=True)
     write_json(folder / "result.json", {"values": result.values})
     with (folder / "arrays.npz").open("wb") as file:
-        np.savez(file, **result.arrays)
+        np.savez(file, allow_pickle=False, **result.arrays)
     write_json(folder / "done.json", {"fingerprint": fingerprint, "seconds": seconds, "finished": time.time()})
 
 

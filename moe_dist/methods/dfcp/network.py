@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,8 @@ class Mixture(nn.Module):
         """
         gate_logits = self.gate(image)
         ids = gate_logits[0].topk(min(count, gate_logits.shape[1])).indices
-        expert_logits = [self.experts.members[str(expert)](image) for expert in ids.tolist()]
+        members = cast(nn.ModuleDict, self.experts.members)
+        expert_logits = [members[str(expert)](image) for expert in ids.tolist()]
         return ids, gate_logits[:, ids], torch.stack(expert_logits, dim=1)
 
 
