@@ -89,11 +89,12 @@ def submit(
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="The run directory, on storage that every node reaches.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Follow the job's log and return its exit code.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Run a job on a cluster: ship this directory to it by Ray's job submission."""
     from moe_dist.train.submit import submit as submit_job
 
-    raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, out=out))
+    raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, out=out, resume=resume))
 
 
 class BuildByDefault(typer.core.TyperGroup):

@@ -12,6 +12,7 @@ from moe_dist.errors import UserError
 from moe_dist.methods.base import Batch, Method, Progress
 from moe_dist.train.checkpoint import load_checkpoint, read_state, save_checkpoint
 from moe_dist.train.log import TrainingLog
+from moe_dist.train.random_state import seed_random
 from moe_dist.train.session import Session, open_session
 from moe_dist.train.task import TrainingTask, open_training
 from moe_dist.train.worker import Worker, mean_over_ranks, sum_over_ranks
@@ -20,6 +21,7 @@ from moe_dist.train.worker import Worker, mean_over_ranks, sum_over_ranks
 def train(worker: Worker, task: TrainingTask) -> None:
     """Train every stage of the task's method, from the last whole checkpoint if there is one, to a last checkpoint."""
     training = open_training(task, worker)
+    seed_random(task.job.seed, worker.rank)
     restored = worker.restore()
     state: dict[str, Any] = read_state(restored) if restored else {"stage": 0, "step": 0, "seconds": 0.0}
     log = TrainingLog(task.folder, worker.rank, state["step"])

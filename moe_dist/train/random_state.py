@@ -43,10 +43,19 @@ def restore_random_state(state: GeneratorState) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def seed_random(seed: int, rank: int) -> None:
+    """Seed the generators at the start of a training, each rank with numbers of its own."""
+    _seed(seed.to_bytes(8, "little"), rank)
+
+
 def reseed(state: GeneratorState, rank: int) -> None:
     """Seed the generators from (a saved state, rank) alone: for a run that goes on with another number of ranks."""
-    digest = hashlib.sha256(state["torch"].numpy().tobytes() + rank.to_bytes(8, "little")).digest()
+    _seed(state["torch"].numpy().tobytes(), rank)
+
+
+def _seed(origin: bytes, rank: int) -> None:
+    digest = hashlib.sha256(origin + rank.to_bytes(8, "little")).digest()
     seed = int.from_bytes(digest[:4], "little")
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # every device's
     np.random.seed(seed)
     random.seed(seed)

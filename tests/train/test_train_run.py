@@ -83,6 +83,13 @@ def test_a_second_run_into_the_same_folder_does_nothing_again(whole: Path, tmp_p
     assert evaluation == (folder / "traditional_moe" / "evaluation" / "evaluation.json").read_text()
 
 
+def test_the_same_job_gives_the_same_run_also_with_dropout(tmp_path: Path) -> None:
+    gate = traditional().method.gate.model_dump() | {"dropout": 0.5}
+    for name in ("once", "again"):
+        run(traditional(gate=gate, epochs=1), tmp_path / name)
+    assert curve(tmp_path / "once", "traditional_moe") == curve(tmp_path / "again", "traditional_moe")
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
