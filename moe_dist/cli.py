@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, a YAML file as under jobs/.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="a.b=c", help="Change a field of the job; repeat it.")]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="a.b=c", help="Change a field of the job, or all that a file says: @FILE; repeat it.")]
 console = Console(highlight=False)
 
 

@@ -207,7 +207,7 @@ class Job(Strict):
 
 
 def load_job(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
-    """Read a job's YAML, apply `a.b=c` overrides and validate it.
+    """Read a job's YAML, apply overrides (`a.b=c`, or `@FILE` with one a line) and validate it.
 
     Relative paths of data and weights start at the current directory, as a shell would have it, and are resolved here;
     a recipe that the job loads is looked for beside the job file.
@@ -221,7 +221,7 @@ def load_job(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a job is a mapping of fields, this file holds {type(content).__name__}")
-    for override in overrides:
+    for override in _expanded(overrides):
         _set(content, override)
     return parse_job(content, str(path), path.absolute().parent)
 
@@ -237,6 +237,21 @@ def parse_job(content: dict[str, Any], where: str, folder: Path = Path()) -> Job
 def dump_job(job: Job) -> str:
     """The resolved job as YAML, every default written out."""
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+
+
+def _expanded(overrides: list[str] | tuple[str, ...]) -> list[str]:
+    """The overrides, each `@FILE` replaced by the ones in it: one a line, `#` opens a comment."""
+    expanded = []
+    for override in overrides:
+        if not override.startswith("@"):
+            expanded.append(override)
+            continue
+        path = Path(override[1:])
+        if not path.is_file():
+            raise UserError(f"--set {override}: no such file of overrides")
+        lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+        expanded += [line for line in lines if line]
+    return expanded
 
 
 def _set(content: dict[str, Any], override: str) -> None:
