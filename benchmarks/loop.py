@@ -1,0 +1,120 @@
+"""Images per second of a job's training loop against a bare PyTorch loop with the same network and the same batches.
+
+    python benchmarks/loop.py jobs/demo.yaml --label traditional_moe
+
+The bare loop is what one would write by hand: batches made beforehand and held in memory, forward, loss, backward, step.
+The job's loop draws and augments its batches, checks and logs every loss term, and writes its log and TensorBoard; it
+takes no checkpoint and no validation here, which the bare loop has not either. Both run in this process on the same
+number of threads, in turn, several rounds; the ratio is the median over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import moe_dist.train.loop as loop
+from moe_dist.config import Job, load_job
+from moe_dist.methods.base import Batch, Progress
+from moe_dist.train.log import TrainingLog
+from moe_dist.train.run import cache_folder, hardware
+from moe_dist.train.session import Session, open_session
+from moe_dist.train.task import Training, TrainingTask, open_training
+from moe_dist.train.worker import LocalWorker
+
+
+def main() -> None:
+    """Measure and write benchmarks/results/loop.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--label", required=True)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    job = load_job(options.job, options.overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(job, options.label, Path(folder), options.steps, options.rounds)
+    about = {"command": f"{options.job} --label {options.label} --threads {options.threads}", "hardware": hardware()}
+    print(json.dumps(about | result, indent=1))
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "loop.json").write_text(json.dumps(about | result, indent=1) + "\n")
+
+
+def measure(job: Job, label: str, folder: Path, steps: int, rounds: int) -> dict[str, Any]:
+    """Images per second of both loops, by round, and the median of their ratios."""
+    task = TrainingTask(job, label, folder, cache_folder(), "benchmark")
+    worker = LocalWorker(folder, 1, 0, 1, torch.device("cpu"))
+    training = open_training(task, worker)
+    (stage,) = training.method.stages()
+    ours, bare = open_session(training, stage, worker), open_session(open_training(task, worker), stage, worker)
+    batches = first_batches(bare, steps)
+    log = TrainingLog(folder / label, 0, 0)
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    for round_number in range(rounds + 1):  # the first one warms up
+        seconds = {"ours": time_ours(training, ours, log, steps), "bare": time_bare(training, bare, batches)}
+        if round_number:
+            for name, took in seconds.items():
+                rates[name].append(steps * stage.batch_size / took)
+    ratios = [a / b for a, b in zip(rates["ours"], rates["bare"])]
+    return {
+        "images_per_second": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "batch_size": stage.batch_size,
+    }
+
+
+def first_batches(session: Session, steps: int) -> list[Batch]:
+    """`steps` batches of the stream, kept, over as many epochs as that takes."""
+    batches: list[Batch] = []
+    while len(batches) < steps:
+        for batch in session.stream.epoch():
+            batches.append(batch)
+            session.stream.advance()
+    return batches[:steps]
+
+
+def time_ours(training: Training, session: Session, log: TrainingLog, steps: int) -> float:
+    """Seconds of `steps` steps as train/loop.py does them."""
+    started = time.perf_counter()
+    step = 0
+    while step < steps:
+        for batch in session.stream.epoch():
+            step += 1
+            progress = Progress(session.stage.name, 0, session.stage.epochs, step)
+            terms = loop.train_step(training.method, session, batch, progress)
+            session.stream.advance()
+            log.write("step", session.stage.name, 0, step, loop.checked(terms, 1, step, session.stage.name))
+            if step == steps:
+                break
+    return time.perf_counter() - started
+
+
+def time_bare(training: Training, session: Session, batches: list[Batch]) -> float:
+    """Seconds of the same steps by hand, with the same optimiser."""
+    network, optimiser = session.engine.network, session.engine.optimiser
+    network.train()
+    started = time.perf_counter()
+    for step, batch in enumerate(batches):
+        terms = training.method.loss(network, batch, Progress(session.stage.name, 0, session.stage.epochs, step))
+        torch.stack(list(terms.values())).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()
