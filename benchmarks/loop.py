@@ -3,7 +3,7 @@
     python benchmarks/loop.py jobs/demo.yaml --label traditional_moe
 
 The bare loop is what one would write by hand: batches made beforehand and held in memory, forward, loss, backward, step.
-The job's loop draws and augments its batches, checks and logs every loss term, and writes its log and TensorBoard; it
+The job's loop draws and augments its batches, checks every loss term, and writes its log and TensorBoard; it
 takes no checkpoint and no validation here, which the bare loop has not either. Both run in this process on the same
 number of threads, in turn, several rounds; the ratio is the median over rounds.
 """
@@ -89,6 +89,7 @@ def first_batches(session: Session, steps: int) -> list[Batch]:
 def time_ours(training: Training, session: Session, log: TrainingLog, steps: int) -> float:
     """Seconds of `steps` steps as train/loop.py does them."""
     started = time.perf_counter()
+    session.engine.network.train()
     step = 0
     while step < steps:
         for batch in session.stream.epoch():

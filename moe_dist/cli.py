@@ -21,7 +21,12 @@ app = typer.Typer(
 )
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, a YAML file as under jobs/.")]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="a.b=c", help="Change a field of the job, or all that a file says: @FILE; repeat it.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="a.b=c", help="Change a field of the job, or all that a file says: @FILE; repeat it."
+    ),
+]
 console = Console(highlight=False)
 
 
@@ -121,8 +126,22 @@ def shards_build(
 
     shower = Show(console)
     with shower.working(f"shards of {dataset}"):
-        build_shards(dataset, source, out)
+        build_shards(dataset, source, out, on_progress=shower.shards)
     console.print(f"shards: {_short(out.absolute())}")
+
+
+@shards.command("list")
+def shards_list() -> None:
+    """The datasets a job can name: what they are, where to get them, what is read."""
+    from rich.table import Table
+
+    from moe_dist.data.catalog import DATASETS
+
+    table = Table("dataset", "what", "images", "where to get it", "what is read", show_lines=True)
+    for entry in DATASETS.values():
+        counts = ", ".join(f"{count:,} {split}" for split, count in entry.expected.items())
+        table.add_row(entry.name, f"{entry.title}; {entry.licence}", counts or "any", entry.where, entry.reads)
+    console.print(table)
 
 
 @shards.command("check")

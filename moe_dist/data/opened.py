@@ -12,7 +12,7 @@ import numpy as np
 from moe_dist.config import DataConfig
 from moe_dist.data.images import open_images
 from moe_dist.data.order import split
-from moe_dist.data.shards import ShardSet, build_shards, source_fingerprint
+from moe_dist.data.shards import OnProgress, ShardSet, build_shards, source_fingerprint
 from moe_dist.errors import UserError
 from moe_dist.methods.base import DatasetInfo, Images
 
@@ -52,11 +52,11 @@ def shards_folder(config: DataConfig, cache: Path) -> Path:
     return cache / "shards" / f"{config.dataset}-{source_fingerprint(config.dataset, config.source)[:12]}"
 
 
-def ensure_shards(config: DataConfig, cache: Path) -> Path:
+def ensure_shards(config: DataConfig, cache: Path, on_progress: OnProgress | None = None) -> Path:
     """The folder of the job's shards, built from the source if it is not there yet."""
     folder = shards_folder(config, cache)
     if not (folder / "train").is_dir() or not (folder / "test").is_dir():
-        build_shards(config.dataset, config.source, folder)
+        build_shards(config.dataset, config.source, folder, on_progress=on_progress)
     return folder
 
 

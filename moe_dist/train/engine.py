@@ -91,6 +91,7 @@ class LocalEngine(Engine):
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self._micro_batches = 0
+        self._trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -99,12 +100,11 @@ class LocalEngine(Engine):
         self._micro_batches += 1
         if self._micro_batches % self.accumulate:
             return False
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        for parameter in parameters:
+        for parameter in self._trained:
             if parameter.grad is None:  # untouched by the loss: as over ranks, it still decays and counts the step
                 parameter.grad = torch.zeros_like(parameter)
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self._trained, self.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
         return True

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from moe_dist.config import Job
+from moe_dist.errors import UserError
 from moe_dist.methods.base import TaskFunction
 from moe_dist.train.launcher import Context, device_of, use_threads
 from moe_dist.train.progress import ProgressFile, progress_folder, read_progress
+from moe_dist.train.results import write_text
 from moe_dist.train.show import Show, watch_training
 from moe_dist.train.task import TrainingTask
 from moe_dist.train.worker import LocalWorker, newest_checkpoint
@@ -52,7 +54,7 @@ class LocalLauncher:
             if workers == 1:
                 train_rank(0, 1, task.pack(), 0)
             else:
-                torch.multiprocessing.spawn(_spawned, (workers, task.pack(), _free_port()), nprocs=workers)
+                _spawn(task, workers)
         last = newest_checkpoint(task.checkpoints)
         assert last is not None, "a finished training leaves a checkpoint"
         return last
@@ -78,9 +80,23 @@ def train_rank(rank: int, world: int, packed: dict[str, Any], port: int) -> None
         torch.distributed.destroy_process_group()
 
 
+def _spawn(task: TrainingTask, workers: int) -> None:
+    """The ranks as processes; the first that fails ends all."""
+    task.error_file.unlink(missing_ok=True)
+    try:
+        torch.multiprocessing.spawn(_spawned, (workers, task.pack(), _free_port()), nprocs=workers)
+    except torch.multiprocessing.ProcessRaisedException:
+        task.raise_error()
+        raise
+
+
 def _spawned(rank: int, world: int, packed: dict[str, Any], port: int) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
-    train_rank(rank, world, packed, port)
+    try:
+        train_rank(rank, world, packed, port)
+    except UserError as error:
+        write_text(TrainingTask.unpack(packed).error_file, str(error))
+        raise
 
 
 def _free_port() -> int:

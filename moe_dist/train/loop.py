@@ -39,6 +39,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
         while session.stream.position.epoch < stage.epochs:
             epoch = session.stream.position.epoch
             session.engine.scale_rates(session.rate.factor)
+            session.engine.network.train()
             started, images = time.perf_counter(), 0
             for batch in session.stream.epoch():
                 step += 1
@@ -66,7 +67,6 @@ def train(worker: Worker, task: TrainingTask) -> None:
 
 def train_step(method: Method, session: Session, batch: Batch, progress: Progress) -> dict[str, Tensor]:
     """One optimiser step on this rank's share of a global batch; the loss terms, detached."""
-    session.engine.network.train()
     totals: dict[str, Tensor] = {}
     for part in batch.split(session.accumulate):
         with session.engine.autocast():

@@ -51,8 +51,8 @@ def _preview_method(job: Job, method: Method, console: Console) -> None:
         steps = stage.epochs * -(-method.info.train_images // stage.batch_size)
         seconds = _seconds_a_step(method, network, stage)
         console.print(
-            f"stage {stage.name}: at most {stage.epochs} epochs, {steps:,} steps of {stage.batch_size} images; a step on "
-            f"random images took {seconds * 1e3:.0f} ms here on {torch.get_num_threads()} threads of a CPU: about "
+            f"stage {stage.name}: at most {stage.epochs} epochs, {steps:,} steps of {stage.batch_size} images; a step "
+            f"on random images took {seconds * 1e3:.0f} ms here on {torch.get_num_threads()} threads of a CPU: about "
             f"{steps * seconds / 60:.0f} min on one such worker"
         )
 

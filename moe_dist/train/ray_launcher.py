@@ -124,11 +124,10 @@ class RayLauncher:
     def train(self, task: TrainingTask) -> Path:
         """The loop on the job's workers; Ray Train restarts them from the last checkpoint when one dies."""
         task.checkpoints.mkdir(parents=True, exist_ok=True)
-        _error_file(task).unlink(missing_ok=True)
+        task.error_file.unlink(missing_ok=True)
         with watch_training(self._show, task.folder):
             _fit(task)
-        if _error_file(task).exists():
-            raise UserError(_error_file(task).read_text())
+        task.raise_error()
         last = newest_checkpoint(task.checkpoints)
         assert last is not None, "a finished training leaves a checkpoint"
         return last
@@ -193,18 +192,13 @@ def _train_worker(packed: dict[str, Any]) -> None:
     from moe_dist.train.loop import train
 
     task = TrainingTask.unpack(packed)
-    if _error_file(task).exists():
+    if task.error_file.exists():
         return
     context = ray.train.get_context()
     use_threads(task.job.resources.cpus_per_worker, sharing=context.get_local_world_size())
     try:
         train(RayWorker(task.checkpoints, ray.train.torch.get_device()), task)
     except UserError as error:
-        write_text(_error_file(task), str(error))
+        write_text(task.error_file, str(error))
         if context.get_world_size() > 1:
             raise
-
-
-def _error_file(task: TrainingTask) -> Path:
-    """Where a worker leaves the sentence that ended a training."""
-    return task.folder / "error.txt"

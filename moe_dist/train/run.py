@@ -20,7 +20,8 @@ from moe_dist import __version__
 from moe_dist.config import Job, dump_job
 from moe_dist.data.opened import OpenedData, ensure_shards, open_data
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Step
+from moe_dist.methods.base import Method, Step
+from moe_dist.parallel.placement import place
 from moe_dist.report.build import build_report
 from moe_dist.train.checkpoint import read_state
 from moe_dist.train.evaluate import evaluate_task, save_evaluation
@@ -44,12 +45,12 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     started = time.time()
     prepare_run_directory(run, job)
     with show.working("data"):
-        ensure_shards(job.data, cache_folder())
+        ensure_shards(job.data, cache_folder(), show.shards)
         data = open_data(job.data, job.seed, cache_folder())
     record = _record(job, data, launcher_name, started)
     write_json(run / "run.json", record)
     for label in job.models:
-        open_method(job, label, data)  # a method that does not fit the dataset is refused before any work
+        refuse_early(job, open_method(job, label, data))
     with open_launcher(launcher_name, job, run, show) as launcher:
         for label in job.models:
             show.headline(label)
@@ -58,6 +59,21 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     write_json(run / "run.json", record | {"status": "finished", "seconds": seconds})
     with show.working("report"):
         return build_report(run)
+
+
+def refuse_early(job: Job, method: Method) -> None:
+    """Raise UserError, before any work, where the method's stages cannot be divided over the job's workers.
+
+    That the method fits the dataset has been checked when it was opened.
+    """
+    for stage in method.stages():
+        if stage.batch_size % job.workers:
+            raise UserError(
+                f"batch_size = {stage.batch_size} of stage {stage.name} is the batch over all workers and no multiple "
+                f"of workers = {job.workers}; change one of the two"
+            )
+    if method.expert_costs() and job.parallel.expert > 1:
+        place(method.expert_costs(), job.parallel.expert)  # refuses more ranks than experts
 
 
 def run_model(job: Job, label: str, run: Path, data: OpenedData, launcher: Launcher, show: Show) -> None:

@@ -64,6 +64,10 @@ class Show:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, note=note)
 
+    def shards(self, split: str, done: int, total: int) -> None:
+        """How far the building of a split's shards is."""
+        self.update(done, total, f"{split} {done}/{total} images")
+
     @contextlib.contextmanager
     def watching(self, look: Callable[[], tuple[float, float, str] | None]) -> Iterator[None]:
         """While the block runs, ask `look` for (done, total, note) a few times a second and show it."""

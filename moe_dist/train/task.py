@@ -12,6 +12,7 @@ from torch import nn
 from moe_dist.config import Job, parse_job
 from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.data.stream import Stream
+from moe_dist.errors import UserError
 from moe_dist.methods.base import MakeExperts, Method, Stage, TrainingSet
 from moe_dist.methods.registry import method_class
 from moe_dist.models.experts import Experts
@@ -43,6 +44,16 @@ class TrainingTask:
     def checkpoints(self) -> Path:
         """Where its checkpoints are; another folder as soon as an input changes."""
         return self.folder / "checkpoints" / self.fingerprint[:12]
+
+    @property
+    def error_file(self) -> Path:
+        """Where a rank leaves the sentence that ended the training: a UserError does not travel between processes."""
+        return self.folder / "error.txt"
+
+    def raise_error(self) -> None:
+        """Raise the sentence that a rank left, if one did."""
+        if self.error_file.exists():
+            raise UserError(self.error_file.read_text())
 
     def pack(self) -> dict[str, Any]:
         """As plain values, to be sent."""
