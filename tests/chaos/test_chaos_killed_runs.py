@@ -1,0 +1,77 @@
+"""kill -9 of a whole run at random moments: gone on with, it ends bit-identical to one that was never killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from moe_dist.train.run import run_job
+from moe_dist.train.show import last_metrics
+from moe_dist.train.worker import newest_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+
+from small_jobs import quiet, traditional
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+
+REPEATS = 20
+JOB = traditional(checkpoint={"every_steps": 2})
+STEPS = 18
+FORK = multiprocessing.get_context("fork")  # a child has everything imported: a repeat costs a second
+
+
+def run(folder: Path) -> None:
+    run_job(JOB, folder, "local", quiet())
+
+
+def start(folder: Path) -> multiprocessing.process.BaseProcess:
+    process = FORK.Process(target=run, args=(folder,))
+    process.start()
+    return process
+
+
+def kill_at_step(folder: Path, step: int) -> None:
+    """Run until the log shows `step` (0: as soon as there is a folder), then kill -9."""
+    process = start(folder)
+    metrics = folder / "traditional_moe" / "metrics.jsonl"
+    while process.is_alive():
+        line = last_metrics(metrics)
+        if folder.exists() if step == 0 else line is not None and line["step"] >= step:
+            process.kill()
+        time.sleep(0.001)
+    process.join()
+
+
+def last_checkpoint(folder: Path) -> dict[str, np.ndarray]:
+    (checkpoints,) = (folder / "traditional_moe" / "checkpoints").iterdir()
+    newest = newest_checkpoint(checkpoints)
+    assert newest is not None
+    files = newest.glob("*.safetensors")
+    return {f"{path.name}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
+
+
+def test_twenty_runs_killed_at_random_end_as_the_unbroken_one(tmp_path: Path) -> None:
+    process = start(tmp_path / "whole")
+    process.join()
+    assert process.exitcode == 0
+    whole = last_checkpoint(tmp_path / "whole")
+    chance = random.Random(0)
+    for repeat in range(REPEATS):
+        folder = tmp_path / str(repeat)
+        for step in sorted(chance.randint(0, STEPS) for _ in range(chance.randint(1, 2))):
+            kill_at_step(folder, step)
+        process = start(folder)
+        process.join()
+        assert process.exitcode == 0, f"repeat {repeat} goes on after its kills"
+        ended = last_checkpoint(folder)
+        assert ended.keys() == whole.keys()
+        for name, tensor in whole.items():
+            assert np.array_equal(ended[name], tensor, equal_nan=name.startswith("random")), f"repeat {repeat}: {name}"
