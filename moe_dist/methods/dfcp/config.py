@@ -75,7 +75,7 @@ class PseudoLabelsConfig(Strict):
     siamese: SiameseConfig = SiameseConfig()
     augment: AugmentConfig = AugmentConfig()
     held_out: Fraction = 0.25
-    """Share of the trusted samples that the threshold tau* is chosen on; the network does not train on them."""
+    """Share of the trusted samples that the threshold tau* is chosen on, by a network that does not train on them."""
 
 
 class AloneConfig(Strict):

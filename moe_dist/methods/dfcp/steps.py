@@ -45,7 +45,7 @@ def labelling_steps(config: DfcpConfig) -> Sequence[Step]:
             {"trusted_fraction": config.trusted_fraction},
             sees_true_labels=True,
         ),
-        Step("siamese", "train the Siamese network on trusted pairs", partial(_siamese, pseudo), pseudo.model_dump()),
+        Step("siamese", "Siamese network on trusted pairs", partial(_siamese, pseudo), pseudo.model_dump()),
         Step("features", f"features by {features.backbone}", partial(_features, features), features.model_dump()),
         Step("first_stage", "first clustering stage: k-means", partial(_first_stage, clusters), clusters.model_dump()),
         Step(
@@ -90,48 +90,62 @@ def _split(trusted_fraction: float, workspace: Workspace) -> StepResult:
 
 @dataclass(frozen=True)
 class _SiameseTask:
+    """One training of the Siamese network: rows of `samples` it trains on, and samples it embeds afterwards."""
+
+    training: np.ndarray
+    embedded: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Trusted:
     views: Views
     config: PseudoLabelsConfig
-    training: np.ndarray
+    samples: np.ndarray
     labels: np.ndarray
-    embedded: np.ndarray
     seed: int
 
 
 def _siamese(config: PseudoLabelsConfig, workspace: Workspace) -> StepResult:
-    """Embeddings of trusted [M, D] and clustered [U, D] images, and which trusted ones were held out [M]."""
+    """Embeddings of trusted [M, D] and clustered [U, D] images, and those [M, D] that tau* is chosen on.
+
+    Two networks at the same time. One does without the held-out trusted images ([M] bool), so that tau* is chosen on
+    images it has not seen; the other, which gives the labels, learns from all of them (reading: a class may have no
+    more than two or three trusted tracks, too few to do without one for good).
+    """
     parts = workspace.results["split"].arrays
     trusted, clustered = parts["trusted"], parts["clustered"]
     labels, groups = workspace.labels[trusted], workspace.groups[trusted]
     training, held = split(labels, groups, config.held_out, workspace.seed + 2)
-    task = _SiameseTask(
-        Views(workspace.images, workspace.data, workspace.seed),
-        config,
-        trusted[training],
-        labels[training],
-        np.concatenate([trusted, clustered]),
-        workspace.seed,
-    )
-    embeddings = next(iter(workspace.run_tasks(_train_and_embed, [None], task)))
+    common = _Trusted(Views(workspace.images, workspace.data, workspace.seed), config, trusted, labels, workspace.seed)
+    tasks = [
+        _SiameseTask(training, trusted),
+        _SiameseTask(np.arange(len(trusted)), np.concatenate([trusted, clustered])),
+    ]
+    threshold, embeddings = workspace.run_tasks(_train_and_embed, tasks, common)
     held_out = np.zeros(len(trusted), bool)
     held_out[held] = True
-    arrays = {"trusted": embeddings[: len(trusted)], "clustered": embeddings[len(trusted) :], "held_out": held_out}
-    return StepResult({"trained_on": len(training), "held_out": len(held)}, arrays)
+    arrays = {
+        "trusted": embeddings[: len(trusted)],
+        "clustered": embeddings[len(trusted) :],
+        "threshold": threshold,
+        "held_out": held_out,
+    }
+    return StepResult({"trusted": len(trusted), "held_out": len(held)}, arrays)
 
 
-def _train_and_embed(task: _SiameseTask, item: None, context: TaskContext) -> np.ndarray:
-    """Train on the trusted images; embeddings [M + U, D] of all."""
-    images, config = task.views.images.uint8(task.training), task.config
+def _train_and_embed(trusted: _Trusted, task: _SiameseTask, context: TaskContext) -> np.ndarray:
+    """Train on some of the trusted images; embeddings [n, D] of `task.embedded`."""
+    samples, config = trusted.samples[task.training], trusted.config
     network = train_siamese(
-        images,
-        task.labels,
+        trusted.views.images.uint8(samples),
+        trusted.labels[task.training],
         config.siamese,
-        lambda batch, rows, draw: task.views.augmented(batch, task.training[rows], draw, config.augment),
-        task.seed,
+        lambda batch, rows, draw: trusted.views.augmented(batch, samples[rows], draw, config.augment),
+        trusted.seed,
         context.device,
         on_epoch=lambda epoch, loss: context.progress(epoch + 1, config.siamese.epochs + 1),
     )
-    return embed(network, task.views.batches(task.embedded))
+    return embed(network, trusted.views.batches(task.embedded))
 
 
 def _features(config: FeaturesConfig, workspace: Workspace) -> StepResult:
@@ -205,7 +219,7 @@ def _pseudo_labels(workspace: Workspace) -> StepResult:
     parts, siamese = workspace.results["split"].arrays, workspace.results["siamese"].arrays
     trusted = parts["trusted"]
     labels, groups = workspace.labels[trusted], workspace.groups[trusted]
-    threshold = f1_threshold(*held_out_pairs(siamese["trusted"], labels, groups, siamese["held_out"]))
+    threshold = f1_threshold(*held_out_pairs(siamese["threshold"], labels, groups, siamese["held_out"]))
     nearest, distances = nearest_trusted(siamese["clustered"], siamese["trusted"], labels)
     pseudo = pseudo_labels(nearest, distances, threshold.tau)
     merged = merge_clusters(workspace.results["second_stage"].arrays["labels"], pseudo)
