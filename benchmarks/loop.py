@@ -2,7 +2,7 @@
 
     python benchmarks/loop.py jobs/demo.yaml --label traditional_moe
 
-The bare loop is what one would write by hand: batches made beforehand and held in memory, forward, loss, backward, step.
+The bare loop is what one would write by hand: batches made beforehand and kept, forward, loss, backward, step.
 The job's loop draws and augments its batches, checks every loss term, and writes its log and TensorBoard; it
 takes no checkpoint and no validation here, which the bare loop has not either. Both run in this process on the same
 number of threads, in turn, several rounds; the ratio is the median over rounds.

@@ -1,6 +1,6 @@
 """How fast batches arrive: our stream beside plain WebDataset and torchvision's ImageFolder, on the same images.
 
-    python benchmarks/stream.py [--workers 0] [--batches 6] [--rounds 5]
+    python benchmarks/stream.py [--workers 0] [--batches 6] [--rounds 9]
 
 The images are made here: scans of digits, blown up, coloured and mixed with sensor noise, so that they compress about
 as photographs do. Every contender delivers normalised float32 batches [B, 3, S, S] from a warm cache, and does nothing
@@ -8,12 +8,18 @@ else: no augmentation. Ours reads in shuffled order, the others in the order of 
 With --workers 0 all work is done in this process on one thread, and rates are images per second of its CPU time, so
 that other programs on the machine do not count. With --workers 1 every loader decodes in one process of its own, as in
 training, and the clock is the wall's: for a quiet machine. The contenders take turns; the median round is reported.
+
+"decode only" is the floor of any loader with our decoder: the same encoded images, out of memory, decoded at full size
+and dropped; nothing is read, resized or put into batches. A loader that delivers at most half the stored size can come
+near it, because a JPEG decoded at half its size saves about what resizing costs. One that delivers 224 of 375 pixels
+cannot: it needs the full decode, and the antialiased resize alone takes a quarter of that decode's time again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -29,7 +35,7 @@ import torch
 import webdataset
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from moe_dist.config import DataConfig
 from moe_dist.data.decode import decode
@@ -54,6 +60,22 @@ class Case:
     kind: str
     deliver: int
     images: int
+
+
+class DecodeOnly(Dataset[int]):
+    """Batches of encoded images, decoded and dropped."""
+
+    def __init__(self, encoded: list[bytes], decode: Callable[[bytes], np.ndarray]) -> None:
+        self._batches = [encoded[start : start + BATCH] for start in range(0, len(encoded), BATCH)]
+        self._decode = decode
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> int:
+        for data in self._batches[number]:
+            self._decode(data)
+        return number
 
 
 def picture(rng: np.random.Generator, scans: np.ndarray, height: int, width: int) -> Image.Image:
@@ -106,16 +128,16 @@ def contenders(case: Case, folder: Path, workers: int) -> dict[str, Epoch]:
     plain = webdataset.WebDataset(paths, shardshuffle=False).decode("pil").to_tuple(case.kind, "cls")
     plain_batches = plain.map_tuple(transform, int).batched(BATCH)
 
-    def loader(pictures: torch.utils.data.Dataset, batch_size: int | None) -> Epoch:
+    def loader(pictures: Dataset, batch_size: int | None) -> Epoch:
         made = DataLoader(pictures, batch_size=batch_size, num_workers=workers, persistent_workers=workers > 0)
         return lambda: made
 
     return {
         "ours, disk": ours("disk"),
+        "decode only": loader(DecodeOnly(encoded, whole), None),
         "ours, memory": ours("memory"),
         "WebDataset": loader(plain_batches, None),
         "ImageFolder": loader(pictures, BATCH),
-        "decode only": lambda: (whole(data) for data in encoded),
     }
 
 
@@ -132,13 +154,14 @@ def measure(epochs: dict[str, Epoch], images: int, rounds: int, clock: Callable[
 
 
 def main() -> None:
-    """Run every case, print a table and write results/stream.json."""
+    """Run every case, print tables and write results/stream.json or results/stream_one_worker.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=6, help="of large images; of small ones five times as many")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--workers", type=int, choices=(0, 1), default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    load = os.getloadavg()[0]
     small, large = 5 * BATCH * arguments.batches, BATCH * arguments.batches
     cases = [
         Case("32x32 PNG", 32, 32, "png", 32, small),
@@ -153,31 +176,49 @@ def main() -> None:
             results[case.name] = measure(
                 contenders(case, Path(folder), arguments.workers), case.images, arguments.rounds, clock
             )
-    report(results, arguments.workers)
+    report(results, arguments.workers, load)
 
 
-def report(results: dict[str, dict[str, float]], workers: int) -> None:
-    """Print images per second and our disk path's ratios; write them with what they were measured on."""
-    names = list(next(iter(results.values())))
-    print(f"{'images/s':<22}" + "".join(f"{name:>14}" for name in names) + f"{'disk/WDS':>10}{'disk/decode':>13}")
-    for case, rates in results.items():
-        ratios = (rates["ours, disk"] / rates[name] for name in ("WebDataset", "decode only"))
-        print(f"{case:<22}" + "".join(f"{rates[name]:>14.0f}" for name in names) + "{:>10.2f}{:>13.2f}".format(*ratios))
+def report(rates: dict[str, dict[str, float]], workers: int, load: float) -> None:
+    """Print images per second and our disk path's ratios to the others; write both with what they were measured on.
+
+    load: the machine's load average before the run, of other programs alone.
+    """
+    ratios = {
+        case: {f"disk / {name}": of["ours, disk"] / of[name] for name in ("WebDataset", "ImageFolder", "decode only")}
+        for case, of in rates.items()
+    }
+    print_table("images/s", rates, decimals=0)
+    print_table("ratio", ratios, decimals=2)
     RESULTS.mkdir(exist_ok=True)
+    clock = "wall time" if workers else "CPU time, one process and thread"
     content = {
-        "unit": "images per second of wall time"
-        if workers
-        else "images per second of CPU time, one process and thread",
+        "unit": f"images per second of {clock}",
         "workers": workers,
         "batch": BATCH,
         "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": round(load, 1),
         "torch": torch.__version__,
         "webdataset": webdataset.__version__,
-        "rates": {case: {name: round(rate, 1) for name, rate in rates.items()} for case, rates in results.items()},
+        "rates": rounded(rates, 1),
+        "ratios": rounded(ratios, 2),
     }
-    (RESULTS / ("stream_one_worker.json" if workers else "stream.json")).write_text(
-        json.dumps(content, indent=1) + "\n"
-    )
+    name = "stream_one_worker.json" if workers else "stream.json"
+    (RESULTS / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def print_table(title: str, rows: dict[str, dict[str, float]], decimals: int) -> None:
+    """One line per case, one column per name."""
+    names = next(iter(rows.values()))
+    print(f"{title:<22}" + "".join(f"{name:>20}" for name in names))
+    for case, row in rows.items():
+        print(f"{case:<22}" + "".join(f"{value:>20.{decimals}f}" for value in row.values()))
+
+
+def rounded(rows: dict[str, dict[str, float]], decimals: int) -> dict[str, dict[str, float]]:
+    """`rows` with every value rounded."""
+    return {case: {name: round(value, decimals) for name, value in row.items()} for case, row in rows.items()}
 
 
 if __name__ == "__main__":

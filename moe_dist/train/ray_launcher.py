@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class RayLauncher:
         task.checkpoints.mkdir(parents=True, exist_ok=True)
         task.error_file.unlink(missing_ok=True)
         with watch_training(self._show, task.folder):
-            _fit(task)
+            fit(task, train_worker)
         task.raise_error()
         last = newest_checkpoint(task.checkpoints)
         assert last is not None, "a finished training leaves a checkpoint"
@@ -155,7 +155,8 @@ def _result(reference: Any) -> Any:
         raise
 
 
-def _fit(task: TrainingTask) -> None:
+def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
+    """Run `worker` (given the packed task) on the job's workers by Ray Train, until it returns on all of them."""
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -164,7 +165,7 @@ def _fit(task: TrainingTask) -> None:
     per_worker = {"CPU": job.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     environment = PROMPT | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
     TorchTrainer(
-        _train_worker,
+        worker,
         train_loop_config=task.pack(),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
         scaling_config=ScalingConfig(
@@ -181,7 +182,7 @@ def _fit(task: TrainingTask) -> None:
     ).fit()
 
 
-def _train_worker(packed: dict[str, Any]) -> None:
+def train_worker(packed: dict[str, Any]) -> None:
     """One rank of a Ray Train training.
 
     A UserError is left in a file for the driver, and not tried again: a restart finds the file and ends at once. With

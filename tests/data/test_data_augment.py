@@ -100,7 +100,11 @@ def test_the_given_images_are_left_as_they_were():
     images = pictures(4, 8)
     before = images.clone()
     augment(images, EVERYTHING, numbers(4))
+    normalise(images, (0.5,) * 3, (0.5,) * 3)
     assert torch.equal(images, before)
+    floats = images.float()
+    normalise(floats, (0.5,) * 3, (0.5,) * 3)
+    assert torch.equal(floats, before.float())
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
