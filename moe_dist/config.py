@@ -115,8 +115,13 @@ class ParallelConfig(Strict):
     """Expert-parallel size: experts are divided over so many ranks; it divides `workers`."""
     zero: Annotated[int, Field(ge=0, le=2)] = 0
     """DeepSpeed ZeRO stage. Stage 3 shards the very parameters that expert parallelism places, and is refused."""
-    accumulate: Count = 1
-    """Micro-batches per optimiser step."""
+    micro_batches: Count = 1
+    """Parts a global batch is cut into, over all workers; each worker adds up the gradients of its own. With 2, one
+    worker and two compute the very same parts, and their curves are equal to the last bit."""
+
+    def accumulate(self, workers: int) -> int:
+        """Micro-batches of one worker in a step."""
+        return max(1, self.micro_batches // workers)
 
 
 class ResourceConfig(Strict):
@@ -198,6 +203,10 @@ class Job(Strict):
             raise ValueError("a job of kind `reproduce` has `methods` (label: method) and no `method`")
         if self.workers % self.parallel.expert:
             raise ValueError(f"parallel.expert = {self.parallel.expert} does not divide workers = {self.workers}")
+        if self.parallel.micro_batches > self.workers and self.parallel.micro_batches % self.workers:
+            raise ValueError(
+                f"parallel.micro_batches = {self.parallel.micro_batches} is no multiple of workers = {self.workers}"
+            )
         return self
 
     @property

@@ -48,13 +48,16 @@ class Batch:
         return (self.weight * values).sum()
 
     def split(self, parts: int) -> list[Batch]:
-        """The batch in `parts` consecutive micro-batches; their `mean`s add up to the whole's."""
+        """The batch in `parts` micro-batches, whose `mean`s add up to the whole's.
+
+        Part p takes every parts-th row from the p-th on, as a rank takes its share of a global batch: so one rank's
+        parts are what several ranks would have been given.
+        """
         if parts == 1:
             return [self]
-        rows = torch.arange(len(self.images), device=self.images.device).tensor_split(parts)
-        return [self._rows(part) for part in rows]
+        return [self._rows(slice(part, None, parts)) for part in range(parts)]
 
-    def _rows(self, rows: Tensor) -> Batch:
+    def _rows(self, rows: slice) -> Batch:
         columns = {name: column[rows] for name, column in self.columns.items()}
         return Batch(self.images[rows], self.labels[rows], self.samples[rows], self.weight[rows], columns)
 

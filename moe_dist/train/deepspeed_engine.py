@@ -132,7 +132,7 @@ def deepspeed_config(network: nn.Module, parallel: ParallelConfig, device: torch
     }
     return {
         "train_micro_batch_size_per_gpu": 1,  # only counts samples, which nothing reads
-        "gradient_accumulation_steps": parallel.accumulate,
+        "gradient_accumulation_steps": parallel.accumulate(torch.distributed.get_world_size()),
         "gradient_clipping": 0.0,  # the default clips at 1; the engine above clips
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": parallel.zero} | (zero if parallel.zero else {}),

@@ -141,7 +141,7 @@ def make_engine(
     if not deepspeed:
         assert world == 1, "several ranks need DeepSpeed"
         return LocalEngine(
-            network, optimisers, accumulate=parallel.accumulate, clip_norm=clip_norm, device=device, bf16=bf16
+            network, optimisers, accumulate=parallel.accumulate(1), clip_norm=clip_norm, device=device, bf16=bf16
         )
     try:
         from moe_dist.train.deepspeed_engine import DeepSpeedEngine

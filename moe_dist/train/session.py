@@ -76,7 +76,7 @@ def open_session(training: Training, stage: Stage, worker: Worker) -> Session:
         validation=training.validation(stage, worker),
         rate=RateFactor(stage.schedule, stage.epochs),
         stage=stage,
-        accumulate=job.parallel.accumulate,
+        accumulate=job.parallel.accumulate(worker.world),
         every_steps=job.checkpoint.every_steps,
         every_epochs=job.checkpoint.every_epochs,
         device=worker.device,

@@ -64,7 +64,7 @@ def engine_of(case: Case, world: int) -> Engine:
     return make_engine(
         network,
         OPTIMISERS[case.optimisers],
-        parallel=ParallelConfig(expert=case.expert, zero=case.zero, accumulate=case.accumulate),
+        parallel=ParallelConfig(expert=case.expert, zero=case.zero, micro_batches=case.accumulate * max(world, 1)),
         clip_norm=case.clip_norm,
         device=torch.device("cpu"),
         bf16=False,

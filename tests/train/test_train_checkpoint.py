@@ -48,7 +48,7 @@ def engine_of(optimisers: dict[str, OptimiserConfig] = OPTIMISERS, width: int = 
     return make_engine(
         Mixture(width),
         optimisers,
-        parallel=ParallelConfig(accumulate=2),
+        parallel=ParallelConfig(micro_batches=2),
         clip_norm=1.0,
         device=torch.device("cpu"),
         bf16=False,

@@ -27,7 +27,7 @@ def engine_of(
     return make_engine(
         network,
         {prefix: config},
-        parallel=ParallelConfig(accumulate=accumulate),
+        parallel=ParallelConfig(micro_batches=accumulate),
         clip_norm=clip_norm,
         device=CPU,
         bf16=bf16,
