@@ -50,7 +50,7 @@ def test_a_wrong_type_names_field_and_value() -> None:
 
 def test_an_unknown_method_lists_the_choices() -> None:
     message = refused(SMALL | {"method": {"name": "dfpc"}})
-    assert "'dfpc'" in message and "dense, dfcp, traditional_moe" in message
+    assert "'dfpc'" in message and "dense, dfcp, sparse_moe, traditional_moe" in message
 
 
 def test_zero_stage_three_is_refused() -> None:

@@ -61,6 +61,7 @@ def test_the_package_imports_without_ray_and_deepspeed() -> None:
         "moe_dist.train.local_launcher",
         "moe_dist.train.loop",
         "moe_dist.methods.dfcp",
+        "moe_dist.methods.baselines.sparse_moe",
         "moe_dist.data.shards",
         "moe_dist.report.build",
     ]

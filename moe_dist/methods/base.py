@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_dist.config import AugmentConfig, DataConfig, MethodConfig, OptimiserConfig, ScheduleConfig
+from moe_dist.models.sparse import Routing
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Batch:
 
     def _rows(self, rows: slice) -> Batch:
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return Batch(self.images[rows], self.labels[rows], self.samples[rows], self.weight[rows], columns)
+        images = self.images[rows].contiguous()  # as a rank of its own has them: convolutions round by memory layout
+        return Batch(images, self.labels[rows], self.samples[rows], self.weight[rows], columns)
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,19 @@ In one process the module is models/experts.py's, over ranks parallel/experts.py
 called, it gives every expert's output for this rank's samples; `mix(weights, *inputs)` their weighted sum. A member's
 parameters are named `<where>.members.<global id>.<parameter>`.
 """
+MakeSparse = Callable[[ExpertFactory, Routing, int], nn.Module]
+"""(factory of an expert, routing, seed) -> a sparse layer: tokens [T, D] -> (outputs [T, D], balancing loss []).
+
+In one process it is models/sparse.py's, under a DeepSpeed engine parallel/sparse.py's; it has a `gate` and `members`.
+"""
+
+
+@dataclass(frozen=True)
+class Makers:
+    """What a network is made with, so that it need not know where its experts are: in this process or over ranks."""
+
+    experts: MakeExperts
+    sparse: MakeSparse
 
 
 @dataclass(frozen=True)
@@ -220,10 +235,10 @@ class Method(ABC):
         return "all"
 
     @abstractmethod
-    def build(self, make_experts: MakeExperts, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+    def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
         """The network, initialised; `results` may be empty where weights are loaded afterwards.
 
-        Under expert parallelism `make_experts` builds only this rank's experts.
+        Under expert parallelism `make` builds only this rank's experts.
         """
 
     def expert_costs(self) -> Sequence[float]:

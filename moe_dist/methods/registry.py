@@ -12,6 +12,7 @@ METHODS = {
     "dfcp": "moe_dist.methods.dfcp",
     "traditional_moe": "moe_dist.methods.baselines.traditional_moe",
     "dense": "moe_dist.methods.baselines.dense",
+    "sparse_moe": "moe_dist.methods.baselines.sparse_moe",
 }
 
 

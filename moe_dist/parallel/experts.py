@@ -17,15 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
-from moe_dist.errors import UserError
 from moe_dist.models.experts import seeded_member, weighted
 from moe_dist.parallel.exchange import batch_sizes, gather_samples, send, tie
 from moe_dist.parallel.placement import Placement, place
-from moe_dist.parallel.runtime import deepspeed
-
-groups = deepspeed.utils.groups
+from moe_dist.parallel.spread import SpreadExperts
 
 
 @dataclass(frozen=True)
@@ -51,40 +47,20 @@ class OutputLayout:
         return tensors[0] if self.single else tensors
 
 
-class ExpertParallel(deepspeed.moe.layer.MoE):
-    """Experts over groups of `ep_size` consecutive ranks; heterogeneous, any number of them not below `ep_size`.
+class ExpertParallel(SpreadExperts):
+    """Heterogeneous experts, any number of them not below `ep_size`, placed by their costs.
 
-    A subclass of DeepSpeed's MoE, because that is how its engine finds experts, averages their gradients over the
-    right ranks and makes the process groups. MoE's own constructor is skipped: it clones one expert.
-    `members` holds this rank's experts alone, by global id and seeded by it, so that placement does not matter.
+    They are seeded by their global ids, so that placement does not matter.
     """
 
     def __init__(
         self, factories: Sequence[Callable[[], nn.Module]], costs: Sequence[float] = (), seed: int = 0, *, ep_size: int
     ) -> None:
-        nn.Module.__init__(self)
-        if dist.get_world_size() % ep_size:
-            raise UserError(f"parallel.expert = {ep_size} does not divide the number of ranks, {dist.get_world_size()}")
-        self.ep_size = ep_size
-        self.num_experts = len(factories)  # DeepSpeed's engine reads it
-        self.expert_group_name = f"ep_size_{ep_size}"
+        super().__init__(len(factories), ep_size)
         self.placement: Placement = place(costs or [1.0] * len(factories), ep_size)
-        self.local = self.placement[dist.get_rank() % ep_size]
-        self.members = nn.ModuleDict(
-            {str(expert): seeded_member(factories[expert], expert, seed) for expert in self.local}
-        )
-        for parameter in self.members.parameters():  # how DeepSpeed knows an expert's parameter
-            parameter.allreduce = False  # type: ignore[attr-defined]
-            parameter.group_name = self.expert_group_name  # type: ignore[attr-defined]
-        self.group: ProcessGroup | None = None
+        self.local = self.placement[self.place]
+        self.hold({expert: seeded_member(factories[expert], expert, seed) for expert in self.local})
         self._agreed: dict[Any, list[Any]] = {}
-        self._received: list[Tensor] = []
-
-    def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
-        """Make the process groups; DeepSpeed's engine calls this. Collective over all ranks."""
-        assert not use_data_before_expert_parallel_, "experts are placed over consecutive ranks"
-        groups._create_expert_and_data_parallel(self.ep_size)
-        self.group = groups._get_expert_parallel_group(self.expert_group_name)
 
     def forward(self, *inputs: Tensor) -> list[Any]:  # type: ignore[override]
         """Every expert's output for this rank's samples, in order of the global ids. Collective."""
@@ -121,11 +97,6 @@ class ExpertParallel(deepspeed.moe.layer.MoE):
         received = self._send_back(mixed.to(_common(dtypes)), (all_weights, *gathered), sizes, [samples] * self.ep_size)
         return received.view(self.ep_size, samples, *mixed.shape[1:]).sum(0)
 
-    def take_received(self) -> list[Tensor]:
-        """What came back since the last call, for `tie_exchanges`; forgets it."""
-        received, self._received = self._received, []
-        return received
-
     def _dispatch(self, inputs: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
         assert self.group is not None, "the engine makes the process group before the first forward pass"
         sizes = batch_sizes(inputs[0].shape[0], inputs[0].device, self.group)
@@ -153,20 +124,6 @@ class ExpertParallel(deepspeed.moe.layer.MoE):
             dist.all_gather_object(everyones, mine, group=self.group)
             self._agreed[key] = everyones
         return self._agreed[key]
-
-
-def tie_exchanges(loss: Tensor, network: nn.Module) -> Tensor:
-    """`loss`, with a backward path through every exchange since the last call, whether the loss used it or not.
-
-    Otherwise a rank whose loss left an expert group out would not join the others' backward collectives: a hang.
-    """
-    received = [tensor for module in expert_groups(network) for tensor in module.take_received()]
-    return tie(loss, *received) if received else loss
-
-
-def expert_groups(network: nn.Module) -> list[ExpertParallel]:
-    """The expert-parallel groups of a network."""
-    return [module for module in network.modules() if isinstance(module, ExpertParallel)]
 
 
 def _flatten(expert: int, output: Any) -> tuple[OutputLayout, list[Tensor]]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from moe_dist.config import OptimiserConfig, ParallelConfig
 from moe_dist.errors import UserError
-from moe_dist.parallel.experts import expert_groups, groups, tie_exchanges
 from moe_dist.parallel.runtime import deepspeed, start_deepspeed
+from moe_dist.parallel.spread import expert_groups, groups, tie_exchanges
 from moe_dist.train.engine import Engine, ParameterState, load_state_by_parameter, state_by_parameter
 from moe_dist.train.optimisers import choose_optimisers
 from moe_dist.train.partitions import FlatGroup, flat_groups, gather_state, load_state

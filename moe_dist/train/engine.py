@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -143,13 +143,20 @@ def make_engine(
         return LocalEngine(
             network, optimisers, accumulate=parallel.accumulate(1), clip_norm=clip_norm, device=device, bf16=bf16
         )
-    try:
+    with deepspeed_needed():
         from moe_dist.train.deepspeed_engine import DeepSpeedEngine
+    return DeepSpeedEngine(network, optimisers, parallel=parallel, clip_norm=clip_norm, device=device, bf16=bf16)
+
+
+@contextmanager
+def deepspeed_needed() -> Iterator[None]:
+    """Around an import: where DeepSpeed is not installed, UserError says so."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         if error.name != "deepspeed":
             raise
         raise UserError("several ranks need DeepSpeed, which is not installed: pip install deepspeed") from None
-    return DeepSpeedEngine(network, optimisers, parallel=parallel, clip_norm=clip_norm, device=device, bf16=bf16)
 
 
 def state_by_parameter(network: nn.Module, optimiser: MixedOptimiser) -> ParameterState:

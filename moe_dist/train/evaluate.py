@@ -14,9 +14,9 @@ from torch import nn
 from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.data.stream import evaluation_batches
 from moe_dist.methods.base import Method, TaskContext
-from moe_dist.models.experts import Experts
 from moe_dist.report.latency import Latency, measure_latency
 from moe_dist.train.checkpoint import load_weights
+from moe_dist.train.makers import IN_ONE_PROCESS
 from moe_dist.train.results import Results, write_json
 from moe_dist.train.task import EVALUATION_BATCH, TrainingTask, open_method
 
@@ -43,7 +43,7 @@ def evaluate_task(packed: dict[str, Any], checkpoint: str, context: TaskContext)
 
 def load_network(task: TrainingTask, method: Method, checkpoint: Path) -> nn.Module:
     """The trained network with all its experts, in eval mode on the CPU."""
-    network = method.build(Experts, Results(task.folder / "steps"), task.job.seed)
+    network = method.build(IN_ONE_PROCESS, Results(task.folder / "steps"), task.job.seed)
     load_weights(checkpoint, network)
     return network.eval()
 

@@ -13,8 +13,8 @@ from moe_dist.config import Job, dump_job
 from moe_dist.data.catalog import dataset
 from moe_dist.methods.base import Batch, DatasetInfo, Method, Progress, Stage
 from moe_dist.methods.registry import method_class
-from moe_dist.models.experts import Experts
 from moe_dist.parallel.placement import exchanged_bytes, loads, place
+from moe_dist.train.makers import IN_ONE_PROCESS
 
 MEASURED_STEPS = 3
 
@@ -42,7 +42,7 @@ def preview(job: Job, console: Console) -> None:
 def _preview_method(job: Job, method: Method, console: Console) -> None:
     if method.steps():
         console.print("steps: " + ", ".join(step.name for step in method.steps()))
-    network = method.build(Experts, {}, job.seed)
+    network = method.build(IN_ONE_PROCESS, {}, job.seed)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     console.print(f"network: {parameters:,} parameters, {parameters * 4 / 2**20:.1f} MiB in fp32")
     if method.expert_costs():

@@ -13,9 +13,9 @@ from moe_dist.config import Job, parse_job
 from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.data.stream import Stream
 from moe_dist.errors import UserError
-from moe_dist.methods.base import MakeExperts, Method, Stage, TrainingSet
+from moe_dist.methods.base import Method, Stage, TrainingSet
 from moe_dist.methods.registry import method_class
-from moe_dist.models.experts import Experts
+from moe_dist.train.makers import makers
 from moe_dist.train.results import Results
 from moe_dist.train.worker import Worker
 
@@ -130,7 +130,8 @@ def open_training(task: TrainingTask, worker: Worker) -> Training:
     method = open_method(job, task.label, data)
     results = Results(task.folder / "steps")
     labels = method.visible_labels(results, data.train.labels)
-    network = method.build(_make_experts(job, method), results, job.seed).to(worker.device)
+    make = makers(job.parallel.expert, worker.deepspeed)
+    network = method.build(make, results, job.seed).to(worker.device)
     return Training(
         job=job,
         method=method,
@@ -151,15 +152,3 @@ def open_method(job: Job, label: str, data: OpenedData) -> Method:
 def use_bf16(precision: str, device: torch.device) -> bool:
     """Whether forward passes run in bf16: on a GPU unless fp32 is asked for."""
     return precision == "bf16" or (precision == "auto" and device.type == "cuda")
-
-
-def _make_experts(job: Job, method: Method) -> MakeExperts:
-    """Experts side by side in this process, or spread over `parallel.expert` ranks."""
-    if job.parallel.expert == 1:
-        return Experts
-    from moe_dist.parallel.experts import ExpertParallel
-
-    def spread(factories: Any, costs: Any, seed: int) -> Any:
-        return ExpertParallel(factories, costs=costs, seed=seed, ep_size=job.parallel.expert)
-
-    return spread

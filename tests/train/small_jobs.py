@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from moe_dist.config import Job, parse_job
+from moe_dist.methods.baselines.sparse_moe import SparseMoeConfig
 from moe_dist.train.show import Show
 
 NARROW = {"conv1": 2, "conv2": 4, "fc1": 8, "fc2": 8, "learning_rate": 0.003, "batch_size": 32}
@@ -30,6 +31,16 @@ def traditional(**changes: Any) -> Job:
         "method": method,
     }
     return parse_job(content | changes, "small.yaml")
+
+
+def sparse(**changes: Any) -> Job:
+    """A sparse mixture of 4 experts on a 4x4 map: 300 images, 4 epochs of 6 steps; `changes` as of `traditional`."""
+    method: dict[str, Any] = {"name": "sparse_moe", "trunk": [4, 8], "experts": 4, "hidden": 8, "batch_size": 48}
+    method |= {"epochs": 4, "optimiser": {"kind": "adam", "learning_rate": 0.01}}
+    method |= {key: changes.pop(key) for key in list(changes) if key in SparseMoeConfig.model_fields}
+    data = {"dataset": "digits", "image_size": 16, "max_train_images": 300, "max_test_images": 60}
+    content: dict[str, Any] = {"name": "small-sparse", "kind": "train", "data": data, "method": method}
+    return parse_job(content | changes, "small-sparse.yaml")
 
 
 def dfcp(**changes: Any) -> Job:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_dist.config import AugmentConfig, Count, MethodConfig, OptimiserConfig, Positive, ScheduleConfig, Weights
-from moe_dist.methods.base import Batch, MakeExperts, Method, Prediction, Progress, Stage, StepResult, seeded
+from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, StepResult, seeded
 from moe_dist.models.backbones import classifier
 
 
@@ -38,7 +38,7 @@ class Dense(Method):
     Config = DenseConfig
     config: DenseConfig
 
-    def build(self, make_experts: MakeExperts, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+    def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
         """The network with a new head for the dataset's classes."""
         config = self.config
         return seeded(

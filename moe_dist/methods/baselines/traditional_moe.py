@@ -11,7 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from moe_dist.config import AugmentConfig, Count, MethodConfig, Positive, ScheduleConfig
-from moe_dist.methods.base import Batch, MakeExperts, Method, Prediction, Progress, Stage, StepResult
+from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, StepResult
 from moe_dist.methods.dfcp import losses
 from moe_dist.methods.dfcp.config import ExpertConfig, Experts, GateConfig, check_experts, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
@@ -46,14 +46,14 @@ class TraditionalMoe(Method):
         """The configuration of each expert."""
         return expert_list(self.config.experts, self.info.classes)
 
-    def build(self, make_experts: MakeExperts, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+    def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
         """The mixture, freshly initialised."""
         return build_mixture(
             self.experts,
             self.info.classes,
             self.config.gate,
             self.info.image_size,
-            make_experts,
+            make.experts,
             seed,
             weights=lambda expert: None,
         )

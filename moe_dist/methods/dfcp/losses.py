@@ -42,17 +42,11 @@ def mixture_log_probs(
 ) -> Tensor:
     """log P(Y | X) [B, C] of the mixture of binary experts (Eq 3-4); logits [B, E], own classes [E].
 
-    The same as logsumexp over experts of gate_log_weights + class_log_probs, in three sentences. An expert's weight
-    splits into an own part g_j p_j and a part g_j (1 - p_j) / (C - 1) for each other class. Both parts are first
-    summed over the experts of one class, which leaves [B, C]. Class c then has its experts' own parts and the other
-    parts of all remaining classes, a sum without one term that two running sums give without subtracting.
-    So memory is B (E + C) instead of B E C, and no term is lost beside a larger one.
+    The sum over experts is taken as it stands, B E C terms: its gradient only scales with the loss, so that a batch cut
+    into two halves gives the same bits wherever the halves are computed.
     """
     log_weights = gate_log_weights(gate_logits, top_k)
-    own, other = _own_and_other(expert_logits, classes)
-    own_BC = _logsumexp_by_class(log_weights + own, expert_class, classes)
-    other_BC = _logsumexp_by_class(log_weights + other, expert_class, classes)
-    return torch.logaddexp(own_BC, _logsumexp_of_the_rest(other_BC))
+    return torch.logsumexp(log_weights[:, :, None] + class_log_probs(expert_logits, expert_class, classes), dim=1)
 
 
 def mixture_of_softmax_log_probs(gate_logits: Tensor, expert_logits: Tensor, top_k: int | None = None) -> Tensor:
@@ -98,21 +92,3 @@ def _own_and_other(expert_logits: Tensor, classes: int) -> tuple[Tensor, Tensor]
     """log p_j and log (1 - p_j) / (C - 1), each [B, E]."""
     logits = _at_least_float32(expert_logits)
     return functional.logsigmoid(logits), functional.logsigmoid(-logits) - math.log(classes - 1)
-
-
-def _logsumexp_by_class(values: Tensor, expert_class: Tensor, classes: int) -> Tensor:
-    """logsumexp [B, C] of `values` [B, E] over the experts of each class; vanishing where a class has no expert."""
-    index = expert_class.expand_as(values)
-    empty = torch.full((values.shape[0], classes), _vanishing(values), dtype=values.dtype, device=values.device)
-    largest = empty.scatter_reduce(1, index, values.detach(), "amax")
-    shares = (values - largest.gather(1, index)).exp()
-    total = torch.zeros_like(empty).scatter_add(1, index, shares)
-    return torch.where(total > 0, largest + total.where(total > 0, 1).log(), largest)
-
-
-def _logsumexp_of_the_rest(values: Tensor) -> Tensor:
-    """For each column of `values` [B, C], the logsumexp of all other columns."""
-    before = values.logcumsumexp(dim=1)
-    after = values.flip(1).logcumsumexp(dim=1).flip(1)
-    nothing = torch.full_like(values[:, :1], _vanishing(values))
-    return torch.logaddexp(torch.cat([nothing, before[:, :-1]], dim=1), torch.cat([after[:, 1:], nothing], dim=1))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_dist.methods.base import Batch, MakeExperts, Method, Prediction, Progress, Stage, Step, StepResult, TrainingSet
+from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, Step, StepResult, TrainingSet
 from moe_dist.methods.dfcp import losses, steps
 from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import DfcpConfig, expert_list
@@ -51,14 +51,14 @@ class Dfcp(Method):
         members, classes = steps.members(results, labels)
         return TrainingSet(members, classes)
 
-    def build(self, make_experts: MakeExperts, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+    def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
         """The mixture, its experts as they left their training alone."""
         return build_mixture(
             self.experts,
             1,
             self.config.gate,
             self.info.image_size,
-            make_experts,
+            make.experts,
             seed,
             lambda expert: expert_weights(results, expert),
         )
