@@ -108,13 +108,21 @@ class DataConfig(Strict):
     """disk: shuffle inside a window of so many shuffled shards (slow storage); 0 shuffles the whole epoch."""
 
 
+def _zero_stage(stage: int) -> int:
+    if stage == 3:
+        raise ValueError("ZeRO 3 shards the very parameters that expert parallelism places; choose 0, 1 or 2")
+    if not 0 <= stage <= 2:
+        raise ValueError("choose 0, 1 or 2")
+    return stage
+
+
 class ParallelConfig(Strict):
     """How ranks share the work of one training."""
 
     expert: Count = 1
     """Expert-parallel size: experts are divided over so many ranks; it divides `workers`."""
-    zero: Annotated[int, Field(ge=0, le=2)] = 0
-    """DeepSpeed ZeRO stage. Stage 3 shards the very parameters that expert parallelism places, and is refused."""
+    zero: Annotated[int, AfterValidator(_zero_stage)] = 0
+    """DeepSpeed ZeRO stage, 0 to 2."""
     micro_batches: Count = 1
     """Parts a global batch is cut into, over all workers; each worker adds up the gradients of its own. With 2, one
     worker and two compute the very same parts, and their curves are equal to the last bit."""

@@ -54,7 +54,9 @@ def test_an_unknown_method_lists_the_choices() -> None:
 
 
 def test_zero_stage_three_is_refused() -> None:
-    assert "parallel.zero" in refused(SMALL | {"parallel": {"zero": 3}})
+    message = refused(SMALL | {"parallel": {"zero": 3}})
+    assert "parallel.zero" in message and "shards the very parameters" in message
+    assert "choose 0, 1 or 2, got 4" in refused(SMALL | {"parallel": {"zero": 4}})
 
 
 def test_expert_parallel_size_divides_the_workers() -> None:
