@@ -55,8 +55,7 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
         for label in job.models:
             show.headline(label)
             run_model(job, label, run, data, launcher, show)
-    seconds = record["seconds_before"] + time.time() - started
-    write_json(run / "run.json", record | {"status": "finished", "seconds": seconds})
+    write_json(run / "run.json", record | {"status": "finished", "seconds": time.time() - started})
     with show.working("report"):
         return build_report(run)
 
@@ -193,7 +192,6 @@ def _record(job: Job, data: OpenedData, launcher_name: str, started: float) -> d
         "status": "running",
         "started": datetime.fromtimestamp(started).isoformat(timespec="seconds"),
         "seconds": None,
-        "seconds_before": 0.0,
         "command": shlex.join(["moe-dist", *sys.argv[1:]]),
         "hardware": hardware(),
         "launcher": launcher_name,

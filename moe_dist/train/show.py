@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 POLL_SECONDS = 0.3
+LINE_EVERY_SECONDS = 30.0
+"""Where there is no terminal (a log that is followed), progress is a line now and then."""
 
 
 class Show:
@@ -22,6 +24,7 @@ class Show:
         self.console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._started = self._next_line = 0.0
 
     def headline(self, text: str) -> None:
         """A line that opens a part of the run."""
@@ -38,7 +41,8 @@ class Show:
     @contextlib.contextmanager
     def working(self, title: str) -> Iterator[None]:
         """A step under way; a failure leaves a mark and goes on up."""
-        started = time.perf_counter()
+        started = self._started = time.perf_counter()
+        self._next_line = started + LINE_EVERY_SECONDS
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -63,6 +67,11 @@ class Show:
         """How far the step under way is."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, note=note)
+        now = time.perf_counter()
+        if not self.console.is_terminal and 0 < done < total and now >= self._next_line:
+            self._next_line = now + LINE_EVERY_SECONDS
+            left = (now - self._started) * (total - done) / done
+            self.console.print(f"    [dim]{done / total:.0%} {note}, about {_duration(left)} left[/]")
 
     def shards(self, split: str, done: int, total: int) -> None:
         """How far the building of a split's shards is."""
