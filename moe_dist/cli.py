@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from moe_dist import __version__
 from moe_dist.errors import UserError
@@ -171,7 +172,7 @@ def main() -> None:
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True, highlight=False).print(f"[red]error:[/] {error}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2)
 
 

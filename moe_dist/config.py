@@ -83,11 +83,11 @@ class DataConfig(Strict):
     """Which images, where they are, and how they are split and held."""
 
     dataset: str = "digits"
-    """A name of the catalogue (`moe-dist shards --help` lists them)."""
+    """A name of the catalogue (`moe-dist shards list` shows them)."""
     source: AbsolutePath | None = None
     """The downloaded dataset: a folder or a tar. Not needed for digits."""
     shards: AbsolutePath | None = None
-    """Where its shards are, or are built. Default: runs/shards/<dataset>-<fingerprint of the source>."""
+    """Where its shards are, or are built. Default: runs/cache/shards/<dataset>-<fingerprint of the source>."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Side of the square images the networks see, in pixels."""
     crop_roi: bool = False
@@ -125,7 +125,7 @@ class ParallelConfig(Strict):
     """DeepSpeed ZeRO stage, 0 to 2."""
     micro_batches: Count = 1
     """Parts a global batch is cut into, over all workers; each worker adds up the gradients of its own. With 2, one
-    worker and two compute the very same parts, and their curves are equal to the last bit."""
+    worker and two compute the very same parts: without dropout and batch normalisation, their curves are the same."""
 
     def accumulate(self, workers: int) -> int:
         """Micro-batches of one worker in a step."""
@@ -144,8 +144,6 @@ class ResourceConfig(Strict):
     """A fraction lets several tasks share a GPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU."""
-    compile: bool = False
-    """torch.compile the network."""
 
 
 class CheckpointConfig(Strict):
@@ -175,13 +173,14 @@ def _method_config(value: Any, info: ValidationInfo) -> Any:
         value = {"name": value}
     if not isinstance(value, dict) or "name" not in value:
         raise ValueError(f"needs a `name`, one of {', '.join(sorted(METHODS))}")
-    if value["name"] not in METHODS:
+    if not isinstance(value["name"], str) or value["name"] not in METHODS:
         raise ValueError(f"no method is called {value['name']!r}; choose one of {', '.join(sorted(METHODS))}")
     return method_class(value["name"]).Config.model_validate(value, context=info.context)
 
 
 AnyMethod = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_method_config)]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+"""Of a model; also its folder in the run directory."""
 
 
 class Job(Strict):
@@ -209,6 +208,8 @@ class Job(Strict):
             raise ValueError("a job of kind `train` has one `method` and no `methods`")
         if self.kind == "reproduce" and (self.method is not None or not self.methods):
             raise ValueError("a job of kind `reproduce` has `methods` (label: method) and no `method`")
+        if "figures" in self.methods:
+            raise ValueError("`figures` is the report's folder in a run directory: give the method another label")
         if self.workers % self.parallel.expert:
             raise ValueError(f"parallel.expert = {self.parallel.expert} does not divide workers = {self.workers}")
         if self.parallel.micro_batches > self.workers and self.parallel.micro_batches % self.workers:

@@ -65,6 +65,16 @@ def test_expert_parallel_size_divides_the_workers() -> None:
     )
 
 
+def test_a_label_is_no_folder_of_the_reports() -> None:
+    assert "give the method another label" in refused(
+        {"name": "x", "kind": "reproduce", "methods": {"figures": "dense"}}
+    )
+
+
+def test_a_method_whose_name_is_no_word_is_refused() -> None:
+    assert "no method is called" in refused(SMALL | {"method": {"name": ["dfcp"]}})
+
+
 def test_a_job_has_method_or_methods_as_its_kind_says() -> None:
     assert "no `method`" in refused({"name": "x", "kind": "reproduce", "method": {"name": "dense"}})
     assert "one `method`" in refused({"name": "x", "kind": "train"})

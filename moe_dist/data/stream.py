@@ -49,11 +49,7 @@ class Stream:
         device: str | torch.device = "cpu",
         shard_of: np.ndarray | None = None,
     ) -> None:
-        if global_batch % world:
-            raise UserError(
-                f"batch_size = {global_batch} is the batch over all workers and no multiple of workers = {world}; "
-                "change one of the two"
-            )
+        require_divisible(global_batch, world)
         if not len(training_set.samples):
             raise UserError("a training stage was given no samples; look at the steps before it")
         self.position = Position()
@@ -134,6 +130,15 @@ class Stream:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
 
 
+def require_divisible(global_batch: int, world: int) -> None:
+    """Raise UserError where a batch cannot be divided evenly over the workers."""
+    if global_batch % world:
+        raise UserError(
+            f"batch_size = {global_batch} is the batch over all workers and no multiple of workers = {world}; "
+            "change one of the two"
+        )
+
+
 def evaluation_batches(
     images: Images,
     samples: np.ndarray,
@@ -141,22 +146,17 @@ def evaluation_batches(
     config: DataConfig,
     *,
     batch_size: int,
-    rank: int = 0,
-    world: int = 1,
     device: str | torch.device = "cpu",
 ) -> Iterator[Batch]:
-    """The batches of `samples` [N] with `labels` [N] once, in order and unchanged, divided over the ranks.
-
-    batch_size: over all ranks; the last batch is padded, its padding of weight 0.
-    """
+    """The batches of `samples` [N] with `labels` [N] once, in order and unchanged; the last is padded with weight 0."""
     stream = Stream(
         images,
         TrainingSet(samples, labels),
         config,
         seed=0,
         global_batch=batch_size,
-        rank=rank,
-        world=world,
+        rank=0,
+        world=1,
         shuffle=False,
         device=device,
     )

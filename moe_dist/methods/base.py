@@ -261,10 +261,6 @@ class Method(ABC):
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """The prediction for images [B, 3, S, S]; with `top_k`, from the k experts of largest gate weight alone."""
 
-    def search_space(self) -> dict[str, Any]:
-        """Settings a search may vary, by dotted name. Default: none."""
-        return {}
-
     def top_ks(self) -> Iterable[int]:
         """The numbers of experts for which accuracy and latency are reported beside `all`."""
         return ()

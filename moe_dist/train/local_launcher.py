@@ -85,7 +85,7 @@ def _spawn(task: TrainingTask, workers: int) -> None:
     task.error_file.unlink(missing_ok=True)
     try:
         torch.multiprocessing.spawn(_spawned, (workers, task.pack(), _free_port()), nprocs=workers)
-    except torch.multiprocessing.ProcessRaisedException:
+    except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException):
         task.raise_error()
         raise
 

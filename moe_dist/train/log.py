@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from moe_dist.train.results import write_text
+
 
 class TrainingLog:
     """Appends one JSON object a line to folder/metrics.jsonl and the same numbers to folder/tensorboard.
@@ -23,7 +25,7 @@ class TrainingLog:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "metrics.jsonl"
             kept = [line for line in _lines(path) if line["step"] <= restored_step] if restored_step else []
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=restored_step + 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -56,6 +57,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
 
             values = checked(terms, worker.world, step, stage.name)
             values |= evaluate(training.method, session, worker.world)
+            require_finite("val/loss", values["val/loss"], step, stage.name)
             session.rate.epoch_done(values["val/loss"])
             values |= {"rate_factor": session.rate.factor}
             log.write("epoch", stage.name, epoch, step, values, of_steps=total_steps)
@@ -83,12 +85,17 @@ def checked(terms: dict[str, Tensor], world: int, step: int, stage: str) -> dict
     """The terms and their sum, averaged over ranks; a term that is not finite ends the training with its name."""
     averaged = mean_over_ranks(torch.stack([value.float() for value in terms.values()]), world).tolist()
     for name, value in zip(terms, averaged):
-        if value != value or abs(value) == float("inf"):
-            raise UserError(
-                f"the loss diverged: term `{name}` is {value} at step {step} of stage {stage}; the last good "
-                f"checkpoint is kept; lower the learning rate or set clip_norm, and run again with --resume"
-            )
+        require_finite(name, value, step, stage)
     return {"loss": sum(averaged)} | {f"loss/{name}": value for name, value in zip(terms, averaged)}
+
+
+def require_finite(term: str, value: float, step: int, stage: str) -> None:
+    """Raise UserError where a loss is no number any more; it ends the training before anything is saved."""
+    if not math.isfinite(value):
+        raise UserError(
+            f"the loss diverged: term `{term}` is {value} at step {step} of stage {stage}; the last good checkpoint is "
+            "kept; lower the learning rate or set clip_norm, and run again with --resume"
+        )
 
 
 @torch.no_grad()
@@ -109,6 +116,9 @@ def evaluate(method: Method, session: Session, world: int) -> dict[str, float]:
 
 def save(worker: Worker, session: Session, stage: int, step: int, seconds: float) -> None:
     """Publish everything that a training needs to go on from here."""
+    for name, parameter in session.engine.network.named_parameters():
+        if not torch.isfinite(parameter).all():  # the step's loss was finite, its update was not
+            require_finite(name, math.nan, step, session.stage.name)
     state: dict[str, Any] = {"stage": stage, "step": step, "seconds": seconds, **session.state()}
     with worker.saving({"step": step}) as folder:
         save_checkpoint(folder, session.engine, rank=worker.rank, world=worker.world, state=state)

@@ -28,7 +28,8 @@ def run_steps(
 
     A step is out of date when its settings, the data's split, the seed or an earlier step's fingerprint changed.
     """
-    inputs = fingerprint(data.split_digest, job.seed, data.config.image_size, data.config.crop_roi)
+    seen = data.config.model_dump(mode="json", include={"image_size", "crop_roi", "mean", "std", "window_shards"})
+    inputs = fingerprint(data.split_digest, job.seed, seen)
     results = Results(folder)
     for step in method.steps():
         inputs = fingerprint(inputs, step.name, step.settings)

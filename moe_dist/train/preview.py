@@ -11,6 +11,7 @@ from torch import nn
 
 from moe_dist.config import Job, dump_job
 from moe_dist.data.catalog import dataset
+from moe_dist.data.index import read_index
 from moe_dist.methods.base import Batch, DatasetInfo, Method, Progress, Stage
 from moe_dist.methods.registry import method_class
 from moe_dist.parallel.placement import exchanged_bytes, loads, place
@@ -25,11 +26,11 @@ def preview(job: Job, console: Console) -> None:
     Nothing is trained or written; the estimate times a few steps on random images.
     """
     console.print(dump_job(job), markup=False)
-    contents = dataset(job.data.dataset).open(job.data.source)
-    available = min(contents.counts["train"], job.data.max_train_images or contents.counts["train"])
+    class_names, images = _classes_and_images(job)
+    available = min(images, job.data.max_train_images or images)
     info = DatasetInfo(
-        classes=len(contents.class_names),
-        class_names=tuple(contents.class_names),
+        classes=len(class_names),
+        class_names=class_names,
         image_size=job.data.image_size,
         train_images=round(available * (1 - job.data.val_fraction)),
     )
@@ -37,6 +38,15 @@ def preview(job: Job, console: Console) -> None:
     for label, config in job.models.items():
         console.print(f"\n[bold]{label}[/]")
         _preview_method(job, method_class(config.name)(config, info), console)
+
+
+def _classes_and_images(job: Job) -> tuple[tuple[str, ...], int]:
+    """The class names and the number of training images, from the shards where there are some, else from the source."""
+    if job.data.shards is not None and (job.data.shards / "train").is_dir():
+        index = read_index(job.data.shards / "train")
+        return tuple(index.class_names), len(index.rows)
+    contents = dataset(job.data.dataset).open(job.data.source)
+    return tuple(contents.class_names), contents.counts["train"]
 
 
 def _preview_method(job: Job, method: Method, console: Console) -> None:

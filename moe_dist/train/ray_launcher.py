@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from moe_dist.train.progress import ProgressFile, progress_folder, read_progress
 from moe_dist.train.results import write_text
 from moe_dist.train.show import Show, watch_training
 from moe_dist.train.task import TrainingTask
-from moe_dist.train.worker import RayWorker, newest_checkpoint
+from moe_dist.train.worker import RayWorker, checkpoints, newest_checkpoint
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of an embedded Ray, whose default is 30 % of the machine's memory; images travel by file, not through the store."""
@@ -57,6 +58,7 @@ def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(
+                address="local",  # not one that `ray start` left on this machine
                 num_cpus=embedded_cpus(job),
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -123,14 +125,34 @@ class RayLauncher:
 
     def train(self, task: TrainingTask) -> Path:
         """The loop on the job's workers; Ray Train restarts them from the last checkpoint when one dies."""
+        from ray.train import TrainingFailedError
+
         task.checkpoints.mkdir(parents=True, exist_ok=True)
         task.error_file.unlink(missing_ok=True)
-        with watch_training(self._show, task.folder):
-            fit(task, train_worker)
+        forget_ray_snapshot(task)
+        try:
+            with watch_training(self._show, task.folder):
+                fit(task, train_worker)
+        except TrainingFailedError as error:
+            task.raise_error()
+            raise UserError(
+                f"the training of {task.label} failed more than {task.job.checkpoint.max_failures} times "
+                f"(checkpoint.max_failures); go on from its last checkpoint with --resume. The last failure: {error}"
+            ) from error
         task.raise_error()
         last = newest_checkpoint(task.checkpoints)
         assert last is not None, "a finished training leaves a checkpoint"
         return last
+
+
+def forget_ray_snapshot(task: TrainingTask) -> None:
+    """Let this fit start from the newest checkpoint in the folder, whoever wrote it, and drop older ones.
+
+    Ray Train would go on from what its own snapshot names, which a local run in between has passed or removed.
+    """
+    (task.checkpoints / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    for old in checkpoints(task.checkpoints)[: -task.job.checkpoint.keep]:
+        shutil.rmtree(old)
 
 
 def _run_task(function: TaskFunction, common: Any, item: Any, resources: dict[str, Any], progress_path: str) -> Any:

@@ -19,10 +19,12 @@ import yaml
 from moe_dist import __version__
 from moe_dist.config import Job, dump_job
 from moe_dist.data.opened import OpenedData, ensure_shards, open_data
+from moe_dist.data.stream import require_divisible
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, Step
 from moe_dist.parallel.placement import place
 from moe_dist.report.build import build_report
+from moe_dist.report.paper import paper_table
 from moe_dist.train.checkpoint import read_state
 from moe_dist.train.evaluate import evaluate_task, save_evaluation
 from moe_dist.train.launcher import Launcher, open_launcher
@@ -43,14 +45,17 @@ def cache_folder() -> Path:
 def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     """Run `job` into the run directory `run` and return its report.html."""
     started = time.time()
-    prepare_run_directory(run, job)
+    refuse_other_run(run, job)
+    if job.paper_table:
+        paper_table(job.paper_table)  # refuses a table there is not
     with show.working("data"):
         ensure_shards(job.data, cache_folder(), show.shards)
         data = open_data(job.data, job.seed, cache_folder())
-    record = _record(job, data, launcher_name, started)
-    write_json(run / "run.json", record)
     for label in job.models:
         refuse_early(job, open_method(job, label, data))
+    claim_run_directory(run, job)
+    record = _record(job, data, launcher_name, started)
+    write_json(run / "run.json", record)
     with open_launcher(launcher_name, job, run, show) as launcher:
         for label in job.models:
             show.headline(label)
@@ -66,11 +71,7 @@ def refuse_early(job: Job, method: Method) -> None:
     That the method fits the dataset has been checked when it was opened.
     """
     for stage in method.stages():
-        if stage.batch_size % job.workers:
-            raise UserError(
-                f"batch_size = {stage.batch_size} of stage {stage.name} is the batch over all workers and no multiple "
-                f"of workers = {job.workers}; change one of the two"
-            )
+        require_divisible(stage.batch_size, job.workers)
     if method.expert_costs() and job.parallel.expert > 1:
         place(method.expert_costs(), job.parallel.expert)  # refuses more ranks than experts
 
@@ -83,7 +84,7 @@ def run_model(job: Job, label: str, run: Path, data: OpenedData, launcher: Launc
     inputs = fingerprint(inputs, _training_settings(job, label))
     task = TrainingTask(job, label, run, cache_folder(), inputs)
     checkpoint = _train(task, launcher, show)
-    _evaluate(task, checkpoint, _times(results, method.steps(), checkpoint), method.labels_used(), launcher, show)
+    _evaluate(task, method, checkpoint, _times(results, method.steps(), checkpoint), launcher, show)
 
 
 def _train(task: TrainingTask, launcher: Launcher, show: Show) -> Path:
@@ -103,16 +104,17 @@ def _train(task: TrainingTask, launcher: Launcher, show: Show) -> Path:
 
 
 def _evaluate(
-    task: TrainingTask, checkpoint: Path, times: dict[str, Any], labels_used: str, launcher: Launcher, show: Show
+    task: TrainingTask, method: Method, checkpoint: Path, times: dict[str, Any], launcher: Launcher, show: Show
 ) -> None:
     folder = task.folder / "evaluation"
     path = folder / "evaluation.json"
-    if path.is_file() and json.loads(path.read_text())["fingerprint"] == task.fingerprint:
+    asked = fingerprint(task.fingerprint, [*method.top_ks()])
+    if path.is_file() and json.loads(path.read_text())["fingerprint"] == asked:
         show.skipped("evaluation on the test split", 0.0)
         return
     with show.working("evaluation on the test split"):
         outcome = next(iter(launcher.run_tasks(evaluate_task, [str(checkpoint)], task.pack())))
-    facts = {"fingerprint": task.fingerprint, "training": times, "labels_used": labels_used}
+    facts = {"fingerprint": asked, "training": times, "labels_used": method.labels_used()}
     save_evaluation(folder, outcome, facts)
 
 
@@ -135,7 +137,8 @@ def _seconds_of(results: Results, name: str) -> float:
 
 def _training_settings(job: Job, label: str) -> dict[str, Any]:
     """What, beside the steps, decides a training's result. Workers, launcher and placement do not."""
-    return {"method": job.models[label].model_dump(mode="json"), "precision": job.resources.precision}
+    method = job.models[label].model_dump(mode="json", exclude={"top_k"})
+    return {"method": method, "precision": job.resources.precision}
 
 
 def _drop_other_trainings(task: TrainingTask) -> None:
@@ -154,17 +157,19 @@ def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
             raise UserError(
                 f"--out {out}: already holds a run; add --resume to go on with it, or choose another folder"
             )
-        return out.absolute()
+        if resume and not (out / "job.yaml").exists():
+            raise UserError(f"--resume --out {out}: no run is there; look at the name, or leave --resume out")
+        return out.resolve()
     home = (RUNS / job.name).absolute()
     if resume:
         if not (home / "latest").exists():
             raise UserError(f"--resume: there is no run of {job.name} under {home}; run it without --resume first")
         return (home / "latest").resolve()
-    return home / datetime.now().strftime("%Y%m%d-%H%M%S")
+    return home / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
 
 
-def prepare_run_directory(run: Path, job: Job) -> None:
-    """Make the folder, refuse one of another job, write job.yaml and point `latest` at it."""
+def refuse_other_run(run: Path, job: Job) -> None:
+    """Raise UserError where `run` is the run directory of another job, or a folder with other things in it."""
     if (run / "job.yaml").exists():
         before = yaml.safe_load((run / "job.yaml").read_text())
         for field, was, now in (
@@ -178,9 +183,13 @@ def prepare_run_directory(run: Path, job: Job) -> None:
                 )
     elif run.exists() and any(run.iterdir()):
         raise UserError(f"{run}: is not empty and holds no run; choose another folder")
+
+
+def claim_run_directory(run: Path, job: Job) -> None:
+    """Make the folder, write job.yaml, and point runs/<job>/latest at it where it lies there."""
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "job.yaml", dump_job(job))
-    if run.parent == (RUNS / job.name).absolute():
+    if (run.parent.parent.name, run.parent.name) == (RUNS.name, job.name):
         link = run.parent / f".latest-{os.getpid()}"
         link.symlink_to(run.name)
         os.replace(link, run.parent / "latest")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 POLL_SECONDS = 0.3
@@ -32,7 +33,7 @@ class Show:
 
     def notice(self, text: str) -> None:
         """Something the user should know, without stopping."""
-        self.console.print(f"  [yellow]![/] {text}")
+        self.console.print(f"  [yellow]![/] {escape(text)}")
 
     def skipped(self, title: str, seconds: float) -> None:
         """A step whose result from an earlier run is used again."""
@@ -71,7 +72,7 @@ class Show:
         if not self.console.is_terminal and 0 < done < total and now >= self._next_line:
             self._next_line = now + LINE_EVERY_SECONDS
             left = (now - self._started) * (total - done) / done
-            self.console.print(f"    [dim]{done / total:.0%} {note}, about {_duration(left)} left[/]")
+            self.console.print(f"    [dim]{done / total:.0%} {escape(note)}, about {_duration(left)} left[/]")
 
     def shards(self, split: str, done: int, total: int) -> None:
         """How far the building of a split's shards is."""

@@ -55,6 +55,8 @@ def submit(
     Raises UserError where the job, the address or the token is wrong, or the tree is too large.
     """
     job = load_job(job_path, overrides)
+    if resume and out is None:
+        raise UserError("--resume: say with --out which run to go on with")
     client = connect(address)
     nodes = living_nodes(address)
     run = run_directory(job, nodes, out)

@@ -48,7 +48,8 @@ class LocalWorker:
         """All ranks write into one hidden folder; rank 0 renames it when everyone is done, and drops the oldest."""
         hidden = self.folder / f".saving-{metrics['step']:08d}"
         if self.rank == 0:
-            shutil.rmtree(hidden, ignore_errors=True)
+            for torn in self.folder.glob(".saving-*"):  # of a run that was killed
+                shutil.rmtree(torn)
             hidden.mkdir(parents=True)
         self._barrier()
         yield hidden

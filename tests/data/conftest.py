@@ -9,16 +9,6 @@ from pictures import write_image_folder
 
 from moe_dist.data.shards import build_shards
 
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.fixture
-def shared_data() -> Path:
-    """The folder of real images; skips where it is absent."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip("the real images are absent")
-    return SHARED_DATA
-
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 import time
@@ -17,10 +18,12 @@ from small_jobs import dfcp, quiet, traditional
 from moe_dist.config import Job
 from moe_dist.data.opened import open_data
 from moe_dist.errors import UserError
+from moe_dist.train.checkpoint import read_state
 from moe_dist.train.launcher import Launcher, open_launcher
 from moe_dist.train.ray_launcher import embedded_cpus
 from moe_dist.train.run import cache_folder, run_model
 from moe_dist.train.show import last_metrics
+from moe_dist.train.worker import checkpoints
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -81,6 +84,7 @@ def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher,
     """kill -9 of a worker in the middle of training: Ray Train restarts it and it goes on from its last checkpoint."""
     job = traditional(epochs=40, checkpoint={"every_steps": 10, "every_epochs": 1})
     killed: list[int] = []
+    moments: list[float] = []
     metrics = tmp_path / "ray" / "traditional_moe" / "metrics.jsonl"
 
     def kill_one() -> None:
@@ -88,13 +92,43 @@ def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher,
             line = last_metrics(metrics)
             if line and line["step"] >= 60:
                 killed.extend(kill_training_worker())
+                moments.append(time.time())
             time.sleep(0.02)
 
     watcher = threading.Thread(target=kill_one, daemon=True)
     watcher.start()
     restarted = run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
     assert len(killed) == 1, "a worker was killed while it trained"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert lines[0]["time"] < moments[0] < lines[-1]["time"], "it went on from a checkpoint, not from the start"
     assert restarted == run_locally(job, tmp_path / "local")
+    left, right = (evaluated(tmp_path / name / "traditional_moe") for name in ("ray", "local"))
+    assert np.array_equal(left, right)
+
+
+def evaluated(model: Path) -> np.ndarray:
+    with np.load(model / "evaluation" / "predictions.npz") as predictions:
+        return predictions["log_probs"]
+
+
+def test_ray_goes_on_after_a_local_run_and_the_other_way_round(ray: Launcher, tmp_path: Path) -> None:
+    """Ray's own notes name checkpoints that the local launcher has since passed; the folder is what counts."""
+    job, folder = traditional(epochs=6, checkpoint={"keep": 9}), tmp_path / "mixed"
+    whole = run_locally(job, tmp_path / "local")
+    run(job, folder, with_job(ray, job, folder))
+    rewind(folder / "traditional_moe", 12)
+    assert run_locally(job, folder) == whole
+    rewind(folder / "traditional_moe", 24)
+    assert run(job, folder, with_job(ray, job, folder)) == whole
+
+
+def rewind(model: Path, step: int) -> None:
+    """Leave a finished training as it was after `step`."""
+    (model / "training.json").unlink()
+    (folder,) = (model / "checkpoints").iterdir()
+    for checkpoint in checkpoints(folder):
+        if read_state(checkpoint)["step"] > step:
+            shutil.rmtree(checkpoint)
 
 
 def kill_training_worker() -> list[int]:

@@ -16,7 +16,7 @@ import moe_dist.train.loop as loop
 from moe_dist.config import Job
 from moe_dist.errors import UserError
 from moe_dist.train.results import load_result
-from moe_dist.train.run import choose_run_directory, prepare_run_directory, run_job
+from moe_dist.train.run import choose_run_directory, refuse_other_run, run_job
 from moe_dist.train.worker import newest_checkpoint
 
 
@@ -133,19 +133,52 @@ def test_a_diverged_loss_names_term_and_step_and_keeps_the_last_checkpoint(tmp_p
 
 def test_a_run_directory_of_another_job_is_refused(whole: Path) -> None:
     with pytest.raises(UserError, match="another job, small, not other"):
-        prepare_run_directory(whole, traditional(name="other"))
+        refuse_other_run(whole, traditional(name="other"))
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="is not empty and holds no run"):
-        prepare_run_directory(tmp_path, traditional())
+        refuse_other_run(tmp_path, traditional())
 
 
 def test_an_existing_run_is_gone_on_with_only_when_asked(whole: Path) -> None:
     with pytest.raises(UserError, match="already holds a run; add --resume"):
         choose_run_directory(traditional(), whole, resume=False)
-    assert choose_run_directory(traditional(), whole, resume=True) == whole
+    assert choose_run_directory(traditional(), whole, resume=True) == whole.resolve()
+
+
+def test_resuming_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run is there"):
+        choose_run_directory(traditional(), tmp_path / "misspelt", resume=True)
+
+
+def test_a_refused_job_touches_neither_the_run_nor_latest(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "small" / "first"
+    shutil.copytree(whole, folder)
+    before = (folder / "job.yaml").read_text()
+    with pytest.raises(UserError, match="no multiple of workers = 7"):
+        run(traditional(workers=7), folder)
+    assert (folder / "job.yaml").read_text() == before and not (folder.parent / "latest").exists()
+    run(traditional(), folder)
+    assert (folder.parent / "latest").resolve() == folder.resolve()
+
+
+def test_other_pixels_are_another_training(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    data = traditional().data.model_dump(mode="json") | {"mean": [0.4, 0.4, 0.4]}
+    run(traditional(data=data), folder)
+    assert curve(folder, "traditional_moe") != curve(whole, "traditional_moe")
+
+
+def test_another_top_k_is_evaluated_and_not_trained_again(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    trained = (folder / "traditional_moe" / "training.json").read_text()
+    metrics = run(traditional(top_k=[2]), folder)
+    assert "traditional_moe/top1_k2" in metrics and "traditional_moe/top1_k1" not in metrics
+    assert (folder / "traditional_moe" / "training.json").read_text() == trained
 
 
 @pytest.fixture(scope="module")
