@@ -112,16 +112,16 @@ class RayLauncher:
         )
         shared = ray.put(common)
         with progress_folder(self._run) as folder, self._show.watching(lambda: read_progress(folder, len(items))):
-            running = [
+            pending = [
                 remote.remote(function, shared, item, resources.model_dump(), str(folder / f"{number}.json"))
                 for number, item in enumerate(items)
             ]
             try:
-                for reference in running:
-                    yield _result(reference)
-            finally:
-                for reference in running:  # what is left of them, when one failed
-                    ray.cancel(reference, force=True)
+                while pending:
+                    yield _result(pending.pop(0))
+            finally:  # one failed, or nobody wants the rest; a finished task must not be cancelled: Ray can crash on it
+                for reference in ray.wait(pending, num_returns=len(pending), timeout=0)[1] if pending else []:
+                    ray.cancel(reference)
 
     def train(self, task: TrainingTask) -> Path:
         """The loop on the job's workers; Ray Train restarts them from the last checkpoint when one dies."""

@@ -18,6 +18,7 @@ from small_jobs import dfcp, quiet, traditional
 from moe_dist.config import Job
 from moe_dist.data.opened import open_data
 from moe_dist.errors import UserError
+from moe_dist.methods.base import TaskContext
 from moe_dist.train.checkpoint import read_state
 from moe_dist.train.launcher import Launcher, open_launcher
 from moe_dist.train.ray_launcher import embedded_cpus
@@ -158,3 +159,19 @@ def test_a_missing_gpu_is_a_sentence(tmp_path: Path) -> None:
     job = traditional(resources={"gpus_per_worker": 1})
     with pytest.raises(UserError, match="torch sees none"), open_launcher("ray", job, tmp_path, quiet()):
         pass
+
+
+def in_turn(common: str, item: int, context: TaskContext) -> str:
+    """A task: fails for item 2, takes its time for item 3."""
+    if item == 2:
+        raise UserError("item 2 is bad")
+    if item == 3:
+        time.sleep(30)
+    return f"{common} {item}"
+
+
+def test_tasks_give_results_in_order_and_a_bad_one_ends_them(ray: Launcher) -> None:
+    assert list(ray.run_tasks(in_turn, [1, 0, 4], "task")) == ["task 1", "task 0", "task 4"]
+    with pytest.raises(UserError, match="item 2 is bad"):
+        list(ray.run_tasks(in_turn, [0, 2, 3, 3], "task"))
+    assert next(iter(ray.run_tasks(in_turn, [0], "after"))) == "after 0", "Ray is whole and free again"
