@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -18,7 +19,6 @@ from small_jobs import dfcp, quiet, traditional
 from moe_dist.config import Job
 from moe_dist.data.opened import open_data
 from moe_dist.errors import UserError
-from moe_dist.methods.base import TaskContext
 from moe_dist.train.checkpoint import read_state
 from moe_dist.train.launcher import Launcher, open_launcher
 from moe_dist.train.ray_launcher import embedded_cpus
@@ -161,16 +161,15 @@ def test_a_missing_gpu_is_a_sentence(tmp_path: Path) -> None:
         pass
 
 
-def in_turn(common: str, item: int, context: TaskContext) -> str:
-    """A task: fails for item 2, takes its time for item 3."""
-    if item == 2:
-        raise UserError("item 2 is bad")
-    if item == 3:
-        time.sleep(30)
-    return f"{common} {item}"
-
-
 def test_tasks_give_results_in_order_and_a_bad_one_ends_them(ray: Launcher) -> None:
+    def in_turn(common: str, item: int, context: Any) -> str:
+        """Fails for item 2, takes its time for item 3; a nested function travels to Ray's workers whole."""
+        if item == 2:
+            raise UserError("item 2 is bad")
+        if item == 3:
+            time.sleep(5)
+        return f"{common} {item}"
+
     assert list(ray.run_tasks(in_turn, [1, 0, 4], "task")) == ["task 1", "task 0", "task 4"]
     with pytest.raises(UserError, match="item 2 is bad"):
         list(ray.run_tasks(in_turn, [0, 2, 3, 3], "task"))
