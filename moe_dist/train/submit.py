@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from moe_dist.config import Job, dump_job, load_job
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended, as shells have it."""
+
+YOUNG_CLUSTER_SECONDS = 90
+"""How long a cluster that has just come up is given to take its first job."""
 
 SHIPPED_JOB = "submitted_job.yaml"
 """The job as resolved here, in the shipped tree: relative paths and recipes are looked up where the user is."""
@@ -154,6 +157,19 @@ def living_nodes(address: str) -> list[ClusterNode]:
     return [ClusterNode(node.node_ip, node.resources_total or {}) for node in nodes]
 
 
+def start_job(client: JobSubmissionClient, **job: Any) -> None:
+    """Submit, and again while the cluster is so young that no agent has registered; its job server says so by a 500."""
+    last_try = time.monotonic() + YOUNG_CLUSTER_SECONDS
+    while True:
+        try:
+            client.submit_job(**job)
+            return
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > last_try:
+                raise
+            time.sleep(1)
+
+
 def submit_command(
     client: JobSubmissionClient,
     command: Sequence[str],
@@ -173,7 +189,7 @@ def submit_command(
     with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
         runtime = {"working_dir": str(pack_tree(root, Path(folder), files)), "env_vars": dict(environment)}
         with _explained(address):
-            client.submit_job(entrypoint=shlex.join(command), submission_id=submission, runtime_env=runtime)
+            start_job(client, entrypoint=shlex.join(command), submission_id=submission, runtime_env=runtime)
     print(f"submitted {submission} to {address}")
     if not follow:
         print(_afterwards(address, submission))

@@ -275,3 +275,30 @@ def test_without_follow_it_returns_at_once(tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert "ray job logs --follow" in printed
     assert "a line of the log" not in printed
+
+
+class YoungClient:
+    """A job server that has no agent for the first two submissions."""
+
+    def __init__(self, says: str) -> None:
+        self.says, self.asked = says, 0
+
+    def submit_job(self, **job: str) -> str:
+        self.asked += 1
+        if self.asked <= 2:
+            raise RuntimeError(f"Request failed with status code 500: {self.says}.")
+        return job["submission_id"]
+
+
+def test_a_cluster_without_an_agent_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submitting.time, "sleep", lambda seconds: None)
+    young = YoungClient("No available agent to submit job, please try again later")
+    submitting.start_job(young, submission_id="first")  # type: ignore[arg-type]
+    assert young.asked == 3
+
+
+def test_another_refusal_is_not_tried_again() -> None:
+    broken = YoungClient("disk full")
+    with pytest.raises(RuntimeError, match="disk full"):
+        submitting.start_job(broken, submission_id="first")  # type: ignore[arg-type]
+    assert broken.asked == 1
