@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended, as shells have it."""
 
-YOUNG_CLUSTER_SECONDS = 90
+YOUNG_CLUSTER_SECONDS = 180
 """How long a cluster that has just come up is given to take its first job."""
 
 SHIPPED_JOB = "submitted_job.yaml"
