@@ -142,6 +142,8 @@ def _start_node(folder: Path, cluster: Cluster, number: int, cpus: int) -> Clust
     if number == 0:
         command += ["--head", f"--port={cluster.head.rpartition(':')[2]}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={cluster.dashboard.rpartition(':')[2]}"]
+        # Its fixed port may be another Ray's on this machine; without this agent the head takes no job.
+        command += [f"--dashboard-agent-listen-port={_free_port()}"]
     else:
         command += [f"--address={cluster.head}"]
     with (folder / f"node-{number}.log").open("w") as log:
