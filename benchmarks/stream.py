@@ -1,18 +1,22 @@
-"""How fast batches arrive: our stream beside plain WebDataset and torchvision's ImageFolder, on the same images.
+"""How fast batches arrive: our stream beside decoding alone and beside other loaders, on the same images.
 
-    python benchmarks/stream.py [--workers 0] [--batches 6] [--rounds 9]
+    python benchmarks/stream.py [--workers 0] [--batches 2] [--rounds 5]
 
 The images are made here: scans of digits, blown up, coloured and mixed with sensor noise, so that they compress about
-as photographs do. Every contender delivers normalised float32 batches [B, 3, S, S] from a warm cache, and does nothing
-else: no augmentation. Ours reads in shuffled order, the others in the order of their files, which is faster for them.
+as photographs do. Every contender (stream_contenders.py) delivers normalised float32 batches [B, 3, S, S] from a warm
+cache. Ours reads in shuffled order, the others in the order of their files, which is faster for them. "random crop" is
+RandomResizedCrop with 8 to 100 % of the area; "CIFAR" is padding and cropping, flip, AutoAugment and Cutout.
+
 With --workers 0 all work is done in this process on one thread, and rates are images per second of its CPU time, so
 that other programs on the machine do not count. With --workers 1 every loader decodes in one process of its own, as in
 training, and the clock is the wall's: for a quiet machine. The contenders take turns; the median round is reported.
 
-"decode only" is the floor of any loader with our decoder: the same encoded images, out of memory, decoded at full size
-and dropped; nothing is read, resized or put into batches. A loader that delivers at most half the stored size can come
-near it, because a JPEG decoded at half its size saves about what resizing costs. One that delivers 224 of 375 pixels
-cannot: it needs the full decode, and the antialiased resize alone takes a quarter of that decode's time again.
+There are two floors of any loader with our decoder; both take encoded images out of memory and drop what they made.
+"decode only" decodes at full size. A loader that delivers at most half the stored size can come near it, because a JPEG
+decoded at half its size saves about what resizing costs; one that delivers 224 of 375 pixels cannot: it needs the full
+decode, and the antialiased resize alone takes a quarter of that decode's time again.
+"decode, cut, resize" is the same work on the same images as ours: what is left of ours is reading, checking, collecting
+and normalising.
 """
 
 from __future__ import annotations
@@ -24,58 +28,58 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import simplejpeg
 import torch
-import webdataset
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader, Dataset
+from stream_contenders import BATCH, Changes, Epoch, Stored, contenders
 
-from moe_dist.config import DataConfig
-from moe_dist.data.decode import decode
-from moe_dist.data.images import open_images
-from moe_dist.data.shards import ShardSet, build_shards
-from moe_dist.data.stream import Stream
-from moe_dist.methods.base import TrainingSet
-from moe_dist.vision import torchvision
+from moe_dist.data.build import build_shards
+from moe_dist.data.shards import ShardSet
 
-BATCH = 64
 RESULTS = Path(__file__).parent / "results"
-Epoch = Callable[[], Iterable[object]]
+PACKAGES = ("torch", "pillow", "simplejpeg", "imagecodecs", "webdataset", "litdata", "mosaicml-streaming")
+_LOADERS = ("WebDataset", "ImageFolder", "litdata", "mosaicml-streaming")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images to be stored: how many, of which size in pixels, in which format."""
+
+    height: int
+    width: int
+    kind: str
+    images: int
 
 
 @dataclass(frozen=True)
 class Case:
-    """Stored images and the size they are delivered at, in pixels."""
+    """Stored images, the size and changes they are delivered with, and which of our two ways is judged."""
 
     name: str
-    height: int
-    width: int
-    kind: str
+    pictures: Pictures
     deliver: int
-    images: int
+    changes: Changes = "none"
+    judged: str = "ours, disk"
 
 
-class DecodeOnly(Dataset[int]):
-    """Batches of encoded images, decoded and dropped."""
-
-    def __init__(self, encoded: list[bytes], decode: Callable[[bytes], np.ndarray]) -> None:
-        self._batches = [encoded[start : start + BATCH] for start in range(0, len(encoded), BATCH)]
-        self._decode = decode
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, number: int) -> int:
-        for data in self._batches[number]:
-            self._decode(data)
-        return number
+def cases(batches: int) -> list[Case]:
+    """The rows of the tables; of small images there are five times as many."""
+    tiny = Pictures(32, 32, "png", 5 * BATCH * batches)
+    large = Pictures(375, 500, "jpg", BATCH * batches)
+    return [
+        Case("32x32 PNG", tiny, 32),
+        Case("32x32 PNG, CIFAR", tiny, 32, "cifar", "ours, memory"),
+        Case("48x48 JPEG", Pictures(48, 48, "jpg", 5 * BATCH * batches), 48),
+        Case("500x375 JPEG to 128", large, 128),
+        Case("500x375 JPEG to 224", large, 224),
+        Case("500x375, random crop 224", large, 224, "random crop"),
+    ]
 
 
 def picture(rng: np.random.Generator, scans: np.ndarray, height: int, width: int) -> Image.Image:
@@ -88,57 +92,16 @@ def picture(rng: np.random.Generator, scans: np.ndarray, height: int, width: int
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
 
 
-def write_images(case: Case, root: Path) -> None:
-    """{train,test}/<class>/*: the case's images in four classes, a few of them as the test split."""
+def store(pictures: Pictures, folder: Path) -> None:
+    """images/{train,test}/<class>/*, in four classes, a few of them as the test split; and shards/ of the same."""
     rng, scans = np.random.default_rng(0), load_digits().images
-    for number in range(case.images + 4):
-        split = "train" if number < case.images else "test"
-        folder = root / split / f"class{number % 4}"
-        folder.mkdir(parents=True, exist_ok=True)
-        made = picture(rng, scans, case.height, case.width)
-        made.save(folder / f"{number:05d}.{case.kind}", quality=93)  # PNG has no quality and is lossless
-
-
-def plain_transform(size: int) -> Callable:
-    """What a torchvision user writes: resize, to tensor, normalise."""
-    transforms = torchvision.transforms
-    return transforms.Compose(
-        [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
-    )
-
-
-def contenders(case: Case, folder: Path, workers: int) -> dict[str, Epoch]:
-    """One pass over the training images by each contender."""
-    write_images(case, folder / "images")
+    for number in range(pictures.images + 4):
+        split = "train" if number < pictures.images else "test"
+        of_class = folder / "images" / split / f"class{number % 4}"
+        of_class.mkdir(parents=True, exist_ok=True)
+        made = picture(rng, scans, pictures.height, pictures.width)
+        made.save(of_class / f"{number:05d}.{pictures.kind}", quality=93)  # PNG has no quality and is lossless
     build_shards("image_folder", folder / "images", folder / "shards")
-    shards = ShardSet.open(folder / "shards" / "train")
-    encoded = [shards.read(sample) for sample in range(len(shards))]
-    paths = sorted(str(path) for path in (folder / "shards" / "train").glob("*.tar"))
-    transform = plain_transform(case.deliver)
-    pictures = torchvision.datasets.ImageFolder(folder / "images" / "train", transform)
-    whole = simplejpeg.decode_jpeg if case.kind == "jpg" else decode
-
-    def ours(hold: Literal["memory", "disk"]) -> Epoch:
-        config = DataConfig(image_size=case.deliver, hold=hold, loader_workers=workers)
-        images = open_images(shards, config, folder / "cache")
-        everything = TrainingSet(np.arange(len(shards)), shards.labels)
-        stream = Stream(images, everything, config, seed=0, global_batch=BATCH, rank=0, world=1)
-        return stream.epoch
-
-    plain = webdataset.WebDataset(paths, shardshuffle=False).decode("pil").to_tuple(case.kind, "cls")
-    plain_batches = plain.map_tuple(transform, int).batched(BATCH)
-
-    def loader(pictures: Dataset, batch_size: int | None) -> Epoch:
-        made = DataLoader(pictures, batch_size=batch_size, num_workers=workers, persistent_workers=workers > 0)
-        return lambda: made
-
-    return {
-        "ours, disk": ours("disk"),
-        "decode only": loader(DecodeOnly(encoded, whole), None),
-        "ours, memory": ours("memory"),
-        "WebDataset": loader(plain_batches, None),
-        "ImageFolder": loader(pictures, BATCH),
-    }
 
 
 def measure(epochs: dict[str, Epoch], images: int, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
@@ -156,51 +119,56 @@ def measure(epochs: dict[str, Epoch], images: int, rounds: int, clock: Callable[
 def main() -> None:
     """Run every case, print tables and write results/stream.json or results/stream_one_worker.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=6, help="of large images; of small ones five times as many")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, default=2, help="of large images; of small ones five times as many")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, choices=(0, 1), default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
-    small, large = 5 * BATCH * arguments.batches, BATCH * arguments.batches
-    cases = [
-        Case("32x32 PNG", 32, 32, "png", 32, small),
-        Case("48x48 JPEG", 48, 48, "jpg", 48, small),
-        Case("500x375 JPEG to 128", 375, 500, "jpg", 128, large),
-        Case("500x375 JPEG to 224", 375, 500, "jpg", 224, large),
-    ]
     clock = time.perf_counter if arguments.workers else time.process_time
-    results = {}
-    for case in cases:
-        with tempfile.TemporaryDirectory() as folder:
-            results[case.name] = measure(
-                contenders(case, Path(folder), arguments.workers), case.images, arguments.rounds, clock
-            )
-    report(results, arguments.workers, load)
+    rows = cases(arguments.batches)
+    rates = {}
+    with tempfile.TemporaryDirectory() as root:
+        for case in rows:
+            folder = Path(root) / f"{case.pictures.height}.{case.pictures.kind}"
+            if not folder.exists():
+                store(case.pictures, folder)
+            shards = ShardSet.open(folder / "shards" / "train")
+            stored = Stored(folder, shards, case.pictures.kind, case.deliver, case.changes, arguments.workers)
+            rates[case.name] = measure(contenders(stored), case.pictures.images, arguments.rounds, clock)
+    report(rows, rates, arguments.workers, load)
 
 
-def report(rates: dict[str, dict[str, float]], workers: int, load: float) -> None:
-    """Print images per second and our disk path's ratios to the others; write both with what they were measured on.
+def report(rows: list[Case], rates: dict[str, dict[str, float]], workers: int, load: float) -> None:
+    """Print images per second and our ratios to the others; write both with what they were measured on.
 
     load: the machine's load average before the run, of other programs alone.
     """
     ratios = {
-        case: {f"disk / {name}": of["ours, disk"] / of[name] for name in ("WebDataset", "ImageFolder", "decode only")}
-        for case, of in rates.items()
+        case.name: {
+            name: rates[case.name][case.judged] / rate
+            for name, rate in rates[case.name].items()
+            if not name.startswith("ours")
+        }
+        for case in rows
     }
+    versions = {package: installed(package) for package in PACKAGES}
+    print(", ".join(f"{package} {found or 'absent'}" for package, found in versions.items()))
     print_table("images/s", rates, decimals=0)
-    print_table("ratio", ratios, decimals=2)
+    print_table("ours / theirs", ratios, decimals=2)
+    for case, of_case in ratios.items():
+        behind = [name for name in _LOADERS if of_case.get(name, 2) < 1]
+        print(f"{case}: {'behind ' + ', '.join(behind) if behind else 'first of all loaders'}")
     RESULTS.mkdir(exist_ok=True)
-    clock = "wall time" if workers else "CPU time, one process and thread"
     content = {
-        "unit": f"images per second of {clock}",
+        "unit": f"images per second of {'wall time' if workers else 'CPU time, one process and thread'}",
         "workers": workers,
         "batch": BATCH,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load_before": round(load, 1),
-        "torch": torch.__version__,
-        "webdataset": webdataset.__version__,
+        "versions": versions,
+        "judged": {case.name: case.judged for case in rows},
         "rates": rounded(rates, 1),
         "ratios": rounded(ratios, 2),
     }
@@ -208,12 +176,29 @@ def report(rates: dict[str, dict[str, float]], workers: int, load: float) -> Non
     (RESULTS / name).write_text(json.dumps(content, indent=1) + "\n")
 
 
+def installed(package: str) -> str | None:
+    """The installed version of `package`, None where it is absent."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def print_table(title: str, rows: dict[str, dict[str, float]], decimals: int) -> None:
-    """One line per case, one column per name."""
-    names = next(iter(rows.values()))
-    print(f"{title:<22}" + "".join(f"{name:>20}" for name in names))
+    """One line per case, one column per name; a dash where a case has no such contender."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    print(f"{title:<26}" + "".join(f"{name:>20}" for name in names))
     for case, row in rows.items():
-        print(f"{case:<22}" + "".join(f"{value:>20.{decimals}f}" for value in row.values()))
+        cells = [f"{row[name]:.{decimals}f}" if name in row else "-" for name in names]
+        print(f"{case:<26}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 def rounded(rows: dict[str, dict[str, float]], decimals: int) -> dict[str, dict[str, float]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from moe_dist import __version__
+from moe_dist.cli_shards import shards
 from moe_dist.errors import UserError
+from moe_dist.terminal import console, short
 
 app = typer.Typer(
     add_completion=False,
@@ -28,7 +30,6 @@ Overrides = Annotated[
         "--set", metavar="a.b=c", help="Change a field of the job, or all that a file says: @FILE; repeat it."
     ),
 ]
-console = Console(highlight=False)
 
 
 @app.callback()
@@ -63,20 +64,31 @@ def run(
 
     job = load_job(job_file, overrides)
     folder = choose_run_directory(job, out, resume)
-    console.print(f"[bold]{job.name}[/] into {_short(folder)}")
+    console.print(f"[bold]{job.name}[/] into {short(folder)}")
     page = run_job(job, folder, launcher, Show(console))
     record = RunDirectory(folder)
     console.print()
     console.print(to_rich(results_table(record, flat_metrics(record))))
-    console.print(f"\nreport: {_short(page)}\nmetrics: {_short(folder / 'metrics.json')}")
+    console.print(f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
 
 
 @app.command()
-def report(run_directory: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
-    """Write the report of a run again, from what the run left."""
-    from moe_dist.report.build import build_report
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run directory; or several of one job.")],
+    out: Annotated[Path | None, typer.Option(help="Of several runs: the folder for seeds.md. Default: here.")] = None,
+) -> None:
+    """Write the report of a run again, from what the run left; of runs with several seeds, a table of their means."""
+    from moe_dist.report.build import build_report, build_seeds_table
+    from moe_dist.report.render import to_rich
 
-    console.print(f"report: {_short(build_report(run_directory))}")
+    if len(runs) > 1:
+        folder = out or Path()
+        console.print(to_rich(build_seeds_table(runs, folder)))
+        console.print(f"table: {short(folder / 'seeds.md')}")
+    elif out is not None:
+        raise UserError(f"--out {out}: is for the table over several runs; a single run's report lies in {runs[0]}")
+    else:
+        console.print(f"report: {short(build_report(runs[0]))}")
 
 
 @app.command()
@@ -103,66 +115,7 @@ def submit(
     raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, out=out, resume=resume))
 
 
-class BuildByDefault(typer.core.TyperGroup):
-    """`shards SOURCE OUT` builds; `shards check DIR` and other named commands do what they say."""
-
-    def resolve_command(self, context: Any, args: list[str]) -> Any:
-        """The named command, or `build` when the first word names none."""
-        return super().resolve_command(context, args if args[0] in self.commands else ["build", *args])
-
-
-shards = typer.Typer(cls=BuildByDefault, no_args_is_help=True, help="Build, check and list shards of a dataset.")
 app.add_typer(shards, name="shards")
-
-
-@shards.command("build")
-def shards_build(
-    dataset: Annotated[str, typer.Argument(metavar="SOURCE", help="A dataset of the catalogue.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that gets train/ and test/.")],
-    source: Annotated[Path | None, typer.Option("--from", help="The downloaded dataset: a folder or a tar.")] = None,
-) -> None:
-    """Build the shards of a dataset."""
-    from moe_dist.data.shards import build_shards
-    from moe_dist.train.show import Show
-
-    shower = Show(console)
-    with shower.working(f"shards of {dataset}"):
-        build_shards(dataset, source, out, on_progress=shower.shards)
-    console.print(f"shards: {_short(out.absolute())}")
-
-
-@shards.command("list")
-def shards_list() -> None:
-    """The datasets a job can name: what they are, where to get them, what is read."""
-    from rich.table import Table
-
-    from moe_dist.data.catalog import DATASETS
-
-    table = Table("dataset", "what", "images", "where to get it", "what is read", show_lines=True)
-    for entry in DATASETS.values():
-        counts = ", ".join(f"{count:,} {split}" for split, count in entry.expected.items())
-        table.add_row(entry.name, f"{entry.title}; {entry.licence}", counts or "any", entry.where, entry.reads)
-    console.print(table)
-
-
-@shards.command("check")
-def shards_check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards with an index.")],
-) -> None:
-    """Read every shard and say what is wrong where."""
-    from moe_dist.data.check import check_shards
-
-    folders = [part for part in (folder / "train", folder / "val", folder / "test") if part.is_dir()] or [folder]
-    problems = [problem for part in folders for problem in check_shards(part)]
-    for problem in problems:
-        console.print(problem, markup=False)
-    console.print(f"{_short(folder.absolute())}: {f'{len(problems)} problems' if problems else 'all shards are whole'}")
-    raise typer.Exit(1 if problems else 0)
-
-
-def _short(path: Path) -> str:
-    """A path as one would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def main() -> None:

@@ -27,8 +27,17 @@ NonNegative = Annotated[float, Field(ge=0)]
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 """Made absolute when the job is loaded: workers have another current directory."""
 Count = Annotated[int, Field(ge=1)]
+Place = Annotated[
+    str, AfterValidator(lambda place: place if "://" in place else str(Path(place).expanduser().absolute()))
+]
+"""A folder, made absolute, or a URL (s3://bucket/folder and whatever else fsspec knows)."""
+Sampling = Literal["instance", "balanced", "square_root", "progressive"]
+"""How often an epoch shows a class of n images: instance: n times (every image once); balanced: as often as any other;
+square_root: in proportion to sqrt(n); progressive: from instance in the first epoch to balanced in the last."""
 Weights = Annotated[str, AfterValidator(lambda name: str(Path(name).expanduser().absolute()) if "." in name else name)]
 """torchvision's name of weights, or the path of a file (which has a suffix)."""
+MOST_RANDAUGMENT_OPERATIONS = 8
+"""Random numbers are set aside for so many operations of an image."""
 
 
 class Strict(BaseModel):
@@ -53,6 +62,19 @@ class AugmentConfig(Strict):
     """Factors in [1 - v, 1 + v]."""
     cutout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Side of one grey square, as a fraction of the image side."""
+    pad_crop: Annotated[int, Field(ge=0)] = 0
+    """A crop of the image's own size from the image with so many black pixels added on every side."""
+    resized_crop: tuple[Fraction, Annotated[float, Field(gt=0, le=1)]] | None = None
+    """Smallest and largest share of the area that a random crop keeps (aspect ratio 3/4 to 4/3), resized to the side."""
+    policy: Literal["autoaugment_cifar10", "autoaugment_imagenet", "randaugment"] | None = None
+    """Operations of a published policy, drawn anew for every image."""
+    randaugment_operations: Annotated[int, Field(ge=1, le=MOST_RANDAUGMENT_OPERATIONS)] = 2
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """randaugment: operations an image gets, and their strength on torchvision's scale of 31."""
+    mixup: NonNegative = 0.0
+    """alpha of MixUp: an image and another of the batch, blended by Beta(alpha, alpha), and their labels with them."""
+    cutmix: NonNegative = 0.0
+    """alpha of CutMix: a rectangle of another image of the batch. With both, either is taken with probability 1/2."""
 
 
 class OptimiserConfig(Strict):
@@ -79,6 +101,17 @@ class ScheduleConfig(Strict):
     """cosine: epochs of linear warm-up."""
 
 
+class RemoteConfig(Strict):
+    """How shards under a URL are fetched: whole, into a cache on the node's own disk."""
+
+    cache_gib: Positive = 20.0
+    """Largest size of the cache; the shards read longest ago are dropped first."""
+    timeout_seconds: Positive = 60.0
+    """Longest silence of the store, when connecting and between two reads, before a try counts as failed."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """Further tries of a fetch, each after a pause twice as long as the last (1 s, 2 s, ... up to 30 s)."""
+
+
 class DataConfig(Strict):
     """Which images, where they are, and how they are split and held."""
 
@@ -86,8 +119,13 @@ class DataConfig(Strict):
     """A name of the catalogue (`moe-dist shards list` shows them)."""
     source: AbsolutePath | None = None
     """The downloaded dataset: a folder or a tar. Not needed for digits."""
-    shards: AbsolutePath | None = None
-    """Where its shards are, or are built. Default: runs/cache/shards/<dataset>-<fingerprint of the source>."""
+    shards: Place | None = None
+    """Where its shards are (a folder or a URL), or are built. Default: runs/cache/shards/<dataset>-<fingerprint>."""
+    imbalance: Annotated[float, Field(ge=1)] | None = None
+    """Long-tailed form: class c of C keeps int(n * (1 / imbalance)^(c / (C - 1))) training images, n the largest class."""
+    imbalance_choice: Literal["first", "random"] = "first"
+    """Which images a class keeps: its first ones, or ones drawn with `imbalance_seed`."""
+    imbalance_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Side of the square images the networks see, in pixels."""
     crop_roi: bool = False
@@ -95,15 +133,25 @@ class DataConfig(Strict):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[Positive, Positive, Positive] = (0.5, 0.5, 0.5)
     """Per RGB channel, on pixels scaled to [0, 1]: what networks see is (pixel - mean) / std."""
-    val_fraction: Fraction = 0.1
-    """Share of the training images set aside for validation, stratified by class and kept by group (track)."""
+    frame: Literal["stretch", "centre_crop"] = "stretch"
+    """How an image becomes a square: stretched; or its centre, the short side resized to 8/7 of the square's."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the training images set aside for validation, stratified by class and kept by group (track). A dataset
+    with a published validation split uses that and sets none aside. 0: no validation, and the last epoch counts."""
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    """An image that cannot be read or decoded ends the run, or is left out (a black image of weight 0 in training, no
+    part of any accuracy), counted and named in the report. Steps before a training see it black."""
+    bad_samples_limit: Count = 100
+    """skip: more bad samples than this end the run after all."""
     max_train_images: Count | None = None
     """Keep only about this many training images (whole groups, stratified): to try a job out."""
     max_test_images: Count | None = None
+    """The same for the test images, and for a published validation split."""
     hold: Literal["auto", "memory", "disk"] = "auto"
     """memory: decode once into one shared array per node; disk: decode each time; auto: memory up to 2 GiB."""
     loader_workers: Annotated[int, Field(ge=0, le=64)] = 0
     """disk: decoding processes per rank."""
+    remote: RemoteConfig = RemoteConfig()
     window_shards: Annotated[int, Field(ge=0)] = 0
     """disk: shuffle inside a window of so many shuffled shards (slow storage); 0 shuffles the whole epoch."""
 
@@ -280,11 +328,12 @@ def _set(content: dict[str, Any], override: str) -> None:
     *parents, last = field.split(".")
     node = content
     for depth, parent in enumerate(parents):
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
+        child = {} if node.get(parent) is None else node[parent]
+        if not isinstance(child, dict):
             raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} holds a value, not fields")
+        # A copy: other fields may hold the same mapping, by an anchor of the file.
+        node[parent] = dict(child)
+        node = node[parent]
     try:
         node[last] = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -19,5 +19,6 @@ if not torch.cuda.is_available() and torch.version.cuda is None:
         _library.define(_schema)
 
 import torchvision  # noqa: E402
+import torchvision.transforms.v2  # noqa: E402  (a submodule that `import torchvision` leaves out)
 
 __all__ = ["torchvision"]

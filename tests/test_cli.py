@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
+
+from moe_dist.cli import app
+from moe_dist.data.catalog import DATASETS
+from moe_dist.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -144,6 +149,68 @@ def test_shards_are_built_checked_and_refused_when_damaged(tmp_path: Path) -> No
     assert refused.returncode == 1 and shard.name in refused.stdout
 
 
-def test_the_datasets_are_listed(tmp_path: Path) -> None:
-    result = moe_dist("shards", "list", cwd=tmp_path)
-    assert all(name in result.stdout for name in ("digits", "gtsrb", "image_folder"))
+def in_process(*arguments: str) -> str:
+    """What a command prints; it must succeed."""
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_damaged_shards_are_repaired_and_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "own")
+    build = ["shards", "image_folder", "packed", "--from", "own"]
+    options = ["--imbalance", "2", "--short-side", "16", "--quality", "80", "--samples-per-shard", "5"]
+    # int(6 * (1 / 2) ** (c / 2)) for c = 0, 1, 2: 6, 4, 3
+    built = in_process(*build, *options)
+    index = json.loads((tmp_path / "packed/train/index.json").read_text())
+    assert f"train: 13 images in 3 shards, split hash {index['rows_sha256']}\n" in built
+    assert index["image_kinds"] == {"jpg": 13} and index["shrink"] == {"short_side": 16, "quality": 80}
+    assert "train: 13 images" in in_process(*build, *options)
+    with pytest.raises(UserError, match="already holds something"):
+        in_process(*build)
+    shard = tmp_path / "packed/train/train-000001.tar"
+    damaged = bytearray(shard.read_bytes())
+    damaged[damaged.index(b"\xff\xd8") + 200] ^= 1
+    shard.write_bytes(damaged)
+    repaired = in_process("shards", "check", "packed", "--repair")
+    assert "packed/train: 1 samples dropped, 12 kept" in repaired and "all shards are whole" in repaired
+    assert "imbalance factor" in in_process("shards", "stats", "packed")
+    assert (tmp_path / "packed/stats.png").is_file()
+    in_process("shards", "stats", "packed/test", "--plot", "test.png")
+    assert (tmp_path / "test.png").is_file()
+
+
+def test_the_datasets_and_their_shards_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))
+    in_process("shards", "digits", "cache/shards/digits-1")
+    listed = in_process("shards", "list")
+    assert all(name in listed for name in DATASETS)
+    assert "cache/shards/digits-1: whole (1,438 train, 359 test)" in listed
+
+
+def test_a_report_of_several_runs_is_a_table_over_their_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [write_finished(tmp_path / str(seed), seed) for seed in (1, 2)]
+    result = CliRunner().invoke(app, ["report", *map(str, runs), "--out", "tables"])
+    assert result.exit_code == 0 and "small: mean over 2 seeds" in result.stdout
+    # 3 and 4 of 4 right: mean 87.5 %, t = 12.706 with one degree of freedom, half = 12.706 * 0.125.
+    assert "| Top-1 accuracy | 87.50 % (-71.33 % to 246.33 %) |" in (tmp_path / "tables" / "seeds.md").read_text()
+    assert isinstance(CliRunner().invoke(app, ["report", str(runs[0]), "--out", "tables"]).exception, UserError)
+
+
+def write_finished(folder: Path, seed: int) -> Path:
+    """A run directory of four test images, of which `seed` + 2 are right."""
+    (folder / "dense" / "evaluation").mkdir(parents=True)
+    job = {"name": "small", "kind": "train", "seed": seed, "data": {"dataset": "digits"}, "method": {"name": "dense"}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    record = {"dataset": "digits", "classes": ["a", "b"], "counts": {"train": 9, "val": 0, "test": 4}}
+    (folder / "run.json").write_text(json.dumps(record))
+    right = np.arange(4) < seed + 2
+    log_probs = np.log(np.where(right[:, None], [0.9, 0.1], [0.1, 0.9]))
+    np.savez(folder / "dense/evaluation/predictions.npz", labels=np.zeros(4, np.int64), log_probs=log_probs)
+    times = {"training": {"wall_seconds": 1.0, "summed_expert_seconds": None}, "latency": {}}
+    facts = times | {"labels_used": "all", "parameters": 10}
+    (folder / "dense/evaluation/evaluation.json").write_text(json.dumps(facts))
+    return folder

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "moe_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
-RAY = ("train/", "tune/", "data/shards.py")
+RAY = ("train/", "tune/", "data/build.py")
 DEEPSPEED = ("train/", "parallel/")
 NUMPY_ALONE = ("data/order.py", "data/longtail.py")
 ORDER_STANDARD = {"__future__", "dataclasses", "collections", "math", "typing"}
@@ -62,7 +62,7 @@ def test_the_package_imports_without_ray_and_deepspeed() -> None:
         "moe_dist.train.loop",
         "moe_dist.methods.dfcp",
         "moe_dist.methods.baselines.sparse_moe",
-        "moe_dist.data.shards",
+        "moe_dist.data.build",
         "moe_dist.report.build",
     ]
     script = hidden + "\n".join(f"import {module}" for module in modules)

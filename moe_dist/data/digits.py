@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from moe_dist.data.order import epoch_order, split
+from moe_dist.data.order import split
+from moe_dist.data.pixels import encode_png, encoder_version
 from moe_dist.data.samples import Sample
 from moe_dist.errors import UserError
 
@@ -24,6 +22,7 @@ class Digits:
     """The digits with a fixed stratified test split of one fifth."""
 
     class_names = tuple(str(digit) for digit in range(10))
+    superclasses = None
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits  # takes a second to import
@@ -36,12 +35,15 @@ class Digits:
         self._numbers = {"train": train, "test": test}
         self.counts = {name: len(numbers) for name, numbers in self._numbers.items()}
 
-    def read(self, split: str) -> Iterator[Sample]:
-        """The samples of `split` in a fixed mixed order, each a grey PNG."""
-        numbers = self._numbers[split]
-        for number in numbers[epoch_order(len(numbers), seed=0, epoch=0)].tolist():
-            key = f"{number:04d}"
-            yield Sample(key, int(self._labels[number]), _png(self._pixels[number]), "png", origin=f"digits {key}")
+    def labels(self, split: str) -> np.ndarray:
+        """The labels [N] of `split`."""
+        return self._labels[self._numbers[split]]
+
+    def sample(self, split: str, number: int) -> Sample:
+        """The `number`-th sample of `split`, a grey PNG."""
+        digit = int(self._numbers[split][number])
+        key = f"{digit:04d}"
+        return Sample(key, int(self._labels[digit]), encode_png(self._pixels[digit]), "png", origin=f"digits {key}")
 
 
 def open_digits(source: Path | None) -> Digits:
@@ -53,10 +55,4 @@ def open_digits(source: Path | None) -> Digits:
 
 def digits_version() -> str:
     """What the digits' bytes depend on: the package they come with and the one that encodes them."""
-    return f"{version('scikit-learn')} {version('pillow')}"
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    encoded = io.BytesIO()
-    Image.fromarray(pixels).save(encoded, "PNG")
-    return encoded.getvalue()
+    return f"{version('scikit-learn')} {encoder_version()}"

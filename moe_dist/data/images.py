@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 
 from moe_dist.config import DataConfig
-from moe_dist.data.decode import Region, decode_resized
+from moe_dist.data.bad_samples import NONE_ALLOWED, BadSample, BadSamples
+from moe_dist.data.crops import RandomCrop, Region
+from moe_dist.data.decode import Frame, decode_resized, image_size, resize
+from moe_dist.data.files import whole_file
 from moe_dist.data.shards import ShardSet
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Images
@@ -19,16 +23,16 @@ from moe_dist.methods.base import Images
 MEMORY_LIMIT_BYTES = 2 * 2**30
 """`hold: auto` keeps a split in memory up to this size."""
 _WRITE_IMAGES = 256
-_PIXELS_VERSION = 1
+_PIXELS_VERSION = 2
 """Raised when the same image and size give other pixels, so that no array of an older version is read."""
 
 
-def open_images(shards: ShardSet, config: DataConfig, cache: Path) -> Images:
+def open_images(shards: ShardSet, config: DataConfig, cache: Path, bad_samples: BadSamples = NONE_ALLOWED) -> Images:
     """The images of `shards` as the job's data settings want them held; `cache` is this node's folder for arrays.
 
-    Raises UserError where an image cannot be decoded or the array cannot be written.
+    Raises UserError where an image cannot be decoded and `bad_samples` does not take it, or no array can be written.
     """
-    images = DiskImages(shards, config.image_size, config.crop_roi)
+    images = DiskImages(shards, config.image_size, config.crop_roi, bad_samples, config.frame)
     size_bytes = len(images) * 3 * config.image_size**2
     if config.hold == "disk" or (config.hold == "auto" and size_bytes > MEMORY_LIMIT_BYTES):
         return images
@@ -38,27 +42,53 @@ def open_images(shards: ShardSet, config: DataConfig, cache: Path) -> Images:
 class DiskImages:
     """Images decoded at every access."""
 
-    def __init__(self, shards: ShardSet, size: int, crop_roi: bool) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        size: int,
+        crop_roi: bool,
+        bad_samples: BadSamples = NONE_ALLOWED,
+        frame: Frame = "stretch",
+    ) -> None:
         self.shards = shards
         self.size = size
         self.crop_roi = crop_roi
+        self.frame = frame
+        self._bad_samples = bad_samples
+        self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.shards)
 
-    def uint8(self, samples: np.ndarray) -> Tensor:
-        """The images `samples`, [n, 3, S, S] uint8. Raises UserError where one cannot be read or decoded."""
-        pixels = np.empty((len(samples), 3, self.size, self.size), np.uint8)
-        for row, sample in enumerate(np.asarray(samples).tolist()):
-            pixels[row] = self._decode(sample)
-        return torch.from_numpy(pixels)
+    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
+        """The images `samples`, [n, 3, S, S] uint8; one that cannot be read or decoded is black.
 
-    def _decode(self, sample: int) -> np.ndarray:
-        data = self.shards.read(sample)
+        crop: a random part of each, cut before it is resized, instead of the whole in its frame.
+        Raises UserError where the job does not allow (so many of) those.
+        """
+        pixels = torch.empty((len(samples), 3, self.size, self.size), dtype=torch.uint8)
+        for row, sample in enumerate(np.asarray(samples).tolist()):
+            try:
+                pixels[row] = torch.from_numpy(self._decode(sample, row, crop))
+                self._unreadable.discard(sample)
+            except BadSample as problem:
+                self._bad_samples.take(problem)
+                self._unreadable.add(sample)
+                pixels[row] = 0
+        return pixels
+
+    def readable(self, samples: np.ndarray) -> np.ndarray:
+        """Which of `samples` [n] are no bad ones, [n] bool, as `uint8` of this process found them last."""
+        return ~np.isin(samples, list(self._unreadable))
+
+    def _decode(self, sample: int, row: int, crop: RandomCrop | None) -> np.ndarray:
+        data, region = self.shards.read(sample), self._region(sample)
         try:
-            return decode_resized(data, self.size, self._region(sample))
+            if crop is None:
+                return decode_resized(data, self.size, region, self.frame)
+            return decode_resized(data, self.size, crop.region(row, region or (0, 0, *image_size(data))))
         except ValueError as error:
-            raise UserError(f"{self.shards.where(sample)}: {error}") from None
+            raise BadSample(f"{self.shards.where(sample)}: {error}") from None
 
     def _region(self, sample: int) -> Region | None:
         if not self.crop_roi or self.shards.rois[sample, 0] < 0:
@@ -73,9 +103,9 @@ class MemoryImages:
     def __init__(self, source: DiskImages, cache: Path) -> None:
         self._source = source
         self._cache = cache
-        crop = "-roi" if source.crop_roi else ""
-        path = cache / f"{source.shards.digest[:20]}-{source.size}{crop}-v{_PIXELS_VERSION}.npy"
-        if not path.is_file():
+        form = f"{source.size}{'-roi' if source.crop_roi else ''}{'-centre' if source.frame == 'centre_crop' else ''}"
+        path = cache / f"{source.shards.digest[:20]}-{form}-v{_PIXELS_VERSION}.npy"
+        if not path.is_file() or _mended(source, path):
             _decode_all(source, path)
         self._pixels = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
         assert self._pixels.shape == (len(source), 3, source.size, source.size)
@@ -87,13 +117,49 @@ class MemoryImages:
         """Pickled as where its images come from: another process maps, another node decodes, its own array."""
         return MemoryImages, (self._source, self._cache)
 
-    def uint8(self, samples: np.ndarray) -> Tensor:
-        """The images `samples`, [n, 3, S, S] uint8."""
-        return torch.from_numpy(self._pixels[samples])
+    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
+        """The images `samples`, [n, 3, S, S] uint8; `crop` takes a random part of each held square."""
+        images = torch.from_numpy(self._pixels[samples])
+        return images if crop is None else cropped(images, crop)
+
+    def readable(self, samples: np.ndarray) -> np.ndarray:
+        """Which of `samples` [n] are no bad ones, [n] bool."""
+        return self._source.readable(samples)
+
+
+def cropped(images: Tensor, crop: RandomCrop) -> Tensor:
+    """A random part of each of `images` [n, 3, S, S] uint8, resized to [n, 3, S, S] uint8.
+
+    Shares of the area and aspect ratios are those of the square, which may have been stretched or cut when it was made.
+    """
+    size = images.shape[-1]
+    parts = torch.empty_like(images)
+    for row, image in enumerate(images):
+        x1, y1, x2, y2 = crop.region(row, (0, 0, size, size))
+        part = image[:, y1:y2, x1:x2].permute(1, 2, 0).numpy()
+        parts[row] = torch.from_numpy(resize(part, size, size))
+    return parts
+
+
+def _bad_file(path: Path) -> Path:
+    """The list of the bad samples in the array file `path`; there is none where all images are good."""
+    return path.with_name(f"{path.name}.bad.json")
+
+
+def _mended(source: DiskImages, path: Path) -> bool:
+    """Whether a sample that is black in the array at `path` can be read by now; those that cannot are noted again.
+
+    Raises UserError where the job does not allow (so many of) them.
+    """
+    if not _bad_file(path).is_file():
+        return False
+    bad = np.array(json.loads(_bad_file(path).read_text()), np.int64)
+    source.uint8(bad)
+    return bool(source.readable(bad).any())
 
 
 def _decode_all(source: DiskImages, path: Path) -> None:
-    """Write every image of `source` to the array file `path`, which appears whole or not at all.
+    """Write every image of `source` to the array file `path`, which appears whole or not at all, after its bad samples.
 
     Written as a stream rather than through a memory map: a full disk is then an error, not a SIGBUS.
     """
@@ -108,6 +174,11 @@ def _decode_all(source: DiskImages, path: Path) -> None:
                     samples = np.arange(start, min(start + _WRITE_IMAGES, len(source)))
                     file.write(source.uint8(samples).numpy().tobytes())
                 file.flush()
+                bad = np.flatnonzero(~source.readable(np.arange(len(source))))
+                _bad_file(path).unlink(missing_ok=True)
+                if bad.size:
+                    with whole_file(_bad_file(path)) as listed:
+                        listed.write_text(json.dumps(bad.tolist()))
                 partial.replace(path)
             finally:
                 partial.unlink(missing_ok=True)

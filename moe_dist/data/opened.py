@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from moe_dist.config import DataConfig
-from moe_dist.data.images import open_images
+from moe_dist.data.bad_samples import BadSamples
+from moe_dist.data.images import DiskImages, open_images
+from moe_dist.data.job_shards import ensure_shards, open_shards
 from moe_dist.data.order import split
-from moe_dist.data.shards import OnProgress, ShardSet, build_shards, source_fingerprint
+from moe_dist.data.shards import ShardSet
+from moe_dist.data.store import shown
 from moe_dist.errors import UserError
 from moe_dist.methods.base import DatasetInfo, Images
 
@@ -31,68 +34,85 @@ class OpenedSplit:
 class OpenedData:
     """What every part of a run reads.
 
-    train_samples, val_samples, test_samples: sorted sample numbers, the first two within the training images;
-    split_digest: over the images' digests and the split, equal for two runs that saw the same data the same way.
+    train_samples, val_samples, test_samples: sorted sample numbers of their splits. A validation split that the dataset
+    does not publish is a part of the training images: `val` is then `train`, and val_samples are numbers of it; without
+    validation there are none. split_digest: over the images' digests and the split, equal for two runs that saw the
+    same data the same way; bad_samples: those that this process has met.
     """
 
     config: DataConfig
     info: DatasetInfo
     train: OpenedSplit
+    val: OpenedSplit
     test: OpenedSplit
     train_samples: np.ndarray
     val_samples: np.ndarray
     test_samples: np.ndarray
     split_digest: str
-
-
-def shards_folder(config: DataConfig, cache: Path) -> Path:
-    """Where the job's shards are, or will be built."""
-    if config.shards is not None:
-        return config.shards.resolve()
-    return cache / "shards" / f"{config.dataset}-{source_fingerprint(config.dataset, config.source)[:12]}"
-
-
-def ensure_shards(config: DataConfig, cache: Path, on_progress: OnProgress | None = None) -> Path:
-    """The folder of the job's shards, built from the source if it is not there yet."""
-    folder = shards_folder(config, cache)
-    if not (folder / "train").is_dir() or not (folder / "test").is_dir():
-        build_shards(config.dataset, config.source, folder, on_progress=on_progress)
-    return folder
+    bad_samples: BadSamples
 
 
 def open_data(config: DataConfig, seed: int, cache: Path) -> OpenedData:
     """Open the job's dataset; the split depends on the labels, the groups, `val_fraction` and the seed alone."""
-    folder = ensure_shards(config, cache)
-    shards = {name: ShardSet.open(folder / name) for name in ("train", "test")}
-    if shards["train"].class_names != shards["test"].class_names:
-        raise UserError(f"{folder}: the train and test shards name different classes; build them again")
-    train, test = (_opened(shards[name], config, cache) for name in ("train", "test"))
-    _require_images_of_every_class(train.labels, shards["train"].class_names, folder)
+    place = ensure_shards(config, cache)
+    shards = open_shards(config, place, cache)
+    bad_samples = BadSamples(config.bad_samples_limit if config.on_bad_sample == "skip" else None)
+    splits = {name: _opened(opened, config, cache, bad_samples) for name, opened in shards.items()}
+    train = splits["train"]
+    if isinstance(train.images, DiskImages):
+        shards["train"].require_room(config.window_shards)
+    _require_images_of_every_class(train.labels, shards["train"].class_names, shown(place))
 
     samples = _limited(train, config.max_train_images, seed)
-    test_samples = _limited(test, config.max_test_images, seed)
-    train_part, val_part = split(train.labels[samples], train.groups[samples], config.val_fraction, seed)
-    info = DatasetInfo(
-        classes=len(shards["train"].class_names),
-        class_names=tuple(shards["train"].class_names),
-        image_size=config.image_size,
-        train_images=len(train_part),
+    if "val" in splits:
+        val_samples = _limited(splits["val"], config.max_test_images, seed)
+    else:
+        samples, val_samples = _set_aside(train, samples, config.val_fraction, seed)
+    parts = {"train": samples, "val": val_samples, "test": _limited(splits["test"], config.max_test_images, seed)}
+    return OpenedData(
+        config=config,
+        info=_info(config, shards["train"].class_names, train.labels[samples]),
+        train=train,
+        val=splits.get("val", train),
+        test=splits["test"],
+        train_samples=parts["train"],
+        val_samples=parts["val"],
+        test_samples=parts["test"],
+        split_digest=_digest(shards, parts),
+        bad_samples=bad_samples,
     )
-    parts = (samples[train_part], samples[val_part], test_samples)
-    return OpenedData(config, info, train, test, *parts, _digest(shards, parts))
 
 
-def _opened(shards: ShardSet, config: DataConfig, cache: Path) -> OpenedSplit:
-    images = open_images(shards, config, cache / "decoded")
+def _info(config: DataConfig, class_names: tuple[str, ...], labels: np.ndarray) -> DatasetInfo:
+    """What methods may know; `labels` [N] are those of the training images, validation left out."""
+    return DatasetInfo(
+        classes=len(class_names),
+        class_names=class_names,
+        image_size=config.image_size,
+        train_images=len(labels),
+        class_counts=tuple(np.bincount(labels, minlength=len(class_names)).tolist()),
+    )
+
+
+def _set_aside(train: OpenedSplit, samples: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the training `samples`, those to train on and those to validate on: none where `fraction` is 0."""
+    if not fraction:
+        return samples, samples[:0]
+    rest, held = split(train.labels[samples], train.groups[samples], fraction, seed)
+    return samples[rest], samples[held]
+
+
+def _opened(shards: ShardSet, config: DataConfig, cache: Path, bad_samples: BadSamples) -> OpenedSplit:
+    images = open_images(shards, config, cache / "decoded", bad_samples)
     return OpenedSplit(
         images, np.asarray(shards.labels, np.int64), np.asarray(shards.groups, np.int64), shards.shard_of
     )
 
 
-def _require_images_of_every_class(labels: np.ndarray, names: tuple[str, ...], folder: Path) -> None:
+def _require_images_of_every_class(labels: np.ndarray, names: tuple[str, ...], place: str) -> None:
     missing = sorted(set(range(len(names))) - set(np.unique(labels).tolist()))
     if missing:
-        raise UserError(f"{folder}/train: no images of class {', '.join(names[label] for label in missing)}")
+        raise UserError(f"{place}/train: no images of class {', '.join(names[label] for label in missing)}")
 
 
 def _limited(opened: OpenedSplit, limit: int | None, seed: int) -> np.ndarray:
@@ -103,8 +123,8 @@ def _limited(opened: OpenedSplit, limit: int | None, seed: int) -> np.ndarray:
     return split(opened.labels, opened.groups, limit / count, seed)[1]
 
 
-def _digest(shards: dict[str, ShardSet], parts: tuple[np.ndarray, ...]) -> str:
-    digest = hashlib.sha256(json.dumps([shards["train"].digest, shards["test"].digest]).encode())
-    for part in parts:
+def _digest(shards: dict[str, ShardSet], parts: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps([of_split.digest for of_split in shards.values()]).encode())
+    for part in parts.values():
         digest.update(np.ascontiguousarray(part, np.int64).tobytes())
     return digest.hexdigest()

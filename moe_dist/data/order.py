@@ -2,18 +2,23 @@
 
 N samples of a set, G the global batch, W ranks. Step b of an epoch takes positions [b G, (b + 1) G) of the epoch's
 order, rank r every W-th of them starting at the r-th. The last batch is filled up with samples that are not `valid`.
+Where classes are sampled, an epoch still has N positions, and some samples take several of them or none.
 NumPy alone is imported here, so that the arithmetic can be tested and used anywhere.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_ORDER, _SHARDS, _DRAWS, _SPLIT = (np.uint64(purpose) for purpose in range(1, 5))
+_ORDER, _SHARDS, _DRAWS, _SPLIT, _CHOICE = (np.uint64(purpose) for purpose in range(1, 6))
+CROPS, MIXES = np.uint64(16), np.uint64(17)
 """What random numbers are for: equal seeds give independent numbers to different purposes."""
+_REPEAT_SHIFT = np.uint64(40)
+"""A sample's repeat is written above the bits of its number: no two (sample, repeat) share a state."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,24 @@ def _key(purpose: np.uint64, seed: int, epoch: int = 0) -> np.ndarray:
     return mix(mix(mix(purpose) ^ np.uint64(seed)) ^ np.uint64(epoch))
 
 
-def uniform(seed: int, epoch: int, samples: np.ndarray, draws: int) -> np.ndarray:
-    """Random numbers [n, draws] in [0, 1), float64; row i depends on (seed, epoch, samples[i]) alone."""
+def uniform(
+    seed: int,
+    epoch: int,
+    samples: np.ndarray,
+    draws: int,
+    repeats: np.ndarray | None = None,
+    purpose: np.uint64 = _DRAWS,
+) -> np.ndarray:
+    """Random numbers [n, draws] in [0, 1), float64; row i depends on (seed, epoch, samples[i], repeats[i]) alone.
+
+    repeats [n]: which of its sample's copies in the epoch a row is (each has numbers of its own); None: the first, 0;
+    purpose: other numbers for the same rows.
+    """
     counters = np.arange(draws, dtype=np.uint64) * _GOLDEN
-    rows = mix(np.asarray(samples, np.int64).astype(np.uint64) ^ _key(_DRAWS, seed, epoch))
+    states = np.asarray(samples, np.int64).astype(np.uint64)
+    if repeats is not None:
+        states = states ^ (repeats.astype(np.uint64) << _REPEAT_SHIFT)
+    rows = mix(states ^ _key(purpose, seed, epoch))
     return (mix(rows[:, None] + counters) >> np.uint64(11)) * 2.0**-53
 
 
@@ -67,6 +86,66 @@ def epoch_order(
     return np.lexsort((random, place[shard_of] // window_shards))
 
 
+def sampled_order(
+    labels: np.ndarray, sampling: str, seed: int, epoch: int, epochs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch of N positions in which classes are shown as `sampling` says: (samples [N], repeats [N]), int64.
+
+    labels [N] >= 0: the samples' classes; epochs: of the whole stage, for `progressive`; repeats: which of its sample's
+    copies in this epoch a position is, from 0. A class's positions go round its samples in a shuffled order, so that
+    the epoch holds none of them a second time unless it holds all of them once. Then all positions are shuffled.
+    """
+    counts = np.bincount(labels)
+    present = counts > 0
+    positions = np.zeros_like(counts)
+    positions[present] = largest_remainder(class_quotas(counts[present], sampling, epoch, epochs))
+    random = mix(np.arange(len(labels), dtype=np.uint64) ^ _key(_CHOICE, seed, epoch))
+    mixed = np.argsort(random)  # no two are equal: any sort gives the same
+    narrow = labels.astype(np.min_scalar_type(len(counts)))  # integers of 16 bits are sorted by radix, in a tenth
+    by_class = mixed[np.argsort(narrow[mixed], kind="stable")]
+    rounds, rest = np.divmod(positions, np.maximum(counts, 1))
+    copies = np.repeat(rounds, counts) + (_places(counts) < np.repeat(rest, counts))
+    shuffled = epoch_order(len(labels), seed, epoch)
+    return np.repeat(by_class, copies)[shuffled], _places(copies)[shuffled]
+
+
+def _places(sizes: np.ndarray) -> np.ndarray:
+    """0, 1, ... size - 1 of every one of `sizes`, one after another, [sum of sizes]."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def class_quotas(counts: np.ndarray, sampling: str, epoch: int, epochs: int) -> np.ndarray:
+    """The positions [C] of N = sum(counts), not yet whole, that each class of counts [C] > 0 gets in an epoch.
+
+    In proportion to n^q (Kang et al. 2020, Eq 1): q = 1 for `instance`, 0 for `balanced`, 1/2 for `square_root`; for
+    `progressive` (Eq 2) (1 - t/T) instance + t/T balanced, T the last of the epochs t = 0, 1, ...: a stage of one epoch
+    has no way to go and is `instance`.
+    """
+    total = int(counts.sum())
+    balanced = np.full(len(counts), total / len(counts))
+    if sampling == "balanced":
+        return balanced
+    if sampling == "square_root":
+        roots = np.sqrt(counts)
+        return roots * (total / math.fsum(roots))  # fsum: the same last bit whatever the processor
+    if sampling == "progressive":
+        share = epoch / (epochs - 1) if epochs > 1 else 0.0
+        return (1 - share) * counts + share * balanced
+    assert sampling == "instance"
+    return counts.astype(np.float64)
+
+
+def largest_remainder(quotas: np.ndarray) -> np.ndarray:
+    """`quotas` [C], of a whole sum, as whole numbers [C] of the same sum: cut, then one more to the largest remainders.
+
+    Of equal remainders the first class comes first.
+    """
+    whole = np.floor(quotas).astype(np.int64)
+    missing = round(math.fsum(quotas)) - int(whole.sum())
+    whole[np.argsort(whole - quotas, kind="stable")[:missing]] += 1
+    return whole
+
+
 def steps_per_epoch(samples_count: int, global_batch: int) -> int:
     """Steps of one epoch: the last may hold fewer than `global_batch` valid samples."""
     return -(-samples_count // global_batch)
@@ -85,6 +164,17 @@ def rank_batch(order: np.ndarray, step: int, global_batch: int, rank: int, world
     """
     positions = rank_positions(step, global_batch, rank, world)
     return order[positions % len(order)], positions < len(order)
+
+
+def partner_positions(positions: np.ndarray, samples_count: int, global_batch: int) -> np.ndarray:
+    """The position of each position's partner: half of its batch's valid samples further on, round the batch.
+
+    One that is not valid is its own partner. Who is whose partner depends on no number of ranks, and every valid sample
+    is a partner once.
+    """
+    start = positions // global_batch * global_batch
+    valid = np.minimum(global_batch, samples_count - start)
+    return np.where(positions < samples_count, start + (positions - start + valid // 2) % valid, positions)
 
 
 def valid_in_step(samples_count: int, step: int, global_batch: int) -> int:

@@ -1,17 +1,19 @@
-"""What a dataset's reader gives to the shard builder: samples, one at a time, in a mixed order."""
+"""What a dataset's reader gives to the shard builder: its samples by number, in the dataset's own order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from moe_dist.data.decode import Region, image_size
-from moe_dist.data.order import epoch_order
 from moe_dist.data.source import Tree
 from moe_dist.errors import UserError
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
+"""In the order they are built; a dataset without a published validation split has no val."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Sample:
 
 
 class Contents(Protocol):
-    """An opened dataset."""
+    """An opened dataset. It can be pickled, so that several processes can read it."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -40,10 +42,17 @@ class Contents(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """The number of samples, by split."""
+        """The number of samples of each split it has."""
 
-    def read(self, split: str) -> Iterator[Sample]:
-        """The samples of `split`. Raises UserError where one cannot be read."""
+    @property
+    def superclasses(self) -> tuple[str, ...] | None:
+        """The superclass's name of every class, by label; None for a dataset without superclasses."""
+
+    def labels(self, split: str) -> np.ndarray:
+        """The labels [N] int64 of `split`, in the dataset's own order."""
+
+    def sample(self, split: str, number: int) -> Sample:
+        """The `number`-th sample of `split`. Raises UserError where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +68,25 @@ class FileEntry:
 
 
 class FileContents:
-    """A dataset of image files."""
+    """A dataset of image files with tracks and regions of interest."""
+
+    superclasses = None
 
     def __init__(self, tree: Tree, class_names: Sequence[str], entries: Mapping[str, Sequence[FileEntry]]) -> None:
         self.class_names = tuple(class_names)
         self.counts = {split: len(of_split) for split, of_split in entries.items()}
-        self._tree = tree
+        self._where, self._reader = tree.where, tree.reader
         self._entries = entries
 
-    def read(self, split: str) -> Iterator[Sample]:
-        """The samples of `split` in a fixed mixed order, so that every shard holds samples of all classes."""
-        entries = self._entries[split]
-        for number in epoch_order(len(entries), seed=0, epoch=0).tolist():
-            yield self._sample(entries[number])
+    def labels(self, split: str) -> np.ndarray:
+        """The labels [N] of `split`."""
+        return np.array([entry.label for entry in self._entries[split]], np.int64)
 
-    def _sample(self, entry: FileEntry) -> Sample:
-        image = self._tree.read(entry.path)
-        origin = f"{self._tree.where}: {entry.path}"
+    def sample(self, split: str, number: int) -> Sample:
+        """The `number`-th sample of `split`."""
+        entry = self._entries[split][number]
+        image = self._reader.read(entry.path)
+        origin = f"{self._where}: {entry.path}"
         extension = entry.path.rpartition(".")[2].lower()
         try:
             roi = _in_stored_pixels(entry, image)
@@ -84,15 +95,39 @@ class FileContents:
         return Sample(entry.key, entry.label, image, extension, entry.group, roi, origin)
 
 
+class KeptContents:
+    """A dataset of whose training split only the samples `kept` [n] are left; its other splits are untouched."""
+
+    def __init__(self, contents: Contents, kept: np.ndarray) -> None:
+        self.class_names = contents.class_names
+        self.superclasses = contents.superclasses
+        self.counts = {**contents.counts, "train": len(kept)}
+        self._contents = contents
+        self._kept = kept
+
+    def labels(self, split: str) -> np.ndarray:
+        """The labels [N] of `split`."""
+        labels = self._contents.labels(split)
+        return labels[self._kept] if split == "train" else labels
+
+    def sample(self, split: str, number: int) -> Sample:
+        """The `number`-th sample of `split`, with the key it has in the whole dataset."""
+        return self._contents.sample(split, int(self._kept[number]) if split == "train" else number)
+
+
 def _in_stored_pixels(entry: FileEntry, image: bytes) -> Region | None:
-    """The entry's region in pixels of the image as stored, grown to whole pixels."""
+    """The entry's region in pixels of the image as stored."""
     if entry.region is None or entry.region_size is None:
         return None
-    (x1, y1, x2, y2), (original_width, original_height) = entry.region, entry.region_size
-    width, height = image_size(image)
+    return scaled_region(entry.region, entry.region_size, image_size(image))
+
+
+def scaled_region(region: Region, size: tuple[int, int], new_size: tuple[int, int]) -> Region:
+    """`region` of an image of `size` (width, height) in the same image of `new_size`, grown to whole pixels."""
+    (x1, y1, x2, y2), (width, height), (new_width, new_height) = region, size, new_size
     return (
-        x1 * width // original_width,
-        y1 * height // original_height,
-        -(-x2 * width // original_width),
-        -(-y2 * height // original_height),
+        x1 * new_width // width,
+        y1 * new_height // height,
+        -(-x2 * new_width // width),
+        -(-y2 * new_height // height),
     )

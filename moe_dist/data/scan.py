@@ -69,12 +69,17 @@ def scan_shard(path: Path, number: int, classes: int, decode_images: bool = True
 def image_problem(data: bytes, region: Region | None = None) -> str | None:
     """Why an image cannot be used, in words; None where it decodes and `region` lies inside it."""
     try:
-        height, width, _ = decode(data).shape
+        return region_problem(region, decode(data))
     except ValueError as error:
         return str(error)
+
+
+def region_problem(region: Region | None, pixels: np.ndarray) -> str | None:
+    """Why a region cannot be used, in words; None where it lies inside the image `pixels` [H, W, 3]."""
     if region is None:
         return None
     x1, y1, x2, y2 = region
+    height, width, _ = pixels.shape
     if 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height:
         return None
     return f"region {x1},{y1},{x2},{y2} does not lie in the image of {width} x {height} pixels"
@@ -137,7 +142,10 @@ def _read_parts(parts: list[_Part]) -> tuple[_Part, int, int, Region | None]:
 
 def _read_extra(data: bytes) -> tuple[int, Region | None]:
     """(group, region) from a sample's .json. Raises ValueError where it holds anything else."""
-    extra = json.loads(data)
+    try:
+        extra = json.loads(data)
+    except RecursionError:
+        raise ValueError(".json is nested too deeply") from None
     if not isinstance(extra, dict) or not extra.keys() <= _EXTRA_FIELDS:
         raise ValueError(f".json may hold {' and '.join(sorted(_EXTRA_FIELDS))} alone")
     group, region = extra.get("group", -1), extra.get("roi")

@@ -3,13 +3,17 @@
 1. The epoch's order follows from (seed, epoch) alone, and every rank takes its share of each global batch from it
    (order.py), so any number of ranks sees the same global batches.
 2. Only finished steps move the position: what was decoded ahead and never trained on is read again after a restart.
-3. An image's augmentation is drawn from (seed, epoch, sample), so a resumed run sees the pixels an unbroken one sees.
+3. An image's augmentation is drawn from (seed, epoch, sample), so a resumed run sees the pixels an unbroken one sees;
+   where an epoch shows an image several times, each time has draws of its own.
+4. A bad sample that the job lets pass is a black image of weight 0. The others of its batch keep the weights they had,
+   since only its own rank knows of it: the batch's mean counts it as a loss of 0, and no number of batches changes.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +21,25 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from moe_dist.config import AugmentConfig, DataConfig
+from moe_dist.config import AugmentConfig, DataConfig, Sampling
 from moe_dist.data.augment import DRAWS, augment, normalise
+from moe_dist.data.crops import CROP_DRAWS, RandomCrop
 from moe_dist.data.images import DiskImages
-from moe_dist.data.order import Position, epoch_order, rank_batch, steps_per_epoch, uniform, valid_in_step
+from moe_dist.data.mixing import MIX_DRAWS, mix, mixes, with_partners
+from moe_dist.data.order import (
+    CROPS,
+    MIXES,
+    Position,
+    epoch_order,
+    partner_positions,
+    rank_batch,
+    rank_positions,
+    sampled_order,
+    steps_per_epoch,
+    uniform,
+    valid_in_step,
+)
+from moe_dist.data.prefetch import on_device
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Batch, Images, TrainingSet
 
@@ -30,8 +49,10 @@ class Stream:
 
     images: the split's images; config: normalisation, loader workers and shuffle window; global_batch: samples per step
     over all ranks; augment: random changes, or None; shuffle: False keeps the order of `training_set`;
-    shard_of [images]: each image's shard, needed with `config.window_shards`.
-    Raises UserError where global_batch is no multiple of world or the set is empty.
+    shard_of [images]: each image's shard, needed with `config.window_shards`; sampling: how often an epoch shows each
+    label of `training_set`, epochs: of the whole stage, which progressive sampling goes through.
+    Raises UserError where global_batch is no multiple of world, the set is empty, or its classes are sampled and the
+    epoch is shuffled in windows of shards.
     """
 
     def __init__(
@@ -48,8 +69,11 @@ class Stream:
         shuffle: bool = True,
         device: str | torch.device = "cpu",
         shard_of: np.ndarray | None = None,
+        sampling: Sampling = "instance",
+        epochs: int = 1,
     ) -> None:
         require_divisible(global_batch, world)
+        require_no_window(sampling, config)
         if not len(training_set.samples):
             raise UserError("a training stage was given no samples; look at the steps before it")
         self.position = Position()
@@ -62,9 +86,14 @@ class Stream:
         self._world = world
         self._augment = augment
         self._shuffle = shuffle
+        self._sampling: Sampling = sampling
+        self._epochs = epochs
         self._device = torch.device(device)
         self._shard_of = None if shard_of is None else shard_of[training_set.samples]
-        self._loader = _Loader(images, config.loader_workers, pin_memory=self._device.type == "cuda")
+        crop_scale = None if augment is None else augment.resized_crop
+        decoder = _Decoder(images, seed, crop_scale)
+        processes = config.loader_workers if isinstance(images, DiskImages) else 0
+        self._loader = _Loader(decoder, processes, pin_memory=self._device.type == "cuda")
 
     def __len__(self) -> int:
         """Steps of one epoch, the same on every rank."""
@@ -73,12 +102,13 @@ class Stream:
     def epoch(self) -> Iterator[Batch]:
         """The batches from the current position to the end of its epoch; call `advance` after each finished step."""
         epoch, first = self.position.epoch, self.position.steps
-        order = self._order(epoch)
+        order, repeats = self._order(epoch)
         steps = range(first, len(self))
-        shares = [rank_batch(order, step, self._global_batch, self._rank, self._world) for step in steps]
-        pixels = self._loader.load([self._set.samples[rows] for rows, _ in shares])
-        for step, (rows, valid), images in zip(steps, shares, pixels):
-            yield self._batch(epoch, step, rows, valid, images)
+        shares = [self._share(order, repeats, step) for step in steps]
+        wanted = [(epoch, self._set.samples[share.rows], share.repeats) for share in shares]
+        loaded = on_device(self._loader.load(wanted), self._device)
+        for step, share, (images, readable) in zip(steps, shares, loaded):
+            yield self._batch(epoch, step, share, images, readable.numpy())
 
     def advance(self) -> None:
         """Count one finished step; after the last of an epoch the next epoch begins."""
@@ -104,26 +134,52 @@ class Stream:
             "global_batch": self._global_batch,
             "samples": len(self._set.samples),
             "digest": _digest(self._set),
+            "sampling": f"progressive over {self._epochs} epochs"
+            if self._sampling == "progressive"
+            else self._sampling,
         }
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the training set in the epoch's order, and which of its row's copies each place is."""
         count = len(self._set.samples)
+        if self._shuffle and self._sampling != "instance":
+            return sampled_order(self._set.labels, self._sampling, self._seed, epoch, self._epochs)
+        once = np.zeros(count, np.int64)
         if not self._shuffle:
-            return np.arange(count)
-        return epoch_order(count, self._seed, epoch, self._shard_of, self._config.window_shards)
+            return np.arange(count), once
+        return epoch_order(count, self._seed, epoch, self._shard_of, self._config.window_shards), once
 
-    def _batch(self, epoch: int, step: int, rows: np.ndarray, valid: np.ndarray, images: Tensor) -> Batch:
+    def _share(self, order: np.ndarray, repeats: np.ndarray, step: int) -> _Share:
+        where = (step, self._global_batch, self._rank, self._world)
+        rows, valid = rank_batch(order, *where)
+        again, _ = rank_batch(repeats, *where)
+        if self._augment is None or not mixes(self._augment):
+            return _Share(rows, again, valid)
+        own = rank_positions(*where)
+        further, partners = with_partners(own, partner_positions(own, len(order), self._global_batch))
+        return _Share(np.append(rows, order[further]), np.append(again, repeats[further]), valid, partners)
+
+    def _batch(self, epoch: int, step: int, share: _Share, images: Tensor, readable: np.ndarray) -> Batch:
+        """The batch of `share`, of whose images [L, 3, S, S] uint8 those are `readable` [L] that are no bad ones."""
+        own_share = partner = None
+        if self._augment is not None:
+            loaded = self._set.samples[share.rows]
+            images = augment(images, self._augment, uniform(self._seed, epoch, loaded, DRAWS, share.repeats))
+            if share.partners is not None:
+                draws = uniform(self._seed, epoch, loaded, MIX_DRAWS, share.repeats, MIXES)[: len(share.valid)]
+                images, own_share = mix(images, share.partners, readable, self._augment, draws)
+                partner = self._to_device(self._set.labels[share.rows[share.partners]].astype(np.int64))
+        rows, valid = share.rows[: len(share.valid)], share.valid & readable[: len(share.valid)]
         samples = self._set.samples[rows]
         weight = valid * (self._world / valid_in_step(len(self._set.samples), step, self._global_batch))
-        images = images.to(self._device, non_blocking=True)
-        if self._augment is not None:
-            images = augment(images, self._augment, uniform(self._seed, epoch, samples, DRAWS))
         return Batch(
             images=normalise(images, self._config.mean, self._config.std),
             labels=self._to_device(self._set.labels[rows].astype(np.int64)),
             samples=self._to_device(samples.astype(np.int64)),
             weight=self._to_device(weight.astype(np.float32)),
             columns={name: self._to_device(values[rows]) for name, values in self._columns.items()},
+            partner=partner,
+            share=own_share,
         )
 
     def _to_device(self, values: np.ndarray) -> Tensor:
@@ -136,6 +192,15 @@ def require_divisible(global_batch: int, world: int) -> None:
         raise UserError(
             f"batch_size = {global_batch} is the batch over all workers and no multiple of workers = {world}; "
             "change one of the two"
+        )
+
+
+def require_no_window(sampling: Sampling, config: DataConfig) -> None:
+    """Raise UserError where classes are to be sampled from windows of shards."""
+    if sampling != "instance" and config.window_shards:
+        raise UserError(
+            f"data.window_shards = {config.window_shards} shows every image once, window after window, and cannot be "
+            f"joined with sampling = {sampling}: set data.window_shards to 0 or sampling to instance"
         )
 
 
@@ -179,40 +244,70 @@ def _digest(training_set: TrainingSet) -> str:
     return digest.hexdigest()
 
 
-class _Remaining(Sampler[np.ndarray]):
-    """The samples of each batch still to come, set anew before every pass over the loader."""
+@dataclass(frozen=True)
+class _Share:
+    """A rank's share of a global batch of B images a rank, of which L >= B are loaded: its own first, then partners.
+
+    rows [L]: of the training set; repeats [L]: which of its row's copies in the epoch each is; valid [B]: False for
+    padding; partners [B]: where each one's partner for MixUp and CutMix is among the L, or None.
+    """
+
+    rows: np.ndarray
+    repeats: np.ndarray
+    valid: np.ndarray
+    partners: np.ndarray | None = None
+
+
+_Wanted = tuple[int, np.ndarray, np.ndarray]
+"""Of a batch: its epoch, its samples [n], and which of its sample's copies in the epoch each is [n]."""
+
+
+class _Remaining(Sampler[_Wanted]):
+    """The batches still to come, set anew before every pass over the loader."""
 
     def __init__(self) -> None:
-        self.batches: list[np.ndarray] = []
+        self.batches: list[_Wanted] = []
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[_Wanted]:
         return iter(self.batches)
 
 
-class _Decoder(Dataset[Tensor | UserError]):
-    """Whole batches by their samples; an error travels as a value, or a worker would wrap it in its own traceback."""
+_Decoded = tuple[Tensor, Tensor]
+"""Images [n, 3, S, S] uint8, and which of them are no bad ones [n] bool."""
 
-    def __init__(self, images: Images) -> None:
+
+class _Decoder(Dataset[_Decoded | UserError]):
+    """Whole batches; an error travels as a value, or a worker would wrap it in its own traceback.
+
+    crop_scale: of random crops, drawn here so that no more of an image is decoded than is needed; None: no crops.
+    """
+
+    def __init__(self, images: Images, seed: int, crop_scale: tuple[float, float] | None) -> None:
         self._images = images
+        self._seed = seed
+        self._crop_scale = crop_scale
 
-    def __getitem__(self, samples: np.ndarray) -> Tensor | UserError:
+    def __getitem__(self, wanted: _Wanted) -> _Decoded | UserError:
+        epoch, samples, repeats = wanted
+        crop = None
+        if self._crop_scale is not None:
+            crop = RandomCrop(self._crop_scale, uniform(self._seed, epoch, samples, CROP_DRAWS, repeats, CROPS))
         try:
-            return self._images.uint8(samples)
+            return self._images.uint8(samples, crop), torch.from_numpy(self._images.readable(samples))
         except UserError as error:
             return error
 
 
 class _Loader:
-    """Fetches batches of images: from disk by `workers` processes ahead of time, otherwise in this process."""
+    """Fetches batches of images, by so many processes ahead of time; with 0 in this process."""
 
-    def __init__(self, images: Images, workers: int, pin_memory: bool) -> None:
+    def __init__(self, decoder: _Decoder, processes: int, pin_memory: bool) -> None:
         self._remaining = _Remaining()
-        processes = workers if isinstance(images, DiskImages) else 0
         self._loader = DataLoader(
-            _Decoder(images),
+            decoder,
             batch_size=None,  # a sample of this loader is a batch already
             sampler=self._remaining,
             num_workers=processes,
@@ -221,10 +316,10 @@ class _Loader:
             generator=torch.Generator(),  # the global one would move at every pass, and a resumed run differ
         )
 
-    def load(self, batches: list[np.ndarray]) -> Iterator[Tensor]:
-        """The images [n, 3, S, S] uint8 of each entry of `batches` [n], in order."""
+    def load(self, batches: list[_Wanted]) -> Iterator[_Decoded]:
+        """What each of `batches` is decoded to, in order."""
         self._remaining.batches = batches
-        for images in self._loader:
-            if isinstance(images, UserError):
-                raise images
-            yield images
+        for decoded in self._loader:
+            if isinstance(decoded, UserError):
+                raise decoded
+            yield decoded

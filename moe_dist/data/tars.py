@@ -35,12 +35,14 @@ def members(path: Path) -> Iterator[Member]:
             for info in tar:
                 if not (info.isreg() or info.isdir()):
                     raise ValueError(f"{info.name} is neither a file nor a folder")
+                if info.size < 0:  # which a header can say, and which leads back to members that were read
+                    raise ValueError(f"damaged: the size of {info.name} is {info.size}")
                 end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
                 if end > size:
                     raise ValueError(f"cut short inside {info.name}")
                 yield Member(info.name.removeprefix("./"), info.offset_data, info.size, info.isdir())
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has read
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OverflowError, MemoryError, RecursionError) as error:  # it believes any length it reads
         raise ValueError(f"not an uncompressed tar, or damaged ({error})") from None
     _demand_end(path, end)
 

@@ -14,18 +14,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_dist.config import AugmentConfig, DataConfig, MethodConfig, OptimiserConfig, ScheduleConfig
+from moe_dist.config import AugmentConfig, DataConfig, MethodConfig, OptimiserConfig, Sampling, ScheduleConfig
+from moe_dist.data.crops import RandomCrop
 from moe_dist.models.sparse import Routing
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a method may know of a dataset before it sees an image."""
+    """What a method may know of a dataset before it sees an image.
+
+    class_counts [C]: training images of each class, validation left out.
+    """
 
     classes: int
     class_names: tuple[str, ...]
     image_size: int
     train_images: int
+    class_counts: tuple[int, ...] = ()
 
 
 @dataclass
@@ -35,7 +40,9 @@ class Batch:
     images [B, 3, S, S] float32, normalised; labels [B] int64, the labels this stage may see; samples [B] int64, their
     numbers in the training (or validation, test) set; weight [B] float32: 0 for padding, otherwise
     ranks / valid samples of the *global* batch, so that the ranks' average of `mean` is the global batch's mean;
-    columns: further int64 or float32 tensors [B, ...] of the training set, by name (a DFCP sample's cluster).
+    columns: further int64 or float32 tensors [B, ...] of the training set, by name (a DFCP sample's cluster);
+    partner [B] int64, share [B] float32: under MixUp and CutMix, the label of the image that each is joined with, and
+    how much of it is its own; None without.
     """
 
     images: Tensor
@@ -43,10 +50,19 @@ class Batch:
     samples: Tensor
     weight: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
+    partner: Tensor | None = None
+    share: Tensor | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """The weighted mean of per-sample `values` [B]: what a loss term reduces with."""
         return (self.weight * values).sum()
+
+    def mean_over_labels(self, per_sample_loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """The `mean` of a loss of labels [B] -> [B], for mixed images by their shares of both labels."""
+        if self.partner is None or self.share is None:
+            return self.mean(per_sample_loss(self.labels))
+        own, other = per_sample_loss(self.labels), per_sample_loss(self.partner)
+        return self.mean(self.share * own + (1 - self.share) * other)
 
     def split(self, parts: int) -> list[Batch]:
         """The batch in `parts` micro-batches, whose `mean`s add up to the whole's.
@@ -61,7 +77,8 @@ class Batch:
     def _rows(self, rows: slice) -> Batch:
         columns = {name: column[rows] for name, column in self.columns.items()}
         images = self.images[rows].contiguous()  # as a rank of its own has them: convolutions round by memory layout
-        return Batch(images, self.labels[rows], self.samples[rows], self.weight[rows], columns)
+        partner, share = (None if values is None else values[rows] for values in (self.partner, self.share))
+        return Batch(images, self.labels[rows], self.samples[rows], self.weight[rows], columns, partner, share)
 
 
 @dataclass(frozen=True)
@@ -77,17 +94,19 @@ class TrainingSet:
 class Stage:
     """One stretch of training with fixed trainable parameters, optimisers and schedule.
 
-    optimisers maps a parameter-name prefix to its optimiser; a parameter belongs to the longest prefix that fits, and
-    one that none fits is frozen. batch_size is the global batch, over all ranks.
+    optimisers maps a parameter-name prefix to its optimiser, or to None; a parameter belongs to the longest prefix that
+    fits, and one that none fits, or whose prefix has None, is frozen. batch_size is the global batch, over all ranks.
+    sampling: how often an epoch shows each of the training set's labels.
     """
 
     name: str
     epochs: int
     batch_size: int
-    optimisers: Mapping[str, OptimiserConfig]
+    optimisers: Mapping[str, OptimiserConfig | None]
     schedule: ScheduleConfig
     augment: AugmentConfig
     clip_norm: float | None = None
+    sampling: Sampling = "instance"
 
 
 @dataclass(frozen=True)
@@ -102,7 +121,8 @@ class Progress:
 
 @dataclass
 class Prediction:
-    """log_probs [B, C]; gate [B, E]: gate weights, or None; experts: per-expert output, or None.
+    """log_probs [B, C]; gate [B, E]: gate weights, or None; experts: per-expert output, or None: where it is [B, E, C],
+    the softmax over C is the expert's own prediction.
 
     Where only k experts were computed (one image, top-k) gate is [1, k] and experts None.
     """
@@ -110,6 +130,17 @@ class Prediction:
     log_probs: Tensor
     gate: Tensor | None = None
     experts: Tensor | None = None
+
+
+@dataclass
+class ExpertMaps:
+    """maps: every expert's last map, M times [B, K, s, s]; logits [B, M, C], which each expert computed from its own.
+
+    Both hang on the autograd graph, so that a logit's gradient by a map can be asked for.
+    """
+
+    maps: list[Tensor]
+    logits: Tensor
 
 
 ExpertFactory = Callable[[], nn.Module]
@@ -148,8 +179,14 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def uint8(self, samples: np.ndarray) -> Tensor:
-        """The decoded images `samples`, [n, 3, S, S] uint8."""
+    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
+        """The decoded images `samples`, [n, 3, S, S] uint8; a bad one that the job lets pass is black.
+
+        crop: a random part of each instead of the whole.
+        """
+
+    def readable(self, samples: np.ndarray) -> np.ndarray:
+        """Which of `samples` [n], which were decoded in this process before, are no bad ones: [n] bool."""
 
 
 class TaskContext(Protocol):
@@ -212,6 +249,10 @@ class Method(ABC):
     """A paper's or baseline's model, losses and stages. The loop knows methods only through this."""
 
     Config: ClassVar[type[MethodConfig]]
+    mixes_labels: ClassVar[bool] = False
+    """Whether its losses go by `Batch.mean_over_labels`, as MixUp and CutMix need."""
+    needs_whole_batch: ClassVar[bool] = False
+    """Whether a loss term is no sum over samples: then a worker's share of a batch cannot be cut into micro-batches."""
 
     def __init__(self, config: Any, info: DatasetInfo) -> None:
         self.config = config
@@ -253,13 +294,32 @@ class Method(ABC):
     def stages(self) -> Sequence[Stage]:
         """The training stages in order."""
 
+    def set_training(self, network: nn.Module, stage: str) -> None:
+        """Bring the network into the mode in which the stage called `stage` trains it; asked before every epoch."""
+        network.train()
+
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The loss terms by name (already weighted); the objective is their sum."""
 
+    def gradient_sizes(self, network: nn.Module) -> Tensor | None:
+        """How large each expert's gradient is [E], 0 for one that another rank holds; None: the log has no shares.
+
+        Asked between the backward pass and the update of every step.
+        """
+        return None
+
     @abstractmethod
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """The prediction for images [B, 3, S, S]; with `top_k`, from the k experts of largest gate weight alone."""
+
+    def features(self, network: nn.Module, images: Tensor) -> Tensor | None:
+        """What the classifiers see of images [B, 3, S, S], a vector of each [B, D]; None: the method shows none."""
+        return None
+
+    def expert_maps(self, network: nn.Module, images: Tensor) -> ExpertMaps | None:
+        """Where each expert looks in images [B, 3, S, S]; None: the method shows nothing of it."""
+        return None
 
     def top_ks(self) -> Iterable[int]:
         """The numbers of experts for which accuracy and latency are reported beside `all`."""

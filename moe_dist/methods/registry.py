@@ -13,6 +13,14 @@ METHODS = {
     "traditional_moe": "moe_dist.methods.baselines.traditional_moe",
     "dense": "moe_dist.methods.baselines.dense",
     "sparse_moe": "moe_dist.methods.baselines.sparse_moe",
+    "icl": "moe_dist.methods.icl",
+    "cross_entropy": "moe_dist.methods.longtail.cross_entropy",
+    "focal": "moe_dist.methods.longtail.focal",
+    "balanced_softmax": "moe_dist.methods.longtail.balanced_softmax",
+    "ldam_drw": "moe_dist.methods.longtail.ldam_drw",
+    "ride": "moe_dist.methods.longtail.ride",
+    "shike": "moe_dist.methods.longtail.shike",
+    "balpoe": "moe_dist.methods.longtail.balpoe",
 }
 
 

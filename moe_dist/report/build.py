@@ -1,17 +1,20 @@
-"""Making a run's report: metrics.json, results.md, figures/ and report.html, from what the run left."""
+"""Making reports: a run's metrics.json, results.md, figures/ and report.html; and the table over several seeds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from moe_dist.report.figures import draw_figures
-from moe_dist.report.metrics import classification_metrics
+from moe_dist.report.metrics import classification_metrics, group_accuracy
 from moe_dist.report.page import render_page
-from moe_dist.report.render import to_markdown
+from moe_dist.report.render import Table, to_markdown
 from moe_dist.report.run import Evaluation, RunDirectory, StepRecord
-from moe_dist.report.tables import results_table
+from moe_dist.report.seeds import seeds_table
+from moe_dist.report.tables import experts_table, results_table
 
 
 def build_report(path: Path) -> Path:
@@ -21,22 +24,41 @@ def build_report(path: Path) -> Path:
     """
     run = RunDirectory(path)
     metrics = flat_metrics(run)
-    results = results_table(run, metrics)
+    tables = [results_table(run, metrics), experts_table(run, metrics)]
+    results = [table for table in tables if table.rows]
     (path / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    (path / "results.md").write_text(to_markdown(results), encoding="utf-8")
+    (path / "results.md").write_text("\n".join(map(to_markdown, results)), encoding="utf-8")
     page = path / "report.html"
     page.write_text(render_page(run, results, draw_figures(run)), encoding="utf-8")
     return page
 
 
+def build_seeds_table(paths: Sequence[Path], folder: Path) -> Table:
+    """The table over run directories of one job that differ in their seed, also written as `folder`/seeds.md.
+
+    Raises UserError for a folder that is no run directory, and as `seeds_table` does.
+    """
+    runs = [RunDirectory(path) for path in paths]
+    table = seeds_table([(run, flat_metrics(run)) for run in runs])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "seeds.md").write_text(to_markdown(table), encoding="utf-8")
+    return table
+
+
 def flat_metrics(run: RunDirectory) -> dict[str, float]:
-    """Every number of the run as <label>/<metric>: shares in [0, 1], times with their unit in the name."""
+    """Every number of the run as <label>/<metric>: shares in [0, 1], times with their unit in the name.
+
+    bad_samples, of all models together, is there where samples were left out.
+    """
     metrics: dict[str, float] = {}
     for model in run.models.values():
         values = dict(_step_metrics(model.steps))
         if model.evaluation:
             values |= dict(_evaluation_metrics(model.evaluation))
+            values |= dict(_group_metrics(model.evaluation, run.class_groups))
         metrics |= {f"{model.label}/{name}": value for name, value in values.items()}
+    if run.bad_samples.count:
+        metrics["bad_samples"] = run.bad_samples.count
     return metrics
 
 
@@ -59,6 +81,20 @@ def _evaluation_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
     yield "train_seconds", evaluation.train_seconds
     yield "train_seconds_summed", evaluation.train_seconds_summed
     yield "parameters", evaluation.parameters
+
+
+def _group_metrics(evaluation: Evaluation, groups: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
+    """Top-1 by group of classes, and of each expert by itself: top1_many, expert0_top1, expert0_top1_many."""
+    predicted = {"": evaluation.log_probs.argmax(axis=1)}
+    if evaluation.choices is not None:
+        predicted |= {f"expert{expert}_": choices for expert, choices in enumerate(evaluation.choices.T)}
+    for who, classes in predicted.items():
+        if who:
+            yield f"{who}top1", float((classes == evaluation.labels).mean())
+        for group, share in group_accuracy(evaluation.labels, classes, groups).items():
+            yield f"{who}top1_{group}", share
+    if evaluation.divergence is not None:
+        yield "experts_divergence", float(evaluation.divergence.mean(dtype=np.float64))
 
 
 def _step_metrics(steps: Mapping[str, StepRecord]) -> Iterator[tuple[str, float]]:

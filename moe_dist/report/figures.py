@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from moe_dist.report import plots
+from moe_dist.report.drawing import Drawing, test_split
+from moe_dist.report.longtail_figures import draw_longtail
 from moe_dist.report.metrics import confusion_counts
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory, StepRecord
 from moe_dist.report.style import style
@@ -23,16 +24,6 @@ class Picture:
     width: float
     heading: str
     caption: str
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure before it is saved as `name`.png."""
-
-    name: str
-    heading: str
-    caption: str
-    figure: Figure
 
 
 def draw_figures(run: RunDirectory) -> list[Picture]:
@@ -62,19 +53,16 @@ def _drawings(run: RunDirectory) -> Iterator[Drawing]:
         if evaluation.gate is not None:
             yield _gate_load(run, model, evaluation.gate, evaluation.labels)
     for model in run.models.values():
-        if any("val/top1" in record for record in model.log):
+        if any(record["kind"] == "epoch" for record in model.log):
             yield _training(run, model)
+    yield from draw_longtail(run)
     for model, evaluation in run.evaluated:
         yield _test_confusion(run, model, evaluation)
 
 
-def _test_split(run: RunDirectory) -> str:
-    return f"{run.record['dataset']}, test split, n = {run.record['counts']['test']:,}"
-
-
 def _precision(run: RunDirectory) -> Drawing:
     models = {model.title: evaluation.metrics["precision"] for model, evaluation in run.evaluated}
-    heading = f"Precision by class ({_test_split(run)})"
+    heading = f"Precision by class ({test_split(run)})"
     caption = "The counterpart of the paper's Figure 1. " if run.paper and "dfcp" in run.paper.titles else ""
     return Drawing(
         "precision_by_class",
@@ -122,7 +110,7 @@ def _pseudo_labels(run: RunDirectory, model: ModelRun, step: StepRecord) -> Iter
 
 
 def _gate_load(run: RunDirectory, model: ModelRun, gate: np.ndarray, labels: np.ndarray) -> Drawing:
-    heading = f"{model.title}: load of the gate ({_test_split(run)})"
+    heading = f"{model.title}: load of the gate ({test_split(run)})"
     return Drawing(
         f"gate_load_{model.label}",
         heading,
@@ -133,19 +121,22 @@ def _gate_load(run: RunDirectory, model: ModelRun, gate: np.ndarray, labels: np.
 
 
 def _training(run: RunDirectory, model: ModelRun) -> Drawing:
-    heading = f"{model.title}: training ({run.record['dataset']}, validation n = {run.record['counts']['val']:,})"
+    validation = run.record["counts"]["val"]
+    heading = f"{model.title}: training ({run.record['dataset']}, validation n = {validation:,})"
+    terms = "the loss terms as they enter the objective, averaged over each epoch's logged steps"
     return Drawing(
         f"training_{model.label}",
         heading,
-        "Left, the loss terms as they enter the objective, averaged over each epoch's logged steps, and the validation "
-        "loss (negative log-likelihood); right, accuracy on the validation split.",
+        f"Left, {terms}, and the validation loss (negative log-likelihood); right, accuracy on the validation split."
+        if validation
+        else f"{terms.capitalize()}. There was no validation; the test split saw the last epoch's model.",
         plots.training_curves(heading, model.log),
     )
 
 
 def _test_confusion(run: RunDirectory, model: ModelRun, evaluation: Evaluation) -> Drawing:
     names = run.record["classes"]
-    heading = f"{model.title}: confusion of classes ({_test_split(run)})"
+    heading = f"{model.title}: confusion of classes ({test_split(run)})"
     counts = confusion_counts(evaluation.labels, evaluation.log_probs.argmax(axis=1), len(names))
     return Drawing(
         f"confusion_{model.label}",

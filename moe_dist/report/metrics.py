@@ -1,16 +1,22 @@
 """Classification metrics of one run, and the intervals that say how far they can be trusted.
 
-Letters: N test images, C classes.
+Letters: N test images, C classes, E experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 from scipy import stats
 from sklearn.metrics import average_precision_score, precision_score, recall_score
+
+from moe_dist.data.longtail import imbalance_factor, shot_groups
+
+LONG_TAIL_FROM = 5.0
+"""The imbalance factor from which accuracy is told by groups of classes too: the mildest published long tails have 10,
+and sets that are meant to be balanced stay below 2."""
 
 
 class Interval(NamedTuple):
@@ -73,6 +79,39 @@ def _per_class(score: Callable[..., np.ndarray], labels: np.ndarray, predicted: 
 def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """[C, C] counts: rows are true classes, columns predicted ones."""
     return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def reported_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The groups of classes to tell accuracy by, of training images [C]: none unless the set is long-tailed.
+
+    A group without classes is left out, and one that holds them all says nothing beyond top-1.
+    """
+    if imbalance_factor(counts) < LONG_TAIL_FROM:
+        return {}
+    groups = {name: classes for name, classes in shot_groups(counts).items() if len(classes)}
+    return groups if len(groups) > 1 else {}
+
+
+def group_accuracy(labels: np.ndarray, predicted: np.ndarray, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Share of right predictions [N] among the test images of each group's classes; a group without images has none."""
+    members = {name: np.isin(labels, classes) for name, classes in groups.items()}
+    right = predicted == labels
+    return {name: float(right[member].mean()) for name, member in members.items() if member.any()}
+
+
+def pairwise_divergence(log_probs: np.ndarray) -> np.ndarray:
+    """KL(p^m || p^m') summed over ordered pairs of experts [N], in nats, of the experts' log_probs [N, E, C]."""
+    log_p = log_probs.astype(np.float64)
+    p = np.exp(log_p)
+    # sum over m, m' of p^m (log p^m - log p^m'): without an array [N, E, E, C].
+    return log_p.shape[1] * (p * log_p).sum(axis=(1, 2)) - (p.sum(axis=1) * log_p.sum(axis=1)).sum(axis=1)
+
+
+def class_means(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The mean [C] of `values` [N] over each class's images; NaN for a class without any."""
+    support = np.bincount(labels, minlength=classes)
+    sums = np.bincount(labels, weights=values, minlength=classes)
+    return np.divide(sums, support, out=np.full(classes, np.nan), where=support > 0)
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:

@@ -19,9 +19,9 @@ from moe_dist.report.tables import class_table, duration, percent, steps_table
 KINDS = {"train": "Training", "reproduce": "Reproduction"}
 
 
-def render_page(run: RunDirectory, results: Table, pictures: Sequence[Picture]) -> str:
+def render_page(run: RunDirectory, results: Sequence[Table], pictures: Sequence[Picture]) -> str:
     """The whole page as HTML: headline, results, figures, steps, classes, job and how to read the numbers."""
-    sections = [_section("results", "Results", to_html(results))]
+    sections = [_section("results", "Results", "\n".join(map(to_html, results)))]
     if pictures:
         sections.append(_section("figures", "Figures", "\n".join(map(_figure, pictures))))
     steps = steps_table(run)
@@ -97,6 +97,11 @@ def _facts(run: RunDirectory) -> str:
         "Time": escape(_time(record["seconds"], record["started"])),
         "Version": escape(f"moe-dist {record['version']}"),
     }
+    if (bad := run.bad_samples).count:
+        rest = f"; {bad.count - len(bad.first)} more in the folder bad_samples" if bad.count > len(bad.first) else ""
+        facts["Bad samples"] = (
+            f"{bad.count} left out: of weight 0 in training, in no accuracy; {escape('; '.join(bad.first))}{rest}"
+        )
     return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
 
 

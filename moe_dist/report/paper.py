@@ -16,7 +16,8 @@ class PaperTable:
     """One printed table.
 
     dataset: what it was measured on; note: what a reader must know before comparing; titles: the paper's name of each
-    method; rows: metric -> method -> the figure, as printed.
+    column; rows: metric -> column -> the figure, as printed. A column is called after the label of a job's model, or
+    after a method: a model goes by its label, and where no column has that, by its method.
     """
 
     source: str

@@ -28,7 +28,8 @@ LARGEST_ANNOTATED = 12
 """A confusion matrix of more classes shows its counts by colour alone."""
 
 
-def _figure(heading: str, height: float, width: float = WIDTH) -> Figure:
+def new_figure(heading: str, height: float, width: float = WIDTH) -> Figure:
+    """An empty figure under its heading; sizes in inches."""
     figure = Figure(figsize=(width, height))
     unbroken = heading.replace("n = ", "n\u00a0=\u00a0")
     figure.suptitle(textwrap.fill(unbroken, int(LETTERS_PER_INCH * width)), x=0.01, horizontalalignment="left")
@@ -42,7 +43,7 @@ def precision_by_class(heading: str, names: Sequence[str], models: Mapping[str, 
     """
     panels = min(3, math.ceil(len(names) / ROWS_PER_PANEL))
     rows = math.ceil(len(names) / panels)
-    figure = _figure(heading, 1.4 + rows * (0.13 + 0.07 * len(models)))
+    figure = new_figure(heading, 1.4 + rows * (0.13 + 0.07 * len(models)))
     known = np.concatenate([precision[~np.isnan(precision)] for precision in models.values()])
     left = max(0.0, math.floor(20 * known.min() - 0.5) / 20) if len(known) else 0.0
     parts = np.array_split(np.arange(len(names)), panels)
@@ -79,7 +80,7 @@ def radius_scan(
 
     A radius that leaves a single cluster has no index (None): a gap in the line.
     """
-    figure = _figure(heading, 3.6)
+    figure = new_figure(heading, 3.6)
     index_axes, share_axes = figure.subplots(1, 2)
     radii = [row["radius"] for row in scan]
     index = [math.nan if row["davies_bouldin"] is None else row["davies_bouldin"] for row in scan]
@@ -102,7 +103,7 @@ def radius_scan(
 
 def cluster_sizes(heading: str, sizes: np.ndarray, names: Sequence[str]) -> Figure:
     """Images [E] in each expert's cluster, by the class it stands for."""
-    figure = _figure(heading, 3.4)
+    figure = new_figure(heading, 3.4)
     axes = figure.subplots()
     bars = axes.bar(range(len(sizes)), sizes, color=ACCENT, width=0.75)
     if len(sizes) <= LARGEST_ANNOTATED:
@@ -121,7 +122,7 @@ def confusion(heading: str, counts: np.ndarray, names: Sequence[str], columns: s
     Colour follows the square root of the share, so that a single error in a hundred can be seen.
     """
     width = 5.6 if len(names) <= 20 else WIDTH
-    figure = _figure(heading, 0.87 * width, width)
+    figure = new_figure(heading, 0.87 * width, width)
     axes = figure.subplots()
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
@@ -157,7 +158,7 @@ def gate_load(heading: str, gate: np.ndarray, labels: np.ndarray, names: Sequenc
     by_class = np.full((rows, experts), np.nan)
     for c in np.unique(labels):
         by_class[c] = gate[labels == c].mean(axis=0)
-    figure = _figure(heading, 2.6 + max(2.6, min(6.5, 0.28 * rows)))
+    figure = new_figure(heading, 2.6 + max(2.6, min(6.5, 0.28 * rows)))
     bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1, max(2.5, min(5.0, 0.2 * rows))])
     bars.bar(range(experts), gate.mean(axis=0), color=ACCENT, width=0.75)
     bars.axhline(1 / experts, color=MUTED, linestyle="--", linewidth=1.2, label=f"equal load, 1/{experts}")
@@ -177,25 +178,29 @@ def gate_load(heading: str, gate: np.ndarray, labels: np.ndarray, names: Sequenc
 def training_curves(heading: str, log: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss terms (mean over each epoch's logged steps), validation loss, and validation accuracy, by epoch.
 
-    Epochs are counted through all stages; a dotted line stands where a stage ends.
+    Without a validation the loss terms stand alone. Epochs are counted through all stages; a dotted line stands where a
+    stage ends.
     """
     epochs = list(dict.fromkeys((record["stage"], record["epoch"]) for record in log))
     terms = sorted({key for record in log for key in record if key.startswith("loss/")})
-    figure = _figure(heading, 3.6)
-    losses, accuracy = figure.subplots(1, 2)
+    validated = any("val/loss" in record for record in log)
+    figure = new_figure(heading, 3.6)
+    losses, *beside = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
     for number, key in enumerate(terms):
         losses.plot(
-            *_epoch_means(log, epochs, key), color=COLOURS[number % len(COLOURS)], label=key.removeprefix("loss/")
+            *epoch_means(log, epochs, key), color=COLOURS[number % len(COLOURS)], label=key.removeprefix("loss/")
         )
-    losses.plot(*_epoch_means(log, epochs, "val/loss"), color=MUTED, linestyle="--", label="validation")
-    accuracy.plot(*_epoch_means(log, epochs, "val/top1"), color=ACCENT, marker="o", markersize=3)
+    if validated:
+        losses.plot(*epoch_means(log, epochs, "val/loss"), color=MUTED, linestyle="--", label="validation")
     losses.set_title("Loss")
     if all(value > 0 for line in losses.lines for value in np.asarray(line.get_ydata())):
         _log_scale(losses)
     losses.legend()
-    accuracy.set_title("Top-1 accuracy on the validation split")
-    for axes in (losses, accuracy):
-        _mark_stages(axes, [stage for stage, _ in epochs])
+    for accuracy in beside:
+        accuracy.plot(*epoch_means(log, epochs, "val/top1"), color=ACCENT, marker="o", markersize=3)
+        accuracy.set_title("Top-1 accuracy on the validation split")
+    for axes in (losses, *beside):
+        mark_stages(axes, [stage for stage, _ in epochs])
     return figure
 
 
@@ -207,7 +212,7 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _epoch_means(
+def epoch_means(
     log: Sequence[Mapping[str, Any]], epochs: Sequence[tuple[str, int]], key: str
 ) -> tuple[list[int], list[float]]:
     """Epoch numbers from 1 and the mean of `key` in each; a step that is logged twice counts once."""
@@ -219,7 +224,7 @@ def _epoch_means(
     return [number for number, _ in known], [float(np.mean(list(values.values()))) for _, values in known]
 
 
-def _mark_stages(axes: Axes, stages: Sequence[str]) -> None:
+def mark_stages(axes: Axes, stages: Sequence[str]) -> None:
     """A dotted line between two stages, their names on either side; `stages`: the stage of every epoch."""
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

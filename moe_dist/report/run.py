@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from moe_dist.errors import UserError
-from moe_dist.report.metrics import ClassificationMetrics, classification_metrics
+from moe_dist.report.metrics import ClassificationMetrics, classification_metrics, reported_groups
 from moe_dist.report.paper import PaperTable, paper_table
 
 
@@ -33,23 +33,38 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class BadSamplesRecord:
+    """How many samples a run could not use, and what was wrong with the first of them, a sentence each."""
+
+    count: int
+    first: list[str]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """A trained model on the test split.
 
-    labels [N]; log_probs [N, C]; gate [N, E] or None; top_k: k -> log_probs [N, C] of the k experts of largest gate
-    weight; latency: "all" or "top<k>" -> median_ms, p99_ms, mean_ms, images; train_seconds: by the wall clock, and
-    summed over experts that trained side by side.
+    labels [N]; log_probs [N, C]; gate [N, E] or None; choices [N, E]: the class each expert predicts by itself, and
+    divergence [N]: how far their predictions lie apart (metrics.pairwise_divergence), both None where experts predict
+    no classes; top_k: k -> log_probs [N, C] of the k experts of largest gate weight; latency: "all" or "top<k>" ->
+    median_ms, p99_ms, mean_ms, images; train_seconds: by the wall clock, and summed over experts that trained side by
+    side; tsne: points [n, 2] and labels [n]; grad_cam: images, labels, predicted and cams, as train/explain.py leaves
+    them; both empty where the method shows none.
     """
 
     labels: np.ndarray
     log_probs: np.ndarray
     gate: np.ndarray | None
+    choices: np.ndarray | None
+    divergence: np.ndarray | None
     top_k: Mapping[int, np.ndarray]
     latency: Mapping[str, Mapping[str, float]]
     train_seconds: float
     train_seconds_summed: float
     labels_used: str
     parameters: int
+    tsne: Mapping[str, np.ndarray]
+    grad_cam: Mapping[str, np.ndarray]
 
     @cached_property
     def metrics(self) -> ClassificationMetrics:
@@ -58,13 +73,18 @@ class Evaluation:
 
 
 class ModelRun:
-    """One model of a run: its log, steps and evaluation, each read when asked for."""
+    """One model of a run: its log, steps and evaluation, each read when asked for.
 
-    def __init__(self, folder: Path, method: str, title: str) -> None:
+    settings: of its method, as the job resolved them; paper_column: whose figures of the paper's table stand beside it;
+    None: nobody's.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], title: str, paper_column: str | None) -> None:
         self.folder = folder
         self.label = folder.name
-        self.method = method
+        self.settings = settings
         self.title = title
+        self.paper_column = paper_column
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
@@ -106,11 +126,27 @@ class RunDirectory:
         self.paper: PaperTable | None = paper_table(key) if key else None
         self.models = {label: self._model(label, method) for label, method in _methods(self.job).items()}
 
-    def _model(self, label: str, method: str) -> ModelRun:
-        # The paper's name of a method names a model only where no other model of the run could claim it.
+    def _model(self, label: str, settings: Mapping[str, Any]) -> ModelRun:
+        # The paper's name belongs to a label; a model called otherwise keeps its own, also beside its method's figures.
         titles = self.paper.titles if self.paper else {}
-        title = titles.get(method, label) if label == method else label
-        return ModelRun(self.path / label, method, title.replace("_", " "))
+        column = next((key for key in (label, settings["name"]) if key in titles), None)
+        return ModelRun(self.path / label, settings, titles.get(label, label).replace("_", " "), column)
+
+    @property
+    def bad_samples(self) -> BadSamplesRecord:
+        """The bad samples that the run left out; a run that is not finished has not counted them."""
+        return BadSamplesRecord(**self.record.get("bad_samples", {"count": 0, "first": []}))
+
+    @property
+    def class_counts(self) -> np.ndarray | None:
+        """Training images [C] of every class, validation left out; None in a run made before they were recorded."""
+        counts = self.record.get("class_counts")
+        return np.array(counts) if counts else None
+
+    @property
+    def class_groups(self) -> dict[str, np.ndarray]:
+        """The groups of classes that accuracy is told by, if the set is long-tailed (metrics.reported_groups)."""
+        return {} if self.class_counts is None else reported_groups(self.class_counts)
 
     @property
     def evaluated(self) -> list[tuple[ModelRun, Evaluation]]:
@@ -118,11 +154,9 @@ class RunDirectory:
         return [(model, model.evaluation) for model in self.models.values() if model.evaluation]
 
 
-def _methods(job: dict[str, Any]) -> dict[str, str]:
-    """Label -> method name, for a job of either kind."""
-    if job.get("method"):
-        return {job["method"]["name"]: job["method"]["name"]}
-    return {label: method["name"] for label, method in job["methods"].items()}
+def _methods(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Label -> settings of the method, for a job of either kind."""
+    return {job["method"]["name"]: job["method"]} if job.get("method") else job["methods"]
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
@@ -150,6 +184,8 @@ def _read_evaluation(folder: Path) -> Evaluation:
         labels=predictions["labels"],
         log_probs=predictions["log_probs"],
         gate=predictions.get("gate"),
+        choices=predictions.get("experts_argmax"),
+        divergence=predictions.get("experts_divergence"),
         top_k={int(k.removeprefix(prefix)): value for k, value in predictions.items() if k.startswith(prefix)},
         latency=about["latency"],
         train_seconds=wall,
@@ -157,6 +193,8 @@ def _read_evaluation(folder: Path) -> Evaluation:
         train_seconds_summed=wall if summed is None else summed,
         labels_used=about["labels_used"],
         parameters=about["parameters"],
+        tsne=_read_arrays_if_there(folder / "tsne.npz"),
+        grad_cam=_read_arrays_if_there(folder / "grad_cam.npz"),
     )
 
 
@@ -165,6 +203,10 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run the job again with --resume") from None
+
+
+def _read_arrays_if_there(path: Path) -> dict[str, np.ndarray]:
+    return _read_arrays(path) if path.is_file() else {}
 
 
 def _read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:

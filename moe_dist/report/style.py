@@ -18,6 +18,9 @@ ACCENT = "#0072b2"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 SEQUENTIAL = "Blues"
+GREYS = ("#4a525c", "#8d96a1", "#c6ccd3")
+HEAT = "inferno"
+"""Of what lies over a photograph: no blue sky looks like it."""
 
 _SETTINGS: Any = {
     "font.family": "sans-serif",

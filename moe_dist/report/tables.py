@@ -1,13 +1,13 @@
-"""What a report's tables say: the run beside the paper, the classes one by one, the steps, and several seeds."""
+"""What a report's tables say: the run beside the paper, its experts, the classes one by one, and the steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from moe_dist.errors import UserError
-from moe_dist.report.metrics import mean_interval
+from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE
+from moe_dist.report.metrics import LONG_TAIL_FROM
 from moe_dist.report.paper import PaperTable
 from moe_dist.report.render import ABSENT, PAPER_MARK, Column, Row, Table
 from moe_dist.report.run import ModelRun, RunDirectory
@@ -37,6 +37,9 @@ SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
         ("map", "Mean average precision (mAP)", percent),
         ("balanced_accuracy", "Balanced accuracy", "{:.3f}".format),
         ("top1", "Top-1 accuracy", percent),
+        ("top1_many", "Top-1, many", percent),
+        ("top1_medium", "Top-1, medium", percent),
+        ("top1_few", "Top-1, few", percent),
     ),
     (
         ("latency_median_ms", "Time per image, median", milliseconds),
@@ -50,6 +53,10 @@ SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
     ),
 )
 """Metrics of the results table by section: key in metrics.json after the label, heading, how a value is written."""
+GROUPS_NOTE = (
+    f"Many, medium, few: the test images of classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE} and fewer "
+    f"than {FEW_BELOW} training images; told where the imbalance factor is {LONG_TAIL_FROM:g} or more."
+)
 
 
 def results_table(run: RunDirectory, metrics: Metrics) -> Table:
@@ -79,26 +86,22 @@ def results_table(run: RunDirectory, metrics: Metrics) -> Table:
     )
 
 
-def _has_paper(run: RunDirectory, method: str) -> bool:
-    return run.paper is not None and method in run.paper.titles
-
-
 def _result_columns(run: RunDirectory) -> tuple[Column, ...]:
     columns = []
     for model in run.models.values():
         columns.append(Column(model.title, "this run" if run.paper else ""))
-        if _has_paper(run, model.method):
+        if model.paper_column:
             columns.append(Column(model.title, f"paper {PAPER_MARK}", paper=True))
     return tuple(columns)
 
 
 def _cells(run: RunDirectory, ours: Mapping[str, str], papers: Mapping[str, str]) -> tuple[str, ...]:
-    """One cell per column: `ours` by label, `papers` by method."""
+    """One cell per column: `ours` by label, `papers` by the column of the paper's table."""
     cells = []
     for label, model in run.models.items():
         cells.append(ours.get(label, ABSENT))
-        if _has_paper(run, model.method):
-            cells.append(papers.get(model.method, ABSENT))
+        if model.paper_column:
+            cells.append(papers.get(model.paper_column, ABSENT))
     return tuple(cells)
 
 
@@ -126,6 +129,8 @@ def _result_notes(run: RunDirectory) -> tuple[str, ...]:
         "between seeds is not in it.",
         "Time per image: batch size 1 after warm-up, the network alone; p99 is the 99th percentile.",
     ]
+    if run.class_groups:
+        notes.append(GROUPS_NOTE)
     if _top_ks(run):
         notes.append("k: predicted by the k experts of largest gate weight alone; elsewhere all experts take part.")
     return (*notes, *(paper_notes(run.paper, run.record["dataset"]) if run.paper else ()))
@@ -139,6 +144,33 @@ def paper_notes(paper: PaperTable, dataset: str) -> tuple[str, ...]:
     return (
         source,
         f"This run used {dataset}, the paper {paper.dataset}: figures of different data do not compare one to one.",
+    )
+
+
+def experts_table(run: RunDirectory, metrics: Metrics) -> Table:
+    """Top-1 of each model and of its experts by themselves, overall and by group of classes.
+
+    A model whose experts predict no classes is left out; where there is no other, the table has no rows.
+    """
+    columns = {"top1": "all"} | {f"top1_{group}": group for group in run.class_groups}
+    rows: list[Row] = []
+    for model, evaluation in run.evaluated:
+        if evaluation.choices is None:
+            continue
+        lines = {model.title: ""} | {
+            f"  expert {expert}": f"expert{expert}_" for expert in range(evaluation.choices.shape[1])
+        }
+        for place, (heading, who) in enumerate(lines.items()):
+            shares = [metrics.get(f"{model.label}/{who}{key}") for key in columns]
+            cells = tuple(ABSENT if share is None else percent(share) for share in shares)
+            rows.append(Row(heading, cells, begins_section=place == 0 and bool(rows)))
+    return Table(
+        title=f"Experts by themselves: top-1 on the test split of {run.record['dataset']} "
+        f"(n = {run.record['counts']['test']:,})",
+        columns=tuple(Column("", name) for name in columns.values()),
+        rows=tuple(rows),
+        notes=(GROUPS_NOTE,) if run.class_groups else (),
+        corner="Model",
     )
 
 
@@ -194,41 +226,3 @@ def _scalars(values: Mapping[str, Any]) -> str:
         f"{key.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"
         for key, value in shown.items()
     )
-
-
-def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:
-    """Mean and 95 % t interval of each metric over runs of one job that differ in their seed.
-
-    Raises UserError for fewer than two runs, for runs of different jobs and for a seed that occurs twice.
-    """
-    names = {run.job["name"] for run, _ in runs}
-    seeds = [run.job["seed"] for run, _ in runs]
-    if len(runs) < 2 or len(names) > 1 or len(set(seeds)) < len(seeds):
-        raise UserError(
-            f"a table over seeds needs two or more runs of one job, each with its own seed; "
-            f"given: jobs {', '.join(sorted(names))}, seeds {', '.join(map(str, seeds))}"
-        )
-    first = runs[0][0]
-    lines = [line for lines in SECTIONS for line in lines]
-    rows = [
-        Row(
-            heading,
-            tuple(_mean_cell([metrics.get(f"{label}/{key}") for _, metrics in runs], write) for label in first.models),
-        )
-        for key, heading, write in lines
-    ]
-    return Table(
-        title=f"{first.job['name']}: mean over {len(runs)} seeds, test split of {first.record['dataset']}",
-        columns=tuple(Column(model.title, "") for model in first.models.values()),
-        rows=tuple(row for row in rows if set(row.cells) != {ABSENT}),
-        notes=(f"Seeds {', '.join(map(str, seeds))}; in brackets the 95 % Student-t interval of the mean.",),
-        corner="Metric",
-    )
-
-
-def _mean_cell(values: Sequence[float | None], write: Callable[[float], str]) -> str:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return ABSENT
-    mean, interval = mean_interval(known)
-    return f"{write(mean)} ({write(interval.low)} to {write(interval.high)})"

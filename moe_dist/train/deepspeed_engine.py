@@ -27,7 +27,7 @@ class DeepSpeedEngine(Engine):
     def __init__(
         self,
         network: nn.Module,
-        optimisers: Mapping[str, OptimiserConfig],
+        optimisers: Mapping[str, OptimiserConfig | None],
         *,
         parallel: ParallelConfig,
         clip_norm: float | None,
@@ -141,7 +141,7 @@ def deepspeed_config(network: nn.Module, parallel: ParallelConfig, device: torch
 
 
 def _refuse_idle_ranks(
-    network: nn.Module, optimisers: Mapping[str, OptimiserConfig], zero: int, device: torch.device
+    network: nn.Module, optimisers: Mapping[str, OptimiserConfig | None], zero: int, device: torch.device
 ) -> None:
     """Raise UserError, on all ranks, where one has nothing to train, or under ZeRO no expert: it wants a partition."""
     trained = choose_optimisers((name for name, _ in network.named_parameters()), optimisers)

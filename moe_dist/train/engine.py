@@ -29,7 +29,7 @@ class Engine(ABC):
     """Expert-parallel size: rank r holds the experts of place r % expert_ranks."""
 
     def __init__(
-        self, network: nn.Module, optimisers: Mapping[str, OptimiserConfig], device: torch.device, bf16: bool
+        self, network: nn.Module, optimisers: Mapping[str, OptimiserConfig | None], device: torch.device, bf16: bool
     ) -> None:
         self.network = network
         self.configs = choose_optimisers((name for name, _ in network.named_parameters()), optimisers)
@@ -79,7 +79,7 @@ class LocalEngine(Engine):
     def __init__(
         self,
         network: nn.Module,
-        optimisers: Mapping[str, OptimiserConfig],
+        optimisers: Mapping[str, OptimiserConfig | None],
         *,
         accumulate: int,
         clip_norm: float | None,
@@ -124,7 +124,7 @@ class LocalEngine(Engine):
 
 def make_engine(
     network: nn.Module,
-    optimisers: Mapping[str, OptimiserConfig],
+    optimisers: Mapping[str, OptimiserConfig | None],
     *,
     parallel: ParallelConfig,
     clip_norm: float | None,

@@ -9,24 +9,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.data.stream import evaluation_batches
 from moe_dist.methods.base import Method, TaskContext
 from moe_dist.report.latency import Latency, measure_latency
+from moe_dist.report.metrics import pairwise_divergence
 from moe_dist.train.checkpoint import load_weights
+from moe_dist.train.explain import look_at_images, project_features
 from moe_dist.train.makers import IN_ONE_PROCESS
 from moe_dist.train.results import Results, write_json
 from moe_dist.train.task import EVALUATION_BATCH, TrainingTask, open_method
 
 ALL = "all"
+EXPERTS_BYTES = 64 * 2**20
+"""Up to this size the experts' own log-probabilities are kept; beyond it, only their choices."""
 
 
 def evaluate_task(packed: dict[str, Any], checkpoint: str, context: TaskContext) -> dict[str, Any]:
     """Predictions of the test split by all experts and by each top-k, and how long one image takes with each."""
     task = TrainingTask.unpack(packed)
     data = open_data(task.job.data, task.job.seed, task.cache)
+    data.bad_samples.write_to(task.bad_samples)
     method = open_method(task.job, task.label, data)
     network = load_network(task, method, Path(checkpoint)).to(context.device)
     arrays = predict_test(method, network, data, context)
@@ -38,7 +43,9 @@ def evaluate_task(packed: dict[str, Any], checkpoint: str, context: TaskContext)
         predict = partial(method.predict, network, top_k=top_k)
         latency[name] = measure_latency(predict, image.images, device=context.device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return {"arrays": arrays, "latency": latency, "parameters": parameters}
+    pictures = {"tsne": project_features(method, network, data, context.device)}
+    pictures["grad_cam"] = look_at_images(method, network, data, context.device)
+    return {"arrays": arrays, "pictures": pictures, "latency": latency, "parameters": parameters}
 
 
 def load_network(task: TrainingTask, method: Method, checkpoint: Path) -> nn.Module:
@@ -50,7 +57,11 @@ def load_network(task: TrainingTask, method: Method, checkpoint: Path) -> nn.Mod
 
 @torch.inference_mode()
 def predict_test(method: Method, network: nn.Module, data: OpenedData, context: TaskContext) -> dict[str, np.ndarray]:
-    """labels [N], log_probs [N, C], gate [N, E] where there is one, and log_probs_top<k> [N, C]."""
+    """labels [N], log_probs [N, C], gate [N, E] where there is one, and log_probs_top<k> [N, C].
+
+    Where experts predict classes: experts_argmax [N, E] int16, the choice of each, experts_divergence [N] float32, and
+    if it is small experts_log_probs [N, E, C] float16. Bad samples that the job lets pass are in none of them.
+    """
     labels = data.test.labels[data.test_samples]
     collected: dict[str, list[np.ndarray]] = {}
     done = 0
@@ -59,23 +70,41 @@ def predict_test(method: Method, network: nn.Module, data: OpenedData, context: 
     ):
         valid = (batch.weight > 0).cpu().numpy()
         prediction = method.predict(network, batch.images)
-        outputs = {"log_probs": prediction.log_probs}
+        outputs = {"labels": batch.labels, "log_probs": prediction.log_probs}
         if prediction.gate is not None:
             outputs["gate"] = prediction.gate
         for k in method.top_ks():
             outputs[f"log_probs_top{k}"] = method.predict(network, batch.images, k).log_probs
-        for name, output in outputs.items():
-            collected.setdefault(name, []).append(output.float().cpu().numpy()[valid])
-        done += int(valid.sum())
-        context.progress(done, len(labels) + 1)  # the last one is the latency's
-    return {"labels": labels, **{name: np.concatenate(parts) for name, parts in collected.items()}}
+        arrays = {name: (output if name == "labels" else output.float()) for name, output in outputs.items()}
+        arrays |= _of_experts(prediction.experts, len(labels))
+        for name, array in arrays.items():
+            collected.setdefault(name, []).append(array.cpu().numpy()[valid])
+        done += len(valid)
+        context.progress(min(done, len(labels)), len(labels) + 1)  # the last one is the latency's
+    return {name: np.concatenate(parts) for name, parts in collected.items()}
+
+
+def _of_experts(experts: Tensor | None, images: int) -> dict[str, Tensor]:
+    """What is kept of the experts' own predictions [B, E, C] for a batch, of `images` in all."""
+    if experts is None or experts.dim() != 3:
+        return {}
+    log_probs = experts.float().log_softmax(2)
+    divergence = torch.from_numpy(pairwise_divergence(log_probs.cpu().numpy())).float()
+    kept = {"experts_argmax": experts.argmax(2).to(torch.int16), "experts_divergence": divergence}
+    if images * experts[0].numel() * torch.float16.itemsize <= EXPERTS_BYTES:
+        kept["experts_log_probs"] = log_probs.half()
+    return kept
 
 
 def save_evaluation(folder: Path, outcome: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write predictions.npz and, last, evaluation.json."""
+    """Write predictions.npz, what pictures are drawn from (tsne.npz, grad_cam.npz) and, last, evaluation.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
-    with (folder / "predictions.npz").open("wb") as file:
-        np.savez(file, allow_pickle=False, **outcome["arrays"])
+    for name, arrays in {"predictions": outcome["arrays"], **outcome["pictures"]}.items():
+        path = folder / f"{name}.npz"
+        path.unlink(missing_ok=True)
+        if arrays:
+            with path.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
     about = {"latency": outcome["latency"], "parameters": outcome["parameters"], "finished": time.time(), **facts}
     write_json(folder / "evaluation.json", about)

@@ -40,7 +40,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
         while session.stream.position.epoch < stage.epochs:
             epoch = session.stream.position.epoch
             session.engine.scale_rates(session.rate.factor)
-            session.engine.network.train()
+            training.method.set_training(session.engine.network, stage.name)
             started, images = time.perf_counter(), 0
             for batch in session.stream.epoch():
                 step += 1
@@ -57,9 +57,10 @@ def train(worker: Worker, task: TrainingTask) -> None:
 
             values = checked(terms, worker.world, step, stage.name)
             values |= evaluate(training.method, session, worker.world)
-            require_finite("val/loss", values["val/loss"], step, stage.name)
-            session.rate.epoch_done(values["val/loss"])
-            values |= {"rate_factor": session.rate.factor}
+            if session.validation is not None:
+                require_finite("val/loss", values["val/loss"], step, stage.name)
+            session.rate.epoch_done(values.get("val/loss"))
+            values |= {"rate_factor": session.rate.factor} | session.gradients.take()
             log.write("epoch", stage.name, epoch, step, values, of_steps=total_steps)
             if session.epoch_save_due(epoch):
                 save(worker, session, number, step, time.perf_counter() - clock)
@@ -75,6 +76,7 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
             terms = method.loss(session.engine.network, part, progress)
         loss = torch.stack(list(terms.values())).sum()
         session.engine.backward(loss)
+        session.gradients.add(method.gradient_sizes(session.engine.network))
         session.engine.step()
         for name, value in terms.items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
@@ -100,7 +102,9 @@ def require_finite(term: str, value: float, step: int, stage: str) -> None:
 
 @torch.no_grad()
 def evaluate(method: Method, session: Session, world: int) -> dict[str, float]:
-    """Mean negative log-likelihood and top-1 accuracy on the validation split, over all ranks."""
+    """Mean negative log-likelihood and top-1 accuracy on the validation split, over all ranks; nothing without one."""
+    if session.validation is None:
+        return {}
     session.engine.network.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=session.device)
     for batch in session.validation.epoch():

@@ -43,14 +43,17 @@ class MixedOptimiser(Optimizer):
             group["lr"] = group["initial_lr"] * factor
 
 
-def choose_optimisers(names: Iterable[str], optimisers: Mapping[str, OptimiserConfig]) -> dict[str, OptimiserConfig]:
-    """For each parameter name the configuration of the longest prefix that fits; names that none fits are left out."""
+def choose_optimisers(
+    names: Iterable[str], optimisers: Mapping[str, OptimiserConfig | None]
+) -> dict[str, OptimiserConfig]:
+    """For each parameter name the configuration of the longest prefix that fits; names without one are left out."""
     longest_first = sorted(optimisers, key=len, reverse=True)
     chosen = {}
     for name in names:
         prefix = next((prefix for prefix in longest_first if name.startswith(prefix)), None)
-        if prefix is not None:
-            chosen[name] = optimisers[prefix]
+        config = None if prefix is None else optimisers[prefix]
+        if config is not None:
+            chosen[name] = config
     return chosen
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from moe_dist.config import Job, dump_job
-from moe_dist.data.catalog import dataset
-from moe_dist.data.index import read_index
+from moe_dist.data.catalog import open_contents
+from moe_dist.data.job_shards import are_whole, long_tail_of, train_index
+from moe_dist.data.longtail import class_counts
 from moe_dist.methods.base import Batch, DatasetInfo, Method, Progress, Stage
 from moe_dist.methods.registry import method_class
 from moe_dist.parallel.placement import exchanged_bytes, loads, place
@@ -26,13 +28,15 @@ def preview(job: Job, console: Console) -> None:
     Nothing is trained or written; the estimate times a few steps on random images.
     """
     console.print(dump_job(job), markup=False)
-    class_names, images = _classes_and_images(job)
-    available = min(images, job.data.max_train_images or images)
+    class_names, counts = _classes_and_counts(job)
+    images = int(counts.sum())
+    share = min(images, job.data.max_train_images or images) * (1 - job.data.val_fraction) / images
     info = DatasetInfo(
         classes=len(class_names),
         class_names=class_names,
         image_size=job.data.image_size,
-        train_images=round(available * (1 - job.data.val_fraction)),
+        train_images=round(share * images),
+        class_counts=tuple(max(1, round(share * count)) for count in counts.tolist()),
     )
     console.print(f"{job.data.dataset}: about {info.train_images} training images, {info.classes} classes")
     for label, config in job.models.items():
@@ -40,13 +44,13 @@ def preview(job: Job, console: Console) -> None:
         _preview_method(job, method_class(config.name)(config, info), console)
 
 
-def _classes_and_images(job: Job) -> tuple[tuple[str, ...], int]:
-    """The class names and the number of training images, from the shards where there are some, else from the source."""
-    if job.data.shards is not None and (job.data.shards / "train").is_dir():
-        index = read_index(job.data.shards / "train")
-        return tuple(index.class_names), len(index.rows)
-    contents = dataset(job.data.dataset).open(job.data.source)
-    return tuple(contents.class_names), contents.counts["train"]
+def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray]:
+    """The class names and training images [C] of each, from the shards where there are some, else from the source."""
+    if job.data.shards is not None and are_whole(job.data.shards, job.data):
+        index = train_index(job.data.shards, job.data)
+        return index.class_names, index.class_counts
+    contents = open_contents(job.data.dataset, job.data.source, long_tail_of(job.data))
+    return contents.class_names, class_counts(contents.labels("train"), len(contents.class_names))
 
 
 def _preview_method(job: Job, method: Method, console: Console) -> None:

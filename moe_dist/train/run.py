@@ -18,23 +18,26 @@ import yaml
 
 from moe_dist import __version__
 from moe_dist.config import Job, dump_job
-from moe_dist.data.opened import OpenedData, ensure_shards, open_data
-from moe_dist.data.stream import require_divisible
+from moe_dist.data.bad_samples import read_bad_samples
+from moe_dist.data.job_shards import ensure_shards
+from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, Step
-from moe_dist.parallel.placement import place
 from moe_dist.report.build import build_report
 from moe_dist.report.paper import paper_table
 from moe_dist.train.checkpoint import read_state
 from moe_dist.train.evaluate import evaluate_task, save_evaluation
 from moe_dist.train.launcher import Launcher, open_launcher
 from moe_dist.train.pipeline import fingerprint, run_steps
+from moe_dist.train.refusals import refuse_early
 from moe_dist.train.results import Results, done, write_json, write_text
 from moe_dist.train.show import Show
-from moe_dist.train.task import TrainingTask, open_method
+from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
 from moe_dist.train.worker import newest_checkpoint
 
 RUNS = Path("runs")
+BAD_SAMPLES_NAMED = 20
+"""So many bad samples are named in run.json; bad_samples/ in the run directory names them all."""
 
 
 def cache_folder() -> Path:
@@ -52,28 +55,27 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
         ensure_shards(job.data, cache_folder(), show.shards)
         data = open_data(job.data, job.seed, cache_folder())
     for label in job.models:
-        refuse_early(job, open_method(job, label, data))
+        refuse_early(job, open_method(job, label, data), len(data.val_samples))
     claim_run_directory(run, job)
+    data.bad_samples.write_to(run / BAD_SAMPLES)
     record = _record(job, data, launcher_name, started)
     write_json(run / "run.json", record)
     with open_launcher(launcher_name, job, run, show) as launcher:
         for label in job.models:
             show.headline(label)
             run_model(job, label, run, data, launcher, show)
-    write_json(run / "run.json", record | {"status": "finished", "seconds": time.time() - started})
+    bad = _bad_samples(run, show)
+    write_json(run / "run.json", record | {"status": "finished", "seconds": time.time() - started, "bad_samples": bad})
     with show.working("report"):
         return build_report(run)
 
 
-def refuse_early(job: Job, method: Method) -> None:
-    """Raise UserError, before any work, where the method's stages cannot be divided over the job's workers.
-
-    That the method fits the dataset has been checked when it was opened.
-    """
-    for stage in method.stages():
-        require_divisible(stage.batch_size, job.workers)
-    if method.expert_costs() and job.parallel.expert > 1:
-        place(method.expert_costs(), job.parallel.expert)  # refuses more ranks than experts
+def _bad_samples(run: Path, show: Show) -> dict[str, Any]:
+    """How many bad samples the run left out, and the first of them, which are named on the console too."""
+    met = read_bad_samples(run / BAD_SAMPLES)
+    for sentence in met[:BAD_SAMPLES_NAMED]:
+        show.notice(f"left out: {sentence}")
+    return {"count": len(met), "first": met[:BAD_SAMPLES_NAMED]}
 
 
 def run_model(job: Job, label: str, run: Path, data: OpenedData, launcher: Launcher, show: Show) -> None:
@@ -216,6 +218,7 @@ def _record(job: Job, data: OpenedData, launcher_name: str, started: float) -> d
             "test": len(data.test_samples),
         },
         "classes": list(data.info.class_names),
+        "class_counts": list(data.info.class_counts),
     }
 
 

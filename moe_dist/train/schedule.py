@@ -28,9 +28,10 @@ class RateFactor:
         """The factor of the epoch to come."""
         return self._unit.param_groups[0]["lr"]
 
-    def epoch_done(self, validation_loss: float) -> None:
-        """Move to the next epoch; only the plateau schedule looks at the loss."""
+    def epoch_done(self, validation_loss: float | None) -> None:
+        """Move to the next epoch; only the plateau schedule looks at the loss, and it needs one."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
+            assert validation_loss is not None  # run.py refuses the schedule where there is no validation
             self._scheduler.step(validation_loss)
         else:
             self._scheduler.step()

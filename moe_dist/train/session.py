@@ -10,6 +10,7 @@ import torch
 from moe_dist.data.stream import Stream
 from moe_dist.methods.base import Stage
 from moe_dist.train.engine import Engine, make_engine
+from moe_dist.train.gradient_shares import GradientShares
 from moe_dist.train.schedule import RateFactor
 from moe_dist.train.task import Training
 from moe_dist.train.worker import Worker
@@ -24,8 +25,9 @@ class Session:
 
     engine: Engine
     stream: Stream
-    validation: Stream
+    validation: Stream | None
     rate: RateFactor
+    gradients: GradientShares
     stage: Stage
     accumulate: int
     every_steps: int
@@ -47,13 +49,14 @@ class Session:
         return (epoch + 1) % self.every_epochs == 0 or epoch + 1 == self.stage.epochs
 
     def state(self) -> dict[str, Any]:
-        """Stream position and schedule, as JSON values."""
-        return {"stream": self.stream.state(), "rate": self.rate.state()}
+        """Stream position, schedule and the epoch's gradient shares so far, as JSON values. Collective."""
+        return {"stream": self.stream.state(), "rate": self.rate.state(), "gradients": self.gradients.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state; the engine has loaded its own part."""
         self.stream.load(state["stream"])
         self.rate.load(state["rate"])
+        self.gradients.load(state["gradients"], self.device)
 
 
 def open_session(training: Training, stage: Stage, worker: Worker) -> Session:
@@ -75,6 +78,7 @@ def open_session(training: Training, stage: Stage, worker: Worker) -> Session:
         stream=stream,
         validation=training.validation(stage, worker),
         rate=RateFactor(stage.schedule, stage.epochs),
+        gradients=GradientShares(worker.rank, worker.world),
         stage=stage,
         accumulate=job.parallel.accumulate(worker.world),
         every_steps=job.checkpoint.every_steps,

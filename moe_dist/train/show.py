@@ -26,6 +26,8 @@ class Show:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._started = self._next_line = 0.0
+        self._split = ""
+        self._split_done = 0
 
     def headline(self, text: str) -> None:
         """A line that opens a part of the run."""
@@ -75,8 +77,12 @@ class Show:
             self.console.print(f"    [dim]{done / total:.0%} {escape(note)}, about {_duration(left)} left[/]")
 
     def shards(self, split: str, done: int, total: int) -> None:
-        """How far the building of a split's shards is."""
-        self.update(done, total, f"{split} {done}/{total} images")
+        """How far the building of a split's shards is, and how many images a second it writes."""
+        now = time.perf_counter()
+        if split != self._split:  # what came before tells nothing of this split's time
+            self._split, self._split_done, self._started = split, done, now
+        rate = (done - self._split_done) / (now - self._started) if now > self._started else 0
+        self.update(done, total, f"{split} {done:,}/{total:,} images, {rate:,.0f}/s")
 
     @contextlib.contextmanager
     def watching(self, look: Callable[[], tuple[float, float, str] | None]) -> Iterator[None]:

@@ -20,6 +20,8 @@ from moe_dist.train.results import Results
 from moe_dist.train.worker import Worker
 
 EVALUATION_BATCH = 256
+BAD_SAMPLES = "bad_samples"
+"""A run directory's folder for notes of bad samples."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class TrainingTask:
     def checkpoints(self) -> Path:
         """Where its checkpoints are; another folder as soon as an input changes."""
         return self.folder / "checkpoints" / self.fingerprint[:12]
+
+    @property
+    def bad_samples(self) -> Path:
+        """Where whoever works on the run notes the samples it could not use."""
+        return self.run / BAD_SAMPLES
 
     @property
     def error_file(self) -> Path:
@@ -103,14 +110,18 @@ class Training:
             augment=stage.augment,
             device=worker.device,
             shard_of=self.data.train.shard_of,
+            sampling=stage.sampling,
+            epochs=stage.epochs,
         )
 
-    def validation(self, stage: Stage, worker: Worker) -> Stream:
-        """This rank's validation batches, in order and without augmentation."""
+    def validation(self, stage: Stage, worker: Worker) -> Stream | None:
+        """This rank's validation batches, in order and without augmentation; None where there is no validation."""
         samples = self.data.val_samples
+        if not len(samples):
+            return None
         return Stream(
-            self.data.train.images,
-            TrainingSet(samples, self.data.train.labels[samples]),
+            self.data.val.images,
+            TrainingSet(samples, self.data.val.labels[samples]),
             self.data.config,
             seed=self.job.seed,
             global_batch=EVALUATION_BATCH * worker.world,
@@ -119,7 +130,6 @@ class Training:
             augment=None,
             shuffle=False,
             device=worker.device,
-            shard_of=self.data.train.shard_of,
         )
 
 
@@ -127,6 +137,7 @@ def open_training(task: TrainingTask, worker: Worker) -> Training:
     """Open the data, read the steps' results and build the network on the worker's device."""
     job = task.job
     data = open_data(job.data, job.seed, task.cache)
+    data.bad_samples.write_to(task.bad_samples)
     method = open_method(job, task.label, data)
     results = Results(task.folder / "steps")
     labels = method.visible_labels(results, data.train.labels)

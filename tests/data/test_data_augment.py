@@ -12,7 +12,10 @@ from scipy import ndimage
 from moe_dist.config import AugmentConfig
 from moe_dist.data.augment import DRAWS, GREY, augment, normalise
 
-EVERYTHING = AugmentConfig(shift=0.1, rotate=20, zoom=0.2, flip=True, brightness=0.3, contrast=0.3, cutout=0.3)
+EVERYTHING = AugmentConfig(
+    shift=0.1, rotate=20, zoom=0.2, flip=True, brightness=0.3, contrast=0.3, cutout=0.3, pad_crop=3
+)
+CIFAR = AugmentConfig(pad_crop=4, flip=True, policy="autoaugment_cifar10", cutout=0.5)
 
 
 def pictures(count: int, side: int, seed: int = 0) -> torch.Tensor:
@@ -27,6 +30,9 @@ def reference(image: np.ndarray, config: AugmentConfig, draws: np.ndarray) -> np
     """One image [3, S, S] changed as AugmentConfig's words say, in float64; draws: x, y, angle, zoom, flip, ..."""
     side = image.shape[-1]
     spread = 2 * draws - 1
+    padded = np.pad(image, ((0, 0), (config.pad_crop,) * 2, (config.pad_crop,) * 2))
+    left, top = (int(draws[k] * (2 * config.pad_crop + 1)) for k in (9, 10))
+    image = padded[:, top : top + side, left : left + side]
     mean = image.mean()
     changed = image.astype(np.float64)
     if config.flip and draws[4] < 0.5:
@@ -55,6 +61,9 @@ def reference(image: np.ndarray, config: AugmentConfig, draws: np.ndarray) -> np
         AugmentConfig(rotate=90),
         AugmentConfig(zoom=0.5),
         AugmentConfig(flip=True),
+        AugmentConfig(pad_crop=4),
+        AugmentConfig(pad_crop=20),
+        AugmentConfig(pad_crop=2, flip=True),
         AugmentConfig(brightness=1),
         AugmentConfig(contrast=1),
         AugmentConfig(cutout=0.5),
@@ -89,11 +98,34 @@ def test_a_whole_pixel_shift_moves_right_and_down_and_repeats_the_border():
 
 
 @settings(max_examples=30)
-@given(st.lists(st.integers(0, 39), min_size=1, max_size=40), st.sampled_from([9, 32]))
-def test_an_image_does_not_depend_on_its_batch(rows: list[int], side: int):
+@given(
+    st.lists(st.integers(0, 39), min_size=1, max_size=40),
+    st.sampled_from([9, 32]),
+    st.sampled_from([EVERYTHING, CIFAR]),
+)
+def test_an_image_does_not_depend_on_its_batch(rows: list[int], side: int, config: AugmentConfig):
     images, draws = pictures(40, side), numbers(40)
-    together = augment(images, EVERYTHING, draws)
-    assert torch.equal(augment(images[rows], EVERYTHING, draws[rows]), together[rows])
+    together = augment(images, config, draws)
+    assert torch.equal(augment(images[rows], config, draws[rows]), together[rows])
+
+
+def test_the_recipe_for_cifar_is_its_parts_in_order():
+    """Each change alone, by the same random numbers: none takes numbers from another."""
+    images, draws = pictures(30, 32), numbers(30)
+    step = images
+    for part in (AugmentConfig(pad_crop=4), AugmentConfig(flip=True), AugmentConfig(policy="autoaugment_cifar10")):
+        step = augment(step, part, draws).to(torch.uint8)
+    assert torch.equal(augment(images, CIFAR, draws), augment(step, AugmentConfig(cutout=0.5), draws))
+
+
+def test_a_crop_of_the_padded_image_may_be_any():
+    """S = 2 and one black pixel around: 3 x 3 corners, told by where the pixel 9 at the upper left goes, or that it has
+    gone, as from 5 of them. Over 900 images each comes 100 times, give or take 5 standard deviations (9.4)."""
+    images = torch.tensor([[9, 0], [0, 0]], dtype=torch.uint8).expand(900, 3, 2, 2).contiguous()
+    cropped = augment(images, AugmentConfig(pad_crop=1), numbers(900))[:, 0].flatten(1)
+    places, counts = cropped.unique(dim=0, return_counts=True)
+    assert places.tolist() == [[0, 0, 0, 0], [0, 0, 0, 9], [0, 0, 9, 0], [0, 9, 0, 0], [9, 0, 0, 0]]
+    assert (counts - torch.tensor([500, 100, 100, 100, 100])).abs().max() < 50
 
 
 def test_the_given_images_are_left_as_they_were():

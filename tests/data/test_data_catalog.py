@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import pickle
 import shutil
 import tarfile
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from pictures import encode, gradient, write_tar
 from sklearn.datasets import load_digits
 
-from moe_dist.data.catalog import DATASETS, dataset
+from moe_dist.data.catalog import DATASETS, dataset, open_contents
 from moe_dist.data.decode import decode
 from moe_dist.data.gtsrb import CLASS_NAMES
+from moe_dist.data.longtail import LongTail, kept_numbers
 from moe_dist.data.samples import Contents, Sample
 from moe_dist.errors import UserError
 
@@ -31,11 +33,15 @@ def as_tar(folder: Path, top: str) -> Path:
 
 
 def by_key(contents: Contents, split: str) -> dict[str, Sample]:
-    return {sample.key: sample for sample in contents.read(split)}
+    samples = [contents.sample(split, number) for number in range(contents.counts[split])]
+    assert [sample.label for sample in samples] == contents.labels(split).tolist()
+    found = {sample.key: sample for sample in samples}
+    assert len(found) == len(samples)
+    return found
 
 
 def test_an_unknown_dataset_is_refused_with_the_choices():
-    with pytest.raises(UserError, match=r"no dataset is called 'digit'; choose one of digits, gtsrb, image_folder"):
+    with pytest.raises(UserError, match=r"no dataset is called 'digit'; choose one of cifar10, cifar100, .*usps"):
         dataset("digit")
 
 
@@ -77,10 +83,58 @@ def test_a_tar_is_read_as_the_folder_it_was_made_from(image_folder: Path, top: s
         assert {key: (sample.label, sample.image) for key, sample in by_key(tar, split).items()} == expected
 
 
-def test_samples_come_in_a_mixed_order_that_does_not_change(image_folder: Path):
-    labels = [sample.label for sample in FOLDERS.read(image_folder, "train")]
-    assert labels != sorted(labels)
-    assert labels == [sample.label for sample in FOLDERS.read(image_folder, "train")]
+def test_a_published_validation_split_is_read(image_folder: Path):
+    shutil.copytree(image_folder / "test", image_folder / "val")
+    contents = FOLDERS.open(image_folder)
+    assert contents.counts == {"train": 24, "val": 9, "test": 9}
+    assert contents.labels("val").tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    (image_folder / "val/bee").rename(image_folder / "val/wasp")
+    with pytest.raises(UserError, match="val/wasp: class wasp has no folder in train"):
+        FOLDERS.open(image_folder)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_contents_read_the_same_in_another_process(image_folder: Path, packed: bool):
+    contents = FOLDERS.open(as_tar(image_folder, "pictures") if packed else image_folder)
+    copy = pickle.loads(pickle.dumps(contents))
+    assert by_key(copy, "train") == by_key(contents, "train")
+    assert copy.class_names == contents.class_names
+
+
+def test_an_image_that_went_missing_is_named(image_folder: Path):
+    contents = FOLDERS.open(image_folder)
+    (image_folder / "train/ant/000.png").unlink()
+    with pytest.raises(UserError, match=r"train/ant/000.png: cannot be read \(No such file"):
+        contents.sample("train", 0)
+
+
+def test_every_entry_says_what_to_get_and_what_it_reads():
+    for name, entry in DATASETS.items():
+        assert entry.name == name
+        assert all((entry.title, entry.where, entry.licence, entry.reads))
+        if name not in ("digits", "image_folder"):
+            assert "http" in entry.where
+            assert entry.expected.keys() >= {"train", "test"}
+            assert entry.checked
+            with pytest.raises(UserError, match=rf"dataset {name} needs data\.source"):
+                entry.open(None)
+
+
+def test_a_long_tail_cuts_train_alone(image_folder: Path):
+    """Eight images a class at imbalance 4: int(8), int(8 / 4^(1/2)), int(8 / 4)."""
+    contents = open_contents("image_folder", image_folder, LongTail(4))
+    assert contents.counts == {"train": 8 + 4 + 2, "test": 9}
+    assert contents.labels("test").tolist() == FOLDERS.open(image_folder).labels("test").tolist()
+    bees = [key for key in by_key(contents, "train") if key.startswith("00001/")]
+    assert bees == [f"00001/{number:06d}_{number:03d}" for number in range(4)]
+    assert by_key(pickle.loads(pickle.dumps(contents)), "train") == by_key(contents, "train")
+
+
+def test_a_long_tail_that_asks_for_too_much_is_refused(image_folder: Path):
+    for number in range(3, 8):
+        (image_folder / f"train/bee/{number:03d}.png").unlink()
+    with pytest.raises(UserError, match=r"image_folder: class 1 has 3 images, a long tail of imbalance 4 asks for 4"):
+        open_contents("image_folder", image_folder, LongTail(4))
 
 
 def test_any_file_name_gets_a_key_of_its_own(image_folder: Path):
@@ -168,15 +222,15 @@ def write_official(root: Path, classes: int = 43) -> Path:
 def test_regions_are_scaled_from_the_listed_to_the_stored_size(tmp_path: Path):
     """Stored at half size: x 6 to 31 becomes 3 to 15.5, grown to 16; y 5 to 19 becomes 2.5 to 9.5, grown to 2 to 10."""
     contents = GTSRB.open(write_official(tmp_path))
-    assert {sample.roi for sample in contents.read("train")} == {(3, 2, 16, 10)}
-    (test,) = contents.read("test")
+    assert {sample.roi for sample in by_key(contents, "train").values()} == {(3, 2, 16, 10)}
+    (test,) = by_key(contents, "test").values()
     assert (test.roi, test.label, test.group) == ((3, 2, 16, 9), 14, -1)
 
 
 def test_tracks_are_groups_of_one_class(tmp_path: Path):
     """43 classes of two tracks: 86 groups of two frames, though every class calls its tracks 0 and 1."""
     groups: dict[int, set[tuple[int, str]]] = {}
-    for sample in GTSRB.open(write_official(tmp_path)).read("train"):
+    for sample in by_key(GTSRB.open(write_official(tmp_path)), "train").values():
         groups.setdefault(sample.group, set()).add((sample.label, sample.key.split("/")[1].split("_")[0]))
     assert sorted(groups) == list(range(86))
     assert all(len(tracks) == 1 for tracks in groups.values())
@@ -235,6 +289,7 @@ def test_the_official_sample_of_real_signs(shared_data: Path):
     contents = GTSRB.open(shared_data / "gtsrb_official_sample.tar")
     assert contents.counts == {"train": 12 * 43, "test": 160}
     assert contents.class_names == CLASS_NAMES
+    assert np.bincount(contents.labels("train")).tolist() == [12] * 43
     found = by_key(contents, "train")
     # 00000_00012.ppm is listed as 37 x 38 with region 5,6 to 32,33 and stored as 35 x 35:
     # x 5 35/37 = 4.7, 32 35/37 = 30.3; y 6 35/38 = 5.5, 33 35/38 = 30.4
@@ -245,6 +300,19 @@ def test_the_official_sample_of_real_signs(shared_data: Path):
 def test_the_repacked_real_signs(shared_data: Path):
     contents = GTSRB.open(shared_data / "gtsrb.tar")
     assert contents.counts == {"train": 25_087, "test": 7_949}
-    sample = next(contents.read("train"))
+    sample = contents.sample("train", 0)
     assert decode(sample.image).shape == (35, 35, 3)
     assert sample.group >= 0 and sample.roi is not None
+
+
+@pytest.mark.data
+def test_the_sizes_of_long_tailed_cifar_100(shared_data: Path):
+    source = shared_data / "cifar100_lt10.tar"
+    whole = dataset("cifar100").open(source)
+    assert (np.bincount(whole.labels("test")) == [100] * 100).all()
+    for imbalance, images in ((100, 10_847), (50, 12_608), (10, 19_573)):
+        counts = np.bincount(whole.labels("train")[kept_numbers(whole.labels("train"), 100, LongTail(imbalance))])
+        assert (counts.sum(), counts[0], counts[99]) == (images, 500, 500 // imbalance)
+    contents = open_contents("cifar100", source, LongTail(100))
+    assert contents.counts == {"train": 10_847, "test": 10_000}
+    assert decode(contents.sample("train", 10_846).image).shape == (32, 32, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 
 from moe_dist.data.order import (
     Position,
+    class_quotas,
     epoch_order,
+    largest_remainder,
     mix,
     rank_batch,
     rank_positions,
+    sampled_order,
     split,
     steps_per_epoch,
     uniform,
@@ -118,6 +122,108 @@ def test_draws_are_uniform_and_independent():
     others = np.column_stack([draws, uniform(11, 3, np.arange(40_000), 1), uniform(12, 2, np.arange(40_000), 1)])
     correlations = np.corrcoef(others, rowvar=False) - np.eye(6)
     assert np.abs(correlations).max() < 5 * 0.005
+
+
+def test_copies_of_a_sample_draw_numbers_of_their_own_and_the_first_those_it_had():
+    samples = np.array([5, 5, 5, 8])
+    draws = uniform(1, 2, samples, 3, repeats=np.array([0, 1, 2, 0]))
+    plain = uniform(1, 2, samples, 3)
+    assert np.array_equal(draws[[0, 3]], plain[[0, 3]])
+    assert len(np.unique(draws[:3])) == 9
+
+
+@pytest.mark.parametrize(
+    ("sampling", "epoch", "positions"),
+    [
+        ("instance", 0, [6, 2, 1]),
+        ("balanced", 0, [3, 3, 3]),
+        # roots 2.449, 1.414, 1 of 4.864: 4.532, 2.617, 1.850 of nine places; two more to the remainders .850 and .617
+        ("square_root", 0, [4, 3, 2]),
+        ("progressive", 0, [6, 2, 1]),
+        # half-way of three epochs: (6 + 3) / 2 = 4.5, 2.5, 2; the one more to the first of equal remainders
+        ("progressive", 1, [5, 2, 2]),
+        ("progressive", 2, [3, 3, 3]),
+    ],
+)
+def test_positions_of_classes_of_6_2_and_1_images(sampling: str, epoch: int, positions: list[int]):
+    labels = np.array([0, 0, 2, 0, 1, 0, 0, 1, 0])
+    samples, repeats = sampled_order(labels, sampling, seed=3, epoch=epoch, epochs=3)
+    assert np.bincount(labels[samples]).tolist() == positions
+    assert repeats.max() == {"instance": 0, "balanced": 2, "square_root": 1, "progressive": epoch}[sampling]
+
+
+def test_the_only_epoch_of_a_progressive_stage_shows_every_image_once():
+    samples, repeats = sampled_order(np.array([0, 0, 0, 1]), "progressive", seed=0, epoch=0, epochs=1)
+    assert sorted(samples.tolist()) == [0, 1, 2, 3] and not repeats.any()
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(0, 6))
+def test_quotas_of_every_kind_are_those_of_exact_fractions(counts: list[int], epoch: int):
+    total, classes = sum(counts), len(counts)
+    share = Fraction(epoch, 6)
+    expected = {
+        "instance": [Fraction(count) for count in counts],
+        "balanced": [Fraction(total, classes)] * classes,
+        "progressive": [(1 - share) * count + share * Fraction(total, classes) for count in counts],
+    }
+    for sampling, quotas in expected.items():
+        found = class_quotas(np.array(counts), sampling, epoch, 7)
+        assert np.allclose(found, [float(quota) for quota in quotas], rtol=1e-14)
+    roots = class_quotas(np.array(counts), "square_root", epoch, 7)
+    assert np.isclose(roots.sum(), total) and np.allclose((roots / roots[0]) ** 2, np.array(counts) / counts[0])
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=12), st.integers(1, 9))
+def test_largest_remainder_is_that_of_exact_fractions(tenths: list[int], denominator: int):
+    """Against the rule in words: cut, then one more to whoever lost most, the first of equals first."""
+    exact = [Fraction(value, denominator) for value in tenths]
+    exact.append(-sum(exact) % 1)  # a whole sum
+    cut = [int(quota) for quota in exact]
+    by_loss = sorted(range(len(exact)), key=lambda c: (cut[c] - exact[c], c))
+    for c in by_loss[: int(sum(exact)) - sum(cut)]:
+        cut[c] += 1
+    found = largest_remainder(np.array([float(quota) for quota in exact]))
+    assert found.sum() == sum(exact)
+    near_ties = {float(cut[c] - exact[c]) % 1 for c in range(len(exact))}
+    if len(near_ties) == len(exact):
+        assert found.tolist() == cut
+
+
+samplings = st.sampled_from(["instance", "balanced", "square_root", "progressive"])
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=80), samplings, seeds, st.integers(0, 4))
+def test_a_sampled_epoch_goes_round_the_images_of_a_class(labels: list[int], sampling: str, seed: int, epoch: int):
+    of = np.array(labels)
+    samples, repeats = sampled_order(of, sampling, seed, epoch, epochs=5)
+    assert len(samples) == len(of)
+    copies = np.bincount(samples, minlength=len(of))
+    for label in set(labels):
+        assert np.ptp(copies[of == label]) <= 1, "no image again before all of its class were shown"
+    for sample in set(samples.tolist()):
+        assert sorted(repeats[samples == sample].tolist()) == list(range(copies[sample]))
+    if sampling == "instance":
+        assert np.array_equal(np.sort(samples), np.arange(len(of)))
+
+
+def test_every_image_of_a_class_is_shown_equally_often_over_many_epochs():
+    """Ten images share the 6 places of their class in an epoch of 12: chi-square over 9 degrees of freedom < 27.9."""
+    labels = np.array([0] * 10 + [1] * 2)
+    shown = np.zeros(12)
+    for epoch in range(500):
+        samples, _ = sampled_order(labels, "balanced", 7, epoch, epochs=500)
+        shown += np.bincount(samples, minlength=12)
+    assert shown[:10].sum() == 500 * 6 == shown[10:].sum()
+    assert ((shown[:10] - 300) ** 2 / 300).sum() < 27.9
+
+
+def test_sampled_epochs_and_seeds_have_orders_of_their_own():
+    labels = np.arange(40) % 3
+    orders = {
+        tuple(sampled_order(labels, "balanced", seed, epoch, 4)[0].tolist()) for seed in range(3) for epoch in range(4)
+    }
+    assert len(orders) == 12
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""Shards: what is written is what plain WebDataset and the index read; damage is refused with its place."""
+"""Opened shards: what plain WebDataset reads is what the index reads; damage is refused with its place."""
 
 from __future__ import annotations
 
@@ -9,41 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from pictures import encode, gradient
+from listed import build_listed, picture
 
-from moe_dist.data.catalog import DATASETS, Dataset, dataset
+from moe_dist.data.build import build_shards
+from moe_dist.data.catalog import open_contents
 from moe_dist.data.check import check_shards
 from moe_dist.data.index import ROW, read_index, rows_digest
 from moe_dist.data.samples import Sample
-from moe_dist.data.shards import ShardSet, build_shards, source_fingerprint
+from moe_dist.data.shards import ShardSet
 from moe_dist.errors import UserError
 
 
-class Listed:
-    """A dataset of given samples, the same for both splits."""
-
-    class_names = ("ant", "bee")
-
-    def __init__(self, samples: list[Sample]) -> None:
-        self.samples = samples
-        self.counts = {"train": len(samples), "test": len(samples)}
-
-    def read(self, split: str):
-        return iter(self.samples)
-
-
-def build_listed(monkeypatch: pytest.MonkeyPatch, out: Path, samples: list[Sample]) -> None:
-    listed = Dataset("listed", "", "", "", "", open=lambda source: Listed(samples))
-    monkeypatch.setitem(DATASETS, "listed", listed)
-    build_shards("listed", None, out)
-
-
-def picture(shade: int = 0) -> bytes:
-    return encode(gradient(8, 9, shade), "PNG")
-
-
 def test_webdataset_reads_back_what_the_dataset_gave(image_folder: Path, shards: Path):
-    expected = {s.key: (s.image, str(s.label).encode()) for s in dataset("image_folder").read(image_folder, "train")}
+    contents = open_contents("image_folder", image_folder)
+    given = [contents.sample("train", number) for number in range(24)]
+    expected = {sample.key: (sample.image, str(sample.label).encode()) for sample in given}
     paths = sorted(str(path) for path in (shards / "train").glob("*.tar"))
     assert [Path(path).name for path in paths] == [f"train-{number:06d}.tar" for number in range(3)]
     found = {s["__key__"]: (s["png"], s["cls"]) for s in webdataset.WebDataset(paths, shardshuffle=False)}
@@ -65,17 +45,12 @@ def test_tracks_and_regions_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     samples = [Sample("a", 0, picture(), "png", 4, (1, 2, 9, 8)), Sample("b", 1, picture(), "png")]
     build_listed(monkeypatch, tmp_path / "out", samples)
     opened = ShardSet.open(tmp_path / "out/train")
-    assert opened.groups.tolist() == [4, -1]
-    assert opened.rois.tolist() == [[1, 2, 9, 8], [-1] * 4]
-    first, second = webdataset.WebDataset(str(tmp_path / "out/train/train-000000.tar"), shardshuffle=False)
-    assert json.loads(first["json"]) == {"group": 4, "roi": [1, 2, 9, 8]}
-    assert "json" not in second
-
-
-def test_equal_sources_give_equal_bytes(image_folder: Path, shards: Path, tmp_path: Path):
-    build_shards("image_folder", image_folder, tmp_path / "again", samples_per_shard=10)
-    for path in shards.rglob("*.*"):
-        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(shards)).read_bytes(), path.name
+    found = {label: (group, roi) for label, group, roi in zip(opened.labels, opened.groups, opened.rois.tolist())}
+    assert found == {0: (4, [1, 2, 9, 8]), 1: (-1, [-1] * 4)}
+    plain = webdataset.WebDataset(str(tmp_path / "out/train/train-000000.tar"), shardshuffle=False)
+    by_key = {sample["__key__"]: sample for sample in plain}
+    assert json.loads(by_key["a"]["json"]) == {"group": 4, "roi": [1, 2, 9, 8]}
+    assert "json" not in by_key["b"]
 
 
 def test_the_index_says_what_the_shards_hold(shards: Path):
@@ -83,56 +58,6 @@ def test_the_index_says_what_the_shards_hold(shards: Path):
     assert content["class_counts"] == [8, 8, 8]
     assert content["image_kinds"] == {"png": 24}
     assert [shard["samples"] for shard in content["shards"]] == [10, 10, 4]
-
-
-def test_progress_counts_every_sample(image_folder: Path, tmp_path: Path):
-    calls: list[tuple[str, int, int]] = []
-    build_shards("image_folder", image_folder, tmp_path / "out", on_progress=lambda *call: calls.append(call))
-    assert calls == [("train", done, 24) for done in range(1, 25)] + [("test", done, 9) for done in range(1, 10)]
-
-
-def test_a_source_changes_its_fingerprint_with_its_files(image_folder: Path):
-    before = source_fingerprint("image_folder", image_folder)
-    assert before == source_fingerprint("image_folder", image_folder)
-    (image_folder / "train/ant/new.png").write_bytes(picture())
-    assert before != source_fingerprint("image_folder", image_folder)
-    assert source_fingerprint("digits", None) != before
-
-
-def test_a_truncated_image_is_refused_with_its_file_and_leaves_nothing(image_folder: Path, tmp_path: Path):
-    jpeg = encode(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8), "JPEG")
-    (image_folder / "train/bee/cut.jpg").write_bytes(jpeg[:-30])
-    with pytest.raises(UserError, match=r"train/bee/cut.jpg: Premature end of JPEG"):
-        build_shards("image_folder", image_folder, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
-
-
-@pytest.mark.parametrize(
-    ("sample", "reason"),
-    [
-        (Sample("b", 2, picture(), "png", origin="here"), "here: label 2 is outside 0 to 1"),
-        (Sample("b", -1, picture(), "png", origin="here"), "here: label -1 is outside 0 to 1"),
-        (Sample("a", 1, picture(), "png", origin="here"), "here: key a occurs twice"),
-        (Sample("b.c", 1, picture(), "png", origin="here"), r"here: key 'b.c' may hold letters"),
-        (
-            Sample("b", 1, picture(), "png", roi=(0, 0, 10, 8), origin="here"),
-            "region 0,0,10,8 does not lie in the image of 9 x",
-        ),
-    ],
-)
-def test_a_bad_sample_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: Sample, reason: str):
-    with pytest.raises(UserError, match=reason):
-        build_listed(monkeypatch, tmp_path / "out", [Sample("a", 0, picture(), "png"), sample])
-
-
-def test_a_split_without_images_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with pytest.raises(UserError, match="split train holds no images"):
-        build_listed(monkeypatch, tmp_path / "out", [])
-
-
-def test_a_folder_in_use_is_not_written_to(image_folder: Path, shards: Path):
-    with pytest.raises(UserError, match="already holds something"):
-        build_shards("image_folder", image_folder, shards)
 
 
 def test_a_shard_set_travels_without_its_open_files(shards: Path):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_dist.config import AugmentConfig, DataConfig
+from moe_dist.data.bad_samples import BadSamples, read_bad_samples
 from moe_dist.data.images import open_images
 from moe_dist.data.shards import ShardSet
 from moe_dist.data.stream import Stream, evaluation_batches
@@ -35,8 +36,11 @@ class Pictures:
     def __len__(self) -> int:
         return IMAGES
 
-    def uint8(self, samples: np.ndarray) -> Tensor:
+    def uint8(self, samples: np.ndarray, crop: object = None) -> Tensor:
         return torch.from_numpy(self.pixels[samples])
+
+    def readable(self, samples: np.ndarray) -> np.ndarray:
+        return np.ones(len(samples), bool)
 
 
 PICTURES = Pictures()
@@ -92,6 +96,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 sizes = st.integers(1, 40)
+samplings = st.sampled_from(["instance", "balanced", "square_root", "progressive"])
 worlds = st.sampled_from([1, 2, 3])
 batches = st.sampled_from([6, 12, 18])
 seeds = st.integers(0, 2**31 - 1)
@@ -108,24 +113,28 @@ def test_ranks_take_equal_steps_and_every_sample_once(samples: int, batch: int, 
 
 
 @settings(max_examples=25, deadline=None)
-@given(sizes, batches, st.sampled_from([2, 3]), seeds)
-def test_any_number_of_ranks_sees_the_same_global_batches(samples: int, batch: int, world: int, seed: int):
+@given(sizes, batches, st.sampled_from([2, 3]), seeds, samplings)
+def test_any_number_of_ranks_sees_the_same_global_batches(
+    samples: int, batch: int, world: int, seed: int, sampling: str
+):
     steps = 2 * -(-samples // batch)
-    alone = run([stream(samples, batch, seed=seed)], steps)
-    together = run([stream(samples, batch, rank, world, seed) for rank in range(world)], steps)
+    shown: dict = {"sampling": sampling, "epochs": 2}
+    alone = run([stream(samples, batch, seed=seed, **shown)], steps)
+    together = run([stream(samples, batch, rank, world, seed, **shown) for rank in range(world)], steps)
     assert all(same(one, other) for one, other in zip(alone, together, strict=True))
 
 
 @settings(max_examples=25, deadline=None)
-@given(sizes, batches, worlds, worlds, st.integers(0, 12), seeds)
+@given(sizes, batches, worlds, worlds, st.integers(0, 12), seeds, samplings)
 def test_a_resume_gives_the_exact_next_batches_on_any_ranks(
-    samples: int, batch: int, before: int, after: int, steps: int, seed: int
+    samples: int, batch: int, before: int, after: int, steps: int, seed: int, sampling: str
 ):
-    unbroken = run([stream(samples, batch, seed=seed)], steps + 4)
-    ranks = [stream(samples, batch, rank, before, seed) for rank in range(before)]
+    shown: dict = {"sampling": sampling, "epochs": 20}
+    unbroken = run([stream(samples, batch, seed=seed, **shown)], steps + 4)
+    ranks = [stream(samples, batch, rank, before, seed, **shown) for rank in range(before)]
     run(ranks, steps)
     state = json.dumps(ranks[-1].state())
-    resumed = [stream(samples, batch, rank, after, seed) for rank in range(after)]
+    resumed = [stream(samples, batch, rank, after, seed, **shown) for rank in range(after)]
     for rank in resumed:
         rank.load(json.loads(state))
     found = run(resumed, 4)
@@ -190,6 +199,8 @@ def test_streaming_leaves_the_global_random_state_alone():
         (stream(30, 12), "global_batch = 12"),
         (stream(30, 6, seed=1), "seed = 1"),
         (stream(29, 6), "samples = 29"),
+        (stream(30, 6, sampling="balanced"), "sampling = balanced"),
+        (stream(30, 6, sampling="progressive", epochs=3), "sampling = progressive over 3 epochs"),
     ],
 )
 def test_the_state_of_another_stream_is_refused(other: Stream, named: str):
@@ -213,6 +224,27 @@ def test_a_batch_size_the_workers_do_not_divide_is_refused():
 def test_a_stage_without_samples_is_refused():
     with pytest.raises(UserError, match="no samples"):
         stream(0, 6)
+
+
+def test_a_balanced_epoch_shows_classes_equally_often_and_copies_of_an_image_changed_differently():
+    """31 pictures of class 0 and 5 of class 1: 18 places each, so that the 5 come three or four times."""
+    numbers = np.arange(36)
+    unequal = TrainingSet(numbers, (numbers >= 31).astype(np.int64))
+    settings: dict = {"seed": 0, "global_batch": 12, "rank": 0, "world": 1, "augment": AUGMENT, "sampling": "balanced"}
+    shown = list(Stream(PICTURES, unequal, CONFIG, **settings).epoch())
+    labels, samples = (torch.cat([getattr(batch, name) for batch in shown]) for name in ("labels", "samples"))
+    images = torch.cat([batch.images for batch in shown])
+    assert torch.bincount(labels).tolist() == [18, 18]
+    assert set(torch.bincount(samples)[31:].tolist()) == {3, 4}
+    for sample in range(31, 36):
+        copies = images[samples == sample].flatten(1)
+        assert len(torch.unique(copies, dim=0)) == len(copies)
+
+
+def test_sampling_classes_from_windows_of_shards_is_refused():
+    windows = DataConfig(image_size=8, window_shards=2)
+    with pytest.raises(UserError, match=r"data.window_shards = 2 .* cannot be joined with sampling = square_root"):
+        Stream(PICTURES, training_set(9), windows, seed=0, global_batch=3, rank=0, world=1, sampling="square_root")
 
 
 def test_slow_storage_is_read_in_windows_of_shards():
@@ -265,6 +297,52 @@ def test_a_damaged_image_stops_the_stream_with_one_sentence(shards: Path, worker
     with pytest.raises(UserError, match=r"train-000001.tar: \S+.png: changed or cut short") as refused:
         list(broken.epoch())
     assert "Traceback" not in str(refused.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("hold", ["memory", "disk"])
+def test_a_skipped_image_is_black_and_weighs_nothing_and_the_others_weigh_what_they_did(
+    shards: Path, tmp_path: Path, hold: str, workers: int
+):
+    whole = [batch for batch in disk_stream(shards, 0).epoch()]
+    damage(shards, sample=12)
+    noted = BadSamples(limit=1)
+    noted.write_to(tmp_path / "noted")
+    opened = ShardSet.open(shards / "train")
+    config = DataConfig(image_size=8, hold=hold, loader_workers=workers)
+    images = open_images(opened, config, tmp_path / "cache", noted)
+    everything = TrainingSet(np.arange(len(opened)), opened.labels)
+    found = list(Stream(images, everything, config, seed=0, global_batch=5, rank=0, world=1).epoch())
+    assert len(found) == len(whole)
+    for batch, before in zip(found, whole):
+        bad = batch.samples == 12
+        assert torch.equal(batch.samples, before.samples) and torch.equal(batch.weight[~bad], before.weight[~bad])
+        assert not batch.weight[bad].any() and (batch.images[bad] == -1).all()
+    (sentence,) = read_bad_samples(tmp_path / "noted")
+    assert "train-000001.tar: " in sentence and ".png: changed or cut short" in sentence
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_bad_images_than_the_limit_end_the_stream_with_one_sentence(shards: Path, workers: int):
+    for sample in (3, 12, 20):
+        damage(shards, sample)
+    opened = ShardSet.open(shards / "train")
+    config = DataConfig(image_size=8, hold="disk", loader_workers=workers)
+    images = open_images(opened, config, shards, BadSamples(limit=2))
+    everything = TrainingSet(np.arange(len(opened)), opened.labels)
+    stream = Stream(images, everything, config, seed=0, global_batch=6, rank=0, world=1)
+    with pytest.raises(UserError, match=r"3 bad samples are more than data.bad_samples_limit = 2 allows .*\.png: "):
+        list(stream.epoch())
+
+
+def damage(shards: Path, sample: int) -> None:
+    """Flip one bit in the middle of a training image's bytes."""
+    opened = ShardSet.open(shards / "train")
+    data, path = opened.read(sample), shards / f"train/train-{opened.shard_of[sample]:06d}.tar"
+    middle = path.read_bytes().index(data) + len(data) // 2
+    with path.open("r+b") as file:
+        file.seek(middle)
+        file.write(bytes([data[len(data) // 2] ^ 1]))
 
 
 @pytest.mark.gpu

@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 
 METHODS = ("dfcp", "traditional_moe", "dense")
-ACCURACY = {"dfcp": 0.97, "traditional_moe": 0.9, "dense": 0.95}
+ACCURACY = {"dfcp": 0.97, "traditional_moe": 0.9}
+TERMS = {"dfcp": ("combined", "expert", "gate"), "traditional_moe": ("combined",)}
 
 
 def write_run(
@@ -68,9 +69,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _write_log(folder: Path, random: np.random.Generator, label: str) -> None:
-    terms = {"dfcp": ("combined", "expert", "gate"), "traditional_moe": ("combined",), "dense": ("cross_entropy",)}[
-        label
-    ]
+    terms = TERMS.get(label, ("cross_entropy",))
     stages = [("alone", 3), ("joint", 12)] if label == "dfcp" else [("joint", 15)]
     lines, step, done = [], 0, 0
     for stage, epochs in stages:
@@ -121,7 +120,9 @@ def _write_steps(folder: Path, random: np.random.Generator, classes: int) -> Non
 
 
 def _write_evaluation(folder: Path, random: np.random.Generator, labels: np.ndarray, classes: int, label: str) -> None:
-    shown = np.where(random.random(len(labels)) < ACCURACY[label], labels, random.integers(0, classes, len(labels)))
+    shown = np.where(
+        random.random(len(labels)) < ACCURACY.get(label, 0.95), labels, random.integers(0, classes, len(labels))
+    )
     arrays = {"labels": labels, "log_probs": _log_softmax(random, shown, classes, sharpness=6.0)}
     latency = {"all": _latency(1.6 if label == "dense" else 0.9)}
     if label != "dense":

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_dist.report.metrics import classification_metrics, confusion_counts, mean_interval, wilson_interval
+from moe_dist.report.metrics import (
+    class_means,
+    classification_metrics,
+    confusion_counts,
+    group_accuracy,
+    mean_interval,
+    pairwise_divergence,
+    reported_groups,
+    wilson_interval,
+)
 from tests.reference import metrics as reference
 
 
@@ -88,3 +97,34 @@ def test_mean_interval_of_the_papers_three_seeds() -> None:
     mean, interval = mean_interval([73.9, 74.0, 74.1])
     assert mean == pytest.approx(74.0)
     assert interval == pytest.approx((74 - 0.24842, 74 + 0.24842), abs=1e-4)
+
+
+def test_divergence_of_two_experts_by_hand() -> None:
+    # p = (1/2, 1/2), q = (1/4, 3/4): KL(p || q) + KL(q || p) = (1/2 - 1/4) ln 2 + (1/2 - 3/4) ln (2/3) = ln(3) / 4.
+    p, q = np.log([0.5, 0.5]), np.log([0.25, 0.75])
+    divergence = pairwise_divergence(np.array([[p, q], [q, q]]).astype(np.float32))
+    np.testing.assert_allclose(divergence, [np.log(3) / 4, 0], atol=1e-7)
+    # Of three experts p, q, q four ordered pairs differ, and the two of q and q add nothing.
+    np.testing.assert_allclose(pairwise_divergence(np.array([[p, q, q]])), [np.log(3) / 2])
+
+
+def test_groups_are_told_of_long_tails_alone() -> None:
+    def groups(*counts: int) -> dict[str, list[int]]:
+        return {name: classes.tolist() for name, classes in reported_groups(np.array(counts)).items()}
+
+    assert groups(19, 101, 100, 20) == {"many": [1], "medium": [2, 3], "few": [0]}
+    assert groups(400, 80) == {"many": [0], "medium": [1]}, "400 / 80 is the 5 from which it is long"
+    assert groups(400, 81) == {}
+    assert groups(2000, 200) == {}, "all are many"
+    assert groups(30, 0) == {"medium": [0], "few": [1]}
+
+
+def test_accuracy_by_group_by_hand() -> None:
+    labels, predicted = np.array([0, 0, 0, 1, 2]), np.array([0, 0, 1, 1, 0])
+    groups = {"many": np.array([0, 1]), "medium": np.array([2]), "few": np.array([3])}
+    assert group_accuracy(labels, predicted, groups) == {"many": 0.75, "medium": 0.0}, "nobody tested class 3"
+
+
+def test_class_means_by_hand() -> None:
+    means = class_means(np.array([1.0, 2.0, 6.0]), np.array([2, 0, 2]), 3)
+    np.testing.assert_array_equal(means, [2.0, np.nan, 3.5])

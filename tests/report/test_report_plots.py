@@ -99,3 +99,14 @@ def test_cluster_sizes_are_the_bars() -> None:
     axes = plots.cluster_sizes("s", np.array([3, 1200]), ["ant", "bee"]).axes[0]
     assert [bar.get_height() for bar in axes.patches] == [3, 1200]
     assert [text.get_text() for text in axes.texts] == ["3", "1,200"]
+
+
+def test_curves_without_a_validation_are_the_loss_terms_alone() -> None:
+    log = [
+        {"kind": kind, "stage": "joint", "epoch": epoch, "step": epoch, "loss/cross_entropy": 2.0 - epoch}
+        for epoch in range(2)
+        for kind in ("step", "epoch")
+    ]
+    (axes,) = plots.training_curves("Training", log).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cross_entropy"]
+    assert axes.lines[0].get_xydata().tolist() == [[1, 2.0], [2, 1.0]]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from synthetic_run import write_run
 
 from moe_dist.config import dump_job, parse_job
@@ -14,6 +15,7 @@ from moe_dist.errors import UserError
 from moe_dist.report.paper import paper_table
 from moe_dist.report.run import RunDirectory
 
+ROOT = Path(__file__).parents[2]
 NAMES = ["ant", "bee", "cat"]
 
 
@@ -58,7 +60,7 @@ def test_two_models_of_one_method_keep_their_labels(tmp_path: Path) -> None:
     job = parse_job({"name": "two", "kind": "reproduce", "methods": methods, "paper_table": "dfcp/table3"}, "test")
     (path / "job.yaml").write_text(dump_job(job))
     run = RunDirectory(path)
-    assert [(model.method, model.title) for model in run.models.values()] == [
+    assert [(model.settings["name"], model.title) for model in run.models.values()] == [
         ("dense", "Dense"),
         ("dense", "dense small"),
     ]
@@ -114,3 +116,50 @@ def test_the_papers_table_3_as_printed() -> None:
     assert {
         key: tuple(row[m] for m in ("dfcp", "traditional_moe", "dense")) for key, row in table.rows.items()
     } == printed
+
+
+def test_a_label_is_looked_up_before_its_method(tmp_path: Path) -> None:
+    """Three models of one method: two labels are columns; the third goes by its method, under its own name."""
+    path = write_run(tmp_path / "run", NAMES)
+    methods = {"moe": {"name": "icl", "col": False}, "icl": {"name": "icl"}, "wide": {"name": "icl"}}
+    job = parse_job({"name": "x", "kind": "reproduce", "methods": methods, "paper_table": "icl/table4"}, "test")
+    (path / "job.yaml").write_text(dump_job(job))
+    models = RunDirectory(path).models.values()
+    assert [(model.title, model.paper_column) for model in models] == [
+        ("MoE", "moe"),
+        ("MoE + CoL + DOL (ICL)", "icl"),
+        ("wide", "icl"),
+    ]
+
+
+def test_a_method_without_a_column_has_none(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", NAMES, methods=("dense",), paper_table="icl/table4")
+    assert [(model.title, model.paper_column) for model in RunDirectory(path).models.values()] == [("dense", None)]
+
+
+def test_icls_tables_as_printed() -> None:
+    # ICL, Tables 1 to 4, read from the paper.
+    cifar = {f"icl/cifar{classes}_lt_{factor}": (classes, factor) for classes in (10, 100) for factor in (10, 50, 100)}
+    printed = {key: paper_table(key).rows["top1"]["icl"] for key in cifar}
+    assert printed == {
+        "icl/cifar100_lt_100": "57.6 %",
+        "icl/cifar100_lt_50": "61.3 %",
+        "icl/cifar100_lt_10": "69.3 %",
+        "icl/cifar10_lt_100": "87.9 %",
+        "icl/cifar10_lt_50": "89.7 %",
+        "icl/cifar10_lt_10": "91.9 %",
+    }
+    assert [paper_table("icl/imagenet_lt").rows["top1"][key] for key in ("icl_2experts", "icl")] == ["59.5 %", "60.2 %"]
+    bands = ("top1", "top1_many", "top1_medium", "top1_few")
+    species = paper_table("icl/inat2018").rows
+    assert [species[band]["icl"] for band in bands] == ["75.9 %", "74.9 %", "75.9 %", "76.1 %"]
+    ablation = paper_table("icl/table4").rows["top1"]
+    assert list(ablation.values()) == ["50.34 %", "54.42 %", "56.50 %", "56.56 %", "57.59 %"]
+
+
+def test_every_figure_of_a_paper_has_a_title() -> None:
+    tables = yaml.safe_load((ROOT / "moe_dist/report/paper.yaml").read_text())
+    assert len(tables) > 1
+    for key in tables:
+        table = paper_table(key)
+        assert all(row.keys() <= table.titles.keys() for row in table.rows.values()), key

@@ -6,6 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 from synthetic_run import write_run
 
@@ -13,7 +14,8 @@ from moe_dist.errors import UserError
 from moe_dist.report.build import flat_metrics
 from moe_dist.report.render import Column, Row, Table, to_html, to_markdown, to_rich
 from moe_dist.report.run import RunDirectory
-from moe_dist.report.tables import class_table, duration, milliseconds, results_table, seeds_table, steps_table
+from moe_dist.report.seeds import seeds_table
+from moe_dist.report.tables import class_table, duration, milliseconds, results_table, steps_table
 
 NAMES = [str(digit) for digit in range(10)]
 
@@ -138,3 +140,23 @@ def test_durations(seconds: float, text: str) -> None:
 )
 def test_milliseconds_have_three_figures(value: float, text: str) -> None:
     assert milliseconds(value) == text
+
+
+def test_models_of_one_method_stand_beside_figures_of_their_own(tmp_path: Path) -> None:
+    """As in the ablation: one method, and labels of the paper's columns; another label goes by its method."""
+    path = write_run(tmp_path / "run", NAMES, methods=("dense",), evaluated=(), paper_table="icl/table4")
+    methods = {label: {"name": "icl"} for label in ("single", "moe", "mine")}
+    job = yaml.safe_load((path / "job.yaml").read_text()) | {"methods": methods}
+    (path / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
+    table = results_table(RunDirectory(path), {f"{label}/top1": 0.5 for label in methods})
+    assert [column.group for column in table.columns] == ["Single expert"] * 2 + ["MoE"] * 2 + ["mine"] * 2
+    assert cells(table, "Top-1 accuracy") == ("50.00 %", "50.34 %", "50.00 %", "54.42 %", "50.00 %", "57.59 %")
+
+
+def test_seeds_of_different_settings_are_refused_but_not_of_other_places(tmp_path: Path) -> None:
+    runs = [both(write_run(tmp_path / str(seed), NAMES, seed=seed)) for seed in (1, 2)]
+    runs[1][0].job["data"] |= {"source": "elsewhere"}
+    assert len(seeds_table(runs).rows) > 1
+    runs[1][0].job["methods"]["dense"] = {"name": "dense", "epochs": 3}
+    with pytest.raises(UserError, match="their jobs differ in methods, not in the seed alone"):
+        seeds_table(runs)

@@ -30,6 +30,18 @@ def test_a_log_gets_a_line_with_share_note_and_time_left(show: Show, monkeypatch
     assert "25% epoch 1, about 0.0 s left" in shown(show) and "+ train" in shown(show)
 
 
+def test_images_of_shards_are_counted_by_the_second(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 100.0, 110.0, 110.0, 112.0, 112.0])
+    monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(show_module.time, "perf_counter", lambda: next(times))
+    show.shards("train", 1000, 9000)  # the first thousand were there already
+    show.shards("train", 5000, 9000)
+    show.shards("test", 1, 50)
+    # 4,000 images in 10 s are 400 a second; 10 s for 5,000 of 9,000 leave 8 s.
+    assert "train 5,000/9,000 images, 400/s, about 8.0 s left" in shown(show)
+    assert "test 1/50 images, 0/s" in shown(show)
+
+
 def test_a_failed_step_leaves_a_mark(show: Show) -> None:
     with pytest.raises(ValueError), show.working("train"):
         raise ValueError

@@ -9,7 +9,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_dist.config import AugmentConfig, Count, MethodConfig, OptimiserConfig, Positive, ScheduleConfig, Weights
+from moe_dist.config import (
+    AugmentConfig,
+    Count,
+    MethodConfig,
+    OptimiserConfig,
+    Positive,
+    Sampling,
+    ScheduleConfig,
+    Weights,
+)
 from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, StepResult, seeded
 from moe_dist.models.backbones import classifier
 
@@ -29,6 +38,7 @@ class DenseConfig(MethodConfig):
     batch_size: Count = 32
     schedule: ScheduleConfig = ScheduleConfig(kind="step", factor=0.1, step_epochs=30)
     augment: AugmentConfig = AugmentConfig()
+    sampling: Sampling = "instance"
     clip_norm: Positive | None = None
 
 
@@ -36,6 +46,7 @@ class Dense(Method):
     """A torchvision classifier under cross-entropy."""
 
     Config = DenseConfig
+    mixes_labels = True
     config: DenseConfig
 
     def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
@@ -60,13 +71,18 @@ class Dense(Method):
                 config.schedule,
                 config.augment,
                 config.clip_norm,
+                config.sampling,
             ),
         )
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Cross-entropy."""
         logits = network(batch.images).float()
-        return {"cross_entropy": batch.mean(functional.cross_entropy(logits, batch.labels, reduction="none"))}
+        return {
+            "cross_entropy": batch.mean_over_labels(
+                lambda labels: functional.cross_entropy(logits, labels, reduction="none")
+            )
+        }
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """The softmax of the network's logits."""

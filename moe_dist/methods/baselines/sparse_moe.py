@@ -17,7 +17,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_dist.config import AugmentConfig, Count, MethodConfig, NonNegative, OptimiserConfig, Positive, ScheduleConfig
+from moe_dist.config import (
+    AugmentConfig,
+    Count,
+    MethodConfig,
+    NonNegative,
+    OptimiserConfig,
+    Positive,
+    Sampling,
+    ScheduleConfig,
+)
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, StepResult, seeded
 from moe_dist.models.sparse import Routing, gate_logits, route
@@ -44,6 +53,7 @@ class SparseMoeConfig(MethodConfig):
     batch_size: Count = 32
     schedule: ScheduleConfig = ScheduleConfig(kind="cosine")
     augment: AugmentConfig = AugmentConfig()
+    sampling: Sampling = "instance"
     clip_norm: Positive | None = 1.0
 
 
@@ -111,6 +121,7 @@ class SparseMoe(Method):
                 config.schedule,
                 config.augment,
                 config.clip_norm,
+                config.sampling,
             ),
         )
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from moe_dist.config import AugmentConfig, Count, MethodConfig, Positive, ScheduleConfig
+from moe_dist.config import AugmentConfig, Count, MethodConfig, Positive, Sampling, ScheduleConfig
 from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, StepResult
 from moe_dist.methods.dfcp import losses
 from moe_dist.methods.dfcp.config import ExpertConfig, Experts, GateConfig, check_experts, expert_list
@@ -27,6 +27,7 @@ class TraditionalMoeConfig(MethodConfig):
     batch_size: Count = 32
     schedule: ScheduleConfig = ScheduleConfig(kind="plateau", factor=0.1, patience_epochs=10)
     augment: AugmentConfig = AugmentConfig()
+    sampling: Sampling = "instance"
     clip_norm: Positive | None = None
     top_k: tuple[Count, ...] = (1, 3)
 
@@ -39,6 +40,7 @@ class TraditionalMoe(Method):
     """Softmax experts mixed by a managing network, trained on the mixture's likelihood."""
 
     Config = TraditionalMoeConfig
+    mixes_labels = True
     config: TraditionalMoeConfig
 
     @property
@@ -71,13 +73,22 @@ class TraditionalMoe(Method):
         config = self.config
         chosen = optimisers(self.experts, config.gate)
         return (
-            Stage("joint", config.epochs, config.batch_size, chosen, config.schedule, config.augment, config.clip_norm),
+            Stage(
+                "joint",
+                config.epochs,
+                config.batch_size,
+                chosen,
+                config.schedule,
+                config.augment,
+                config.clip_norm,
+                config.sampling,
+            ),
         )
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """L_com (Eq 16)."""
         log_probs = losses.mixture_of_softmax_log_probs(*network(batch.images))
-        return {"combined": batch.mean(losses.combined_loss(log_probs, batch.labels))}
+        return {"combined": batch.mean_over_labels(lambda labels: losses.combined_loss(log_probs, labels))}
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """Eq 3; for one image and `top_k`, only the experts the managing network picked are computed."""

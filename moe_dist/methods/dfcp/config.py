@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from moe_dist.config import (
     AugmentConfig,
@@ -69,11 +69,22 @@ class ClustersConfig(Strict):
     min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
+def _of_a_step(augment: AugmentConfig) -> AugmentConfig:
+    """A step before training has whole images, decoded, and one label of each."""
+    for name in ("resized_crop", "mixup", "cutmix"):
+        if getattr(augment, name):
+            raise ValueError(f"{name} is for training stages (joint.augment), not for the steps before them")
+    return augment
+
+
+StepAugment = Annotated[AugmentConfig, AfterValidator(_of_a_step)]
+
+
 class PseudoLabelsConfig(Strict):
     """The Siamese network and the threshold."""
 
     siamese: SiameseConfig = SiameseConfig()
-    augment: AugmentConfig = AugmentConfig()
+    augment: StepAugment = AugmentConfig()
     held_out: Fraction = 0.25
     """Share of the trusted samples that the threshold tau* is chosen on, by a network that does not train on them."""
 
@@ -84,7 +95,7 @@ class AloneConfig(Strict):
     epochs: Annotated[int, Field(ge=0)] = 20
     others_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the other classes' samples an expert sees as negatives, class-balanced."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: StepAugment = AugmentConfig()
 
 
 class GateConfig(Strict):

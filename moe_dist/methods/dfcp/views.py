@@ -10,7 +10,9 @@ from torch import Tensor
 
 from moe_dist.config import AugmentConfig, DataConfig
 from moe_dist.data.augment import DRAWS, augment, normalise
-from moe_dist.data.order import uniform
+from moe_dist.data.crops import CROP_DRAWS, RandomCrop
+from moe_dist.data.images import cropped
+from moe_dist.data.order import CROPS, uniform
 from moe_dist.methods.base import Images
 
 EVALUATION_BATCH = 512
@@ -26,6 +28,9 @@ class Views:
 
     def augmented(self, images: Tensor, samples: np.ndarray, draw: int, config: AugmentConfig) -> Tensor:
         """`images` [n, 3, S, S] uint8 of `samples` [n], changed afresh for every `draw`; normalised float32."""
+        if config.resized_crop is not None:
+            draws = uniform(self.seed, draw, samples, CROP_DRAWS, purpose=CROPS)
+            images = cropped(images, RandomCrop(config.resized_crop, draws))
         changed = augment(images, config, uniform(self.seed, draw, samples, DRAWS))
         return normalise(changed, self.data.mean, self.data.std)
 

@@ -1,0 +1,98 @@
+"""A bank: many small networks of different widths, optimisers, rates and batch sizes trained together on one device."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from moe_dist.bank.batches import ImagesOf, Lesson
+from moe_dist.bank.stack import Member, Stack
+from moe_dist.models.lenet import LeNet
+
+CPU_STACK_IMAGES = 64
+"""Images of a step of one stack on a CPU: its maps then stay in the cache, and more are no faster."""
+GPU_STACK_IMAGES = 4096
+
+
+class Bank:
+    """Members by number, from 0; each is trained as it would be alone, up to rounding.
+
+    outputs: logits of every member. Members are divided into stacks (see `divided`), which are trained in turn.
+    Raises UserError where the images are too small for a LeNet.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        image_size: int,
+        outputs: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        device = torch.device(device)
+        self._stacks = [
+            Stack({id: members[id] for id in ids}, image_size, outputs, device, dtype)
+            for ids in divided(members, stack_images(device))
+        ]
+
+    @property
+    def members(self) -> list[int]:
+        """The members that were not dropped, in ascending order."""
+        return sorted(id for stack in self._stacks for id in stack.ids)
+
+    def train_epoch(self, lessons: Mapping[int, Lesson], images_of: ImagesOf) -> dict[int, float]:
+        """One epoch of every member that has a lesson: its mean loss over the samples, each seen before its update.
+
+        A member without a lesson stays as it is: so members may finish after different numbers of epochs.
+        `images_of` is asked for the samples of several members at once.
+        """
+        assert lessons.keys() <= set(self.members)
+        losses: dict[int, float] = {}
+        for stack in self._stacks:
+            losses |= stack.train_epoch(lessons, images_of)
+        return losses
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits [members, N, outputs] of the same `images` [N, 3, S, S], in the order of `members`."""
+        found: dict[int, Tensor] = {}
+        for stack in self._stacks:
+            found |= stack.logits(images)
+        return torch.stack([found[id] for id in self.members])
+
+    def weights(self, member: int) -> dict[str, Tensor]:
+        """A member's parameters as they are now, by the names of LeNet's state_dict: copies."""
+        return next(stack for stack in self._stacks if member in stack.ids).weights(member)
+
+    def diverged(self) -> list[int]:
+        """The members with a parameter that is NaN or infinite; the others are not touched by that."""
+        return sorted(id for stack in self._stacks for id in stack.diverged())
+
+    def drop(self, members: Collection[int]) -> None:
+        """End the training of `members` and forget them; the others go on as if nothing had happened."""
+        for stack in self._stacks:
+            stack.drop(members)
+        self._stacks = [stack for stack in self._stacks if stack.ids]
+
+
+def stack_images(device: torch.device) -> int:
+    """The images that one step of a stack may hold on a device."""
+    return GPU_STACK_IMAGES if device.type == "cuda" else CPU_STACK_IMAGES
+
+
+def divided(members: Sequence[Member], images: int) -> list[list[int]]:
+    """The members' numbers in stacks of one optimiser kind and batch size.
+
+    A step of a stack holds at most `images` of them, or one member; members of like cost go together, so that little is
+    computed on padding.
+    """
+    alike: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for id in sorted(range(len(members)), key=lambda id: LeNet.multiply_adds(members[id].widths)):
+        alike[members[id].optimiser.kind, members[id].batch_size].append(id)
+    stacks = []
+    for (_, batch_size), ids in alike.items():
+        size = max(1, images // batch_size)
+        stacks += [ids[start : start + size] for start in range(0, len(ids), size)]
+    return stacks

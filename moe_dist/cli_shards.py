@@ -1,0 +1,157 @@
+"""The `moe-dist shards` commands: build, list, check, stats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moe_dist.errors import UserError
+from moe_dist.terminal import console, short
+
+
+class BuildByDefault(typer.core.TyperGroup):
+    """`shards SOURCE OUT` builds; `shards check DIR` and other named commands do what they say."""
+
+    def resolve_command(self, context: Any, args: list[str]) -> Any:
+        """The named command, or `build` when the first word names none."""
+        return super().resolve_command(context, args if args[0] in self.commands else ["build", *args])
+
+
+class Choice(StrEnum):
+    """Which images a class of a long tail keeps."""
+
+    first = "first"
+    random = "random"
+
+
+shards = typer.Typer(cls=BuildByDefault, no_args_is_help=True, help="Build, check, describe and list shards.")
+Place = Annotated[str, typer.Argument(metavar="DIR|URL", help="Shards: a split, or train, val and test.")]
+
+
+@shards.command("build")
+def build(
+    dataset: Annotated[str, typer.Argument(metavar="SOURCE", help="A dataset of the catalogue.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL that gets train/, test/ and perhaps val/.")],
+    source: Annotated[Path | None, typer.Option("--from", help="The downloaded dataset: a folder or a tar.")] = None,
+    imbalance: Annotated[float | None, typer.Option(min=1, help="Long-tailed form of this imbalance factor.")] = None,
+    imbalance_choice: Annotated[Choice, typer.Option(help="Images a class keeps: its first, or random ones.")] = (
+        Choice.first
+    ),
+    imbalance_seed: Annotated[int, typer.Option(min=0, help="Of the random ones.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Shards written at a time; above 1 on Ray.")] = 1,
+    short_side: Annotated[int | None, typer.Option(min=8, help="Make larger images so small, as JPEGs.")] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of those JPEGs.")] = 90,
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 4096,
+) -> None:
+    """Build the shards of a dataset. Broken off, the same command goes on where it stood."""
+    from moe_dist.data.build import build_shards
+    from moe_dist.data.longtail import LongTail
+    from moe_dist.data.shrink import Shrink
+    from moe_dist.train.run import cache_folder
+    from moe_dist.train.show import Show
+
+    shower = Show(console)
+    with shower.working(f"shards of {dataset}"):
+        indexes = build_shards(
+            dataset,
+            source,
+            out,
+            long_tail=None if imbalance is None else LongTail(imbalance, imbalance_choice.value, imbalance_seed),
+            shrink=None if short_side is None else Shrink(short_side, quality),
+            samples_per_shard=samples_per_shard,
+            workers=workers,
+            cache=cache_folder(),
+            on_progress=shower.shards,
+        )
+    for split, index in indexes.items():
+        held = f"{len(index.rows):,} images in {len(index.shards):,} shards"
+        console.print(f"{split}: {held}, split hash {index.digest}", soft_wrap=True)
+    console.print(f"shards: {_place(out)}")
+
+
+@shards.command("list")
+def list_datasets() -> None:
+    """The datasets a job can name, what is read of them and where to get it; and the shards that the cache holds."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    from moe_dist.data.catalog import DATASETS
+    from moe_dist.data.inventory import cached_shards
+    from moe_dist.train.run import cache_folder
+
+    folded = [Column(title, overflow="fold") for title in ("what", "where to get it", "what is read")]
+    table = Table(Column("dataset", no_wrap=True), *folded, show_lines=True)  # an address is shown whole
+    cached = cached_shards(cache_folder())
+    for entry in DATASETS.values():
+        states = [one.state.partition(":")[0] for one in cached if one.dataset == entry.name]
+        state = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states), reverse=True))
+        what = f"{entry.title}; {entry.licence}; images: {_counts(entry.expected) or 'any'}; shards: {state or 'none'}"
+        table.add_row(entry.name, *map(escape, (what, entry.where, entry.reads)))
+    console.print(table)
+    for one in cached:
+        counts = f" ({_counts(one.counts)})" if one.counts else ""
+        console.print(f"{short(one.folder)}: {one.state}{counts}", markup=False, soft_wrap=True)
+
+
+@shards.command("check")
+def check(
+    place: Place,
+    repair: Annotated[bool, typer.Option("--repair", help="Drop what is bad in a new index; shards stay.")] = False,
+) -> None:
+    """Read every shard and say what is wrong where."""
+    from moe_dist.data.check import check_shards
+    from moe_dist.data.repair import repair_shards
+
+    for repaired in repair_shards(place) if repair else []:
+        _say(repaired.reasons)
+        console.print(f"{short(repaired.folder)}: {repaired.dropped:,} samples dropped, {repaired.kept:,} kept")
+    problems = check_shards(place)
+    _say(problems)
+    console.print(f"{_place(place)}: {f'{len(problems)} problems' if problems else 'all shards are whole'}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@shards.command("stats")
+def stats(
+    place: Place,
+    plot: Annotated[Path | None, typer.Option(help="The picture's file. Default: DIR/stats.png.")] = None,
+) -> None:
+    """What shards hold: classes, their balance, images, bytes, sides; with a picture of the class profile."""
+    from rich.table import Table
+
+    from moe_dist.data.stats import shard_stats
+    from moe_dist.data.store import is_url
+    from moe_dist.report.profile import save_class_profile
+
+    if plot is None and is_url(place):
+        raise UserError(f"{_place(place)}: a picture cannot be put beside these shards; name its file with --plot")
+    splits = shard_stats(place)
+    described = [split.in_words() for split in splits]
+    table = Table("", *(split.name for split in splits))
+    for title in described[0]:
+        table.add_row(title, *(words[title] for words in described))
+    console.print(table)
+    console.print(f"widths and heights: smallest, median, largest of {splits[0].sides.images:,} images")
+    path = plot or Path(place) / "stats.png"
+    save_class_profile(path, splits[0].headline(), splits[0].counts)
+    console.print(f"picture: {short(path.absolute())}")
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+
+
+def _place(place: str) -> str:
+    """A folder as one would type it here, or a URL without what is secret in it."""
+    from moe_dist.data.store import is_url, shown
+
+    return shown(place) if is_url(place) else short(Path(place).absolute())

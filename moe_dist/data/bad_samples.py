@@ -1,0 +1,66 @@
+"""What a job does with images that cannot be used: the first one ends the run, or they are left out, noted and counted.
+
+A rank, its loader processes and tasks on other nodes all meet bad samples. Each process notes what it met in a file of
+its own in one folder of the run directory; the union of the files is what the run met, and what its limit counts.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from moe_dist.errors import UserError
+
+
+class BadSample(UserError):
+    """An image that cannot be read or decoded: the sentence names its shard, its key and the reason."""
+
+
+class BadSamples:
+    """The bad samples a process has met. More than `limit` of the whole run end it; limit None: the first one does."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._met: set[str] = set()
+        self._folder: Path | None = None
+
+    def take(self, problem: BadSample) -> None:
+        """Note `problem`. Raises it where no bad sample is allowed, and UserError where the limit is passed."""
+        if self._limit is None:
+            raise problem
+        sentence = " ".join(str(problem).split())
+        if sentence in self._met:
+            return
+        self._met.add(sentence)
+        self._write([sentence])
+        if (count := len(self.sentences())) > self._limit:
+            raise UserError(
+                f"{count} bad samples are more than data.bad_samples_limit = {self._limit} allows (the last one: "
+                f"{sentence}); look at them with `moe-dist shards check`, or raise the limit"
+            )
+
+    def write_to(self, folder: Path) -> None:
+        """Keep what was met so far, and from now on, in `folder`, which need not exist yet."""
+        self._folder = folder
+        self._write(sorted(self._met))
+
+    def sentences(self) -> list[str]:
+        """One sentence for each bad sample that this process, or another that writes to the folder, has met; sorted."""
+        return sorted(self._met.union(read_bad_samples(self._folder) if self._folder else ()))
+
+    def _write(self, sentences: list[str]) -> None:
+        if self._folder is None or not sentences:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f"{platform.node()}-{os.getpid()}.txt").open("a", encoding="utf-8") as file:
+            file.writelines(f"{sentence}\n" for sentence in sentences)
+
+
+NONE_ALLOWED = BadSamples(limit=None)
+
+
+def read_bad_samples(folder: Path) -> list[str]:
+    """The bad samples that the processes of a run noted in `folder`, each once, sorted."""
+    texts = (path.read_text(encoding="utf-8") for path in folder.glob("*.txt"))
+    return sorted({line for text in texts for line in text.splitlines()})

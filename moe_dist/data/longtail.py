@@ -1,0 +1,93 @@
+"""Long-tailed forms of a balanced set, and what describes a set's balance: pure arithmetic on labels.
+
+C classes, n_c images of class c; the imbalance factor is the largest n_c over the smallest. NumPy alone is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+MANY_ABOVE = 100
+FEW_BELOW = 20
+"""Training images of a class: more than 100 are many, fewer than 20 few, the rest medium (Liu et al. 2019)."""
+
+
+@dataclass(frozen=True)
+class LongTail:
+    """A long-tailed form: its imbalance factor, and which images a class keeps.
+
+    choice: "first" keeps a class's first images; "random" shuffles each class in turn with NumPy's legacy generator,
+    seeded once with `seed` (the recipe of Cao et al. 2019, whose released sets are those of seed 0).
+    """
+
+    imbalance: float
+    choice: Literal["first", "random"] = "first"
+    seed: int = 0
+
+
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """The number of images [C] int64 of every class, from labels [N]."""
+    return np.bincount(labels, minlength=classes)
+
+
+def imbalance_factor(counts: np.ndarray) -> float:
+    """Images of the largest class over those of the smallest; infinite where a class has none."""
+    return float(counts.max() / counts.min()) if counts.min() else math.inf
+
+
+def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The class numbers of the "many", "medium" and "few" groups, from the training images [C] of every class."""
+    many, few = counts > MANY_ABOVE, counts < FEW_BELOW
+    return {
+        "many": np.flatnonzero(many),
+        "medium": np.flatnonzero(~many & ~few),
+        "few": np.flatnonzero(few),
+    }
+
+
+def largest_first(counts: np.ndarray) -> np.ndarray:
+    """The class numbers [C] by their training images [C], the largest first; equal ones in their order."""
+    return np.argsort(-counts, kind="stable")
+
+
+def profile(largest: int, imbalance: float, classes: int) -> np.ndarray:
+    """The exponential profile [C] int64: class c keeps int(largest * (1 / imbalance)^(c / (C - 1))) images.
+
+    Raises ValueError for fewer than two classes, an imbalance below 1, or a class that would keep no image.
+    """
+    if classes < 2:
+        raise ValueError(f"a long tail needs two classes or more, got {classes}")
+    if not 1 <= imbalance < math.inf:
+        raise ValueError(f"an imbalance factor is 1 or more, got {imbalance:g}")
+    sizes = np.array([int(largest * (1 / imbalance) ** (c / (classes - 1))) for c in range(classes)], np.int64)
+    if not sizes[-1]:
+        raise ValueError(
+            f"at imbalance {imbalance:g} the last class keeps no image, as the largest has {largest}; "
+            f"choose {largest} or less"
+        )
+    return sizes
+
+
+def kept_numbers(labels: np.ndarray, classes: int, long_tail: LongTail) -> np.ndarray:
+    """The numbers, in ascending order, of the images that the long-tailed form keeps of a set with labels [N].
+
+    Raises ValueError as `profile` does, and where a class has fewer images than the profile asks for.
+    """
+    counts = class_counts(labels, classes)
+    sizes = profile(int(counts.max()), long_tail.imbalance, classes)
+    if (short := np.flatnonzero(counts < sizes)).size:
+        label = int(short[0])
+        raise ValueError(
+            f"class {label} has {counts[label]} images, a long tail of imbalance {long_tail.imbalance:g} "
+            f"asks for {sizes[label]}; choose a larger imbalance"
+        )
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    random = np.random.RandomState(long_tail.seed)  # its stream is frozen, a Generator's is not
+    if long_tail.choice == "random":
+        for numbers in by_class:
+            random.shuffle(numbers)
+    return np.sort(np.concatenate([numbers[:size] for numbers, size in zip(by_class, sizes)]))

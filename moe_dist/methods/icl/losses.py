@@ -1,0 +1,69 @@
+"""The losses of ICL (Chen et al., IJCAI 2025), Eq 3, 6, 8 and 10, as functions of tensors.
+
+Letters: B samples, M experts, C classes, D features, k confused classes.
+
+Two readings. The sum of Eq 10 is one-sided, the text says mutual: both directions are summed and divided by M (M - 1).
+In Eq 6, N(c) holds the k classes that c was most often taken for, and only such: where fewer than k were, or where a
+class has no prototype yet, there are fewer negatives; where there are none, the loss is 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moe_dist.methods.longtail.losses import mutual_divergence
+
+
+def diversity(features: Tensor) -> Tensor:
+    """AD, Eq 3: [B], the cosines between the experts' `features` [B, M, D], summed over ordered pairs of experts."""
+    unit = functional.normalize(features, dim=2)
+    cosines = unit @ unit.transpose(1, 2)
+    return cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def most_confused(confusion: Tensor, prototypes: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """N(c) of Eq 6 for each sample's class: (classes [M, B, k], whether each is one of N(c) [M, B, k]).
+
+    confusion [M, C, C]: rows are true classes, the diagonal is zero; prototypes [M, C, D]: zero where there is none
+    yet; labels [B]. Where k exceeds the other classes, all of them are looked at.
+    """
+    met = prototypes.any(2)
+    rows = confusion[:, labels] * met[:, None]
+    times, classes = rows.topk(min(k, rows.shape[2] - 1), dim=2)
+    return classes, times > 0
+
+
+def contrast(features: Tensor, labels: Tensor, confusion: Tensor, prototypes: Tensor, k: int, tau: float) -> Tensor:
+    """CCL, Eq 6: [B], summed over the experts as in Eq 7; features and prototypes are L2-normalised.
+
+    features [B, M, D], labels [B], confusion [M, C, C], prototypes [M, C, D], temperature tau.
+    """
+    unit = functional.normalize(features, dim=2).transpose(0, 1)
+    own = functional.normalize(prototypes[:, labels], dim=2)
+    classes, counted = most_confused(confusion, prototypes, labels, k)
+    experts = torch.arange(len(prototypes), device=labels.device)[:, None, None]
+    others = functional.normalize(prototypes[experts, classes], dim=3)
+    positive = (unit * own).sum(2) / tau
+    negative = (others @ unit[..., None]).squeeze(3) / tau
+    negative = negative.masked_fill(~counted, float("-inf"))
+    both = torch.cat([positive[..., None], negative], 2)
+    return (both.logsumexp(2) - positive).sum(0)
+
+
+def parallel(means: Tensor, epsilon: float) -> Tensor:
+    """Eq 8: (sum over experts of 1 / (L_m + epsilon))^-1 of the experts' mean losses `means` [M].
+
+    Autograd's gradient is Eq 9: an expert's share falls with the square of its loss.
+    """
+    return 1 / (1 / (means + epsilon)).sum()
+
+
+def distillation(logits: Tensor) -> Tensor:
+    """Eq 10, both directions: [B], the mean of KL(p^m || p^m') over ordered pairs of experts, p = softmax.
+
+    logits [B, M, C], M > 1. Both sides have a gradient.
+    """
+    experts = logits.shape[1]
+    return mutual_divergence(logits) / (experts * (experts - 1))

@@ -1,0 +1,83 @@
+"""ICL (Chen et al., IJCAI 2025): a shared trunk, M experts, one training in two stages.
+
+1. features: all but the fresh classifiers, on CoL + DOL (Eq 12).
+2. classifiers: the fresh classifiers alone, on logit-adjusted cross-entropies (Eq 13, methods/longtail/method.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from moe_dist.methods.base import Batch, Makers, Progress, StepResult
+from moe_dist.methods.icl import losses
+from moe_dist.methods.icl.config import IclConfig
+from moe_dist.methods.icl.memory import Memory
+from moe_dist.methods.longtail.losses import cross_entropies
+from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.methods.ranks import global_mean
+from moe_dist.models.branches import BranchOutputs, feature_count
+
+
+class Icl(BranchMethod):
+    """Experts that compete (parallel loss), learn from each other (distillation) and differ (AD, CCL)."""
+
+    Config = IclConfig
+    config: IclConfig
+    needs_whole_batch = True
+
+    def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+        """The branches, and with DOL their memory."""
+        network = super().build(make, results, seed)
+        if self.config.dol:
+            width = feature_count(self.config.network)
+            network.add_module("memory", Memory(self.config.experts, self.info.classes, width))
+        return network
+
+    def feature_loss(
+        self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
+    ) -> dict[str, Tensor]:
+        """Eq 12."""
+        terms = self._collaboration(outputs.logits, batch)
+        if self.config.dol:
+            terms |= self._independence(network, *outputs, batch, progress.epoch)
+        return terms
+
+    def _collaboration(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """CoL, Eq 11, or the sum of the experts' cross-entropies."""
+        config = self.config
+        means = torch.stack([batch.mean(own) for own in cross_entropies(logits, batch.labels).unbind(1)])
+        if not config.col:
+            return {"cross_entropy": means.sum()}
+        factor = config.experts if config.parallel_times_experts else 1
+        terms = {"parallel": factor * losses.parallel(global_mean(means), config.epsilon)}
+        if config.experts > 1:
+            terms["distill"] = config.distillation_weight * batch.mean(losses.distillation(logits))
+        return terms
+
+    def _independence(
+        self, network: nn.Module, features: Tensor, logits: Tensor, batch: Batch, epoch: int
+    ) -> dict[str, Tensor]:
+        """DOL, Eq 7. The memory learns from the batch first, so that CCL finds a prototype of each class in it."""
+        config = self.config
+        memory = cast(Memory, network.get_submodule("memory"))
+        memory.update(
+            features, logits, batch.labels, batch.weight > 0, config.confusion_momentum, config.prototype_momentum
+        )
+        terms = {}
+        if epoch < config.t_ad and config.experts > 1:
+            terms["diversity"] = config.diversity_weight * batch.mean(losses.diversity(features))
+        if epoch >= config.t_cl:
+            contrast = losses.contrast(
+                features,
+                batch.labels,
+                memory.confusion,
+                memory.prototypes,
+                config.confused_classes,
+                config.temperature,
+            )
+            terms["contrast"] = config.contrast_weight * batch.mean(contrast)
+        return terms

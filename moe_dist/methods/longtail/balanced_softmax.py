@@ -1,0 +1,42 @@
+"""Balanced softmax (Ren et al., NeurIPS 2020), also called the logit adjustment loss (Menon et al., ICLR 2021)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from moe_dist.config import NonNegative
+from moe_dist.methods.base import Batch, Progress
+from moe_dist.methods.longtail import losses
+from moe_dist.methods.longtail.config import BranchConfig
+from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.models.branches import BranchOutputs
+
+
+class BalancedSoftmaxConfig(BranchConfig):
+    """Logit adjustment while features are learnt."""
+
+    name: Literal["balanced_softmax"] = "balanced_softmax"
+    tau: NonNegative = 1.0
+    """Of Menon et al.: what log n_c is multiplied by; 1: balanced softmax, 0: cross-entropy."""
+
+
+class BalancedSoftmax(BranchMethod):
+    """Every expert under cross-entropy of z_c + tau log n_c; it predicts by z alone."""
+
+    Config = BalancedSoftmaxConfig
+    config: BalancedSoftmaxConfig
+    mixes_labels = True
+    counts_serve = "balanced softmax"
+
+    def feature_loss(
+        self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
+    ) -> dict[str, Tensor]:
+        """The sum of the experts' adjusted cross-entropies."""
+        bias = self.config.tau * self.class_counts(network).log()
+        loss = batch.mean_over_labels(lambda labels: losses.balanced_softmax(outputs.logits, labels, bias).sum(1))
+        return {"balanced_softmax": loss}
+
+
+METHOD = BalancedSoftmax

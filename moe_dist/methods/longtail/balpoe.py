@@ -1,0 +1,46 @@
+"""BalPoE (Aimar et al., CVPR 2023): experts aim at long-tailed, balanced and inversely long-tailed classes.
+
+Their product, the mean of their logits, aims at balanced classes where each is calibrated: MixUp serves that
+(`features.augment.mixup`, 0.4 in the paper).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from moe_dist.config import NonNegative
+from moe_dist.methods.base import Batch, Progress
+from moe_dist.methods.longtail import losses
+from moe_dist.methods.longtail.config import BranchConfig
+from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.models.branches import BranchOutputs
+
+
+class BalpoeConfig(BranchConfig):
+    """The experts' targets."""
+
+    name: Literal["balpoe"] = "balpoe"
+    spread: NonNegative = 1.0
+    """Targets lambda go from `spread` (1: classes as they come) evenly to -`spread`; three experts: 1, 0, -1."""
+
+
+class Balpoe(BranchMethod):
+    """Every expert under an adjustment of its own."""
+
+    Config = BalpoeConfig
+    config: BalpoeConfig
+    mixes_labels = True
+    counts_serve = "BalPoE"
+
+    def feature_loss(
+        self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
+    ) -> dict[str, Tensor]:
+        """The mean of the experts' adjusted cross-entropies."""
+        biases = losses.target_biases(self.class_counts(network), self.config.spread, self.config.experts)
+        loss = batch.mean_over_labels(lambda labels: losses.balanced_softmax(outputs.logits, labels, biases).mean(1))
+        return {"balpoe": loss}
+
+
+METHOD = Balpoe

@@ -1,0 +1,90 @@
+"""What a job may set of any method that trains a branch network on a long tail."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from moe_dist.config import (
+    AugmentConfig,
+    Count,
+    MethodConfig,
+    NonNegative,
+    OptimiserConfig,
+    Positive,
+    Sampling,
+    ScheduleConfig,
+    Strict,
+)
+from moe_dist.methods.base import Stage
+from moe_dist.models.branches import NetworkConfig
+
+CIFAR_AUGMENT = AugmentConfig(pad_crop=4, flip=True, policy="autoaugment_cifar10", cutout=0.5)
+Epoch = Annotated[int, Field(ge=0)]
+"""A number of an epoch; epochs count from 0."""
+
+
+class StageConfig(Strict):
+    """A stage by SGD with a cosine schedule to zero."""
+
+    epochs: Count
+    batch_size: Count = 128
+    learning_rate: Positive
+    """At the end of the warm-up, where the cosine begins."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+    """Epoch e of them has (e + 1) / (warmup_epochs + 1) of the rate."""
+    clip_norm: Positive | None = None
+    augment: AugmentConfig = CIFAR_AUGMENT
+    sampling: Sampling = "instance"
+
+    def optimiser(self) -> OptimiserConfig:
+        """The optimiser of what the stage trains."""
+        return OptimiserConfig(
+            kind="sgd", learning_rate=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+    def stage(self, name: str, trained: dict[str, OptimiserConfig | None]) -> Stage:
+        """The stage called `name`; `trained`: an optimiser, or None to freeze, by prefix of parameters' names."""
+        return Stage(
+            name,
+            self.epochs,
+            self.batch_size,
+            trained,
+            ScheduleConfig(kind="cosine", warmup_epochs=self.warmup_epochs),
+            self.augment,
+            self.clip_norm,
+            self.sampling,
+        )
+
+
+class FeatureStage(StageConfig):
+    """Stage one of a method with two: features, and classifiers that serve them."""
+
+    epochs: Count = 180
+    learning_rate: Positive = 0.05
+
+
+class OnlyStage(FeatureStage):
+    """Stage one of a method that has no second by default."""
+
+    epochs: Count = 200
+
+
+class ClassifierStage(StageConfig):
+    """Stage two: fresh classifiers on frozen features."""
+
+    epochs: Count = 20
+    learning_rate: Positive = 0.1
+
+
+class BranchConfig(MethodConfig):
+    """A network of a trunk and `experts` branches, trained in one stage or two."""
+
+    network: NetworkConfig = NetworkConfig()
+    experts: Count = 3
+    features: FeatureStage = OnlyStage()
+    classifiers: ClassifierStage | None = None
+    """Retrains fresh classifiers under logit adjustment; null: the model of stage one."""

@@ -1,0 +1,37 @@
+"""Cross-entropy, summed over experts: what every long-tail method is compared with; one expert is the plain network."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from moe_dist.methods.base import Batch, Progress
+from moe_dist.methods.longtail import losses
+from moe_dist.methods.longtail.config import BranchConfig
+from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.models.branches import BranchOutputs
+
+
+class CrossEntropyConfig(BranchConfig):
+    """Nothing of its own."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+
+class CrossEntropy(BranchMethod):
+    """Every expert learns the labels as they come."""
+
+    Config = CrossEntropyConfig
+    config: CrossEntropyConfig
+    mixes_labels = True
+
+    def feature_loss(
+        self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
+    ) -> dict[str, Tensor]:
+        """The sum of the experts' cross-entropies."""
+        loss = batch.mean_over_labels(lambda labels: losses.cross_entropies(outputs.logits, labels).sum(1))
+        return {"cross_entropy": loss}
+
+
+METHOD = CrossEntropy

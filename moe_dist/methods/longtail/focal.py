@@ -1,0 +1,40 @@
+"""Focal loss (Lin et al., ICCV 2017): samples that are already certain count less."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from moe_dist.config import NonNegative
+from moe_dist.methods.base import Batch, Progress
+from moe_dist.methods.longtail import losses
+from moe_dist.methods.longtail.config import BranchConfig
+from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.models.branches import BranchOutputs
+
+
+class FocalConfig(BranchConfig):
+    """Focal loss on every expert."""
+
+    name: Literal["focal"] = "focal"
+    gamma: NonNegative = 2.0
+    """0: cross-entropy."""
+
+
+class Focal(BranchMethod):
+    """Every expert under the focal loss."""
+
+    Config = FocalConfig
+    config: FocalConfig
+    mixes_labels = True
+
+    def feature_loss(
+        self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
+    ) -> dict[str, Tensor]:
+        """The sum of the experts' focal losses."""
+        gamma = self.config.gamma
+        return {"focal": batch.mean_over_labels(lambda labels: losses.focal(outputs.logits, labels, gamma).sum(1))}
+
+
+METHOD = Focal

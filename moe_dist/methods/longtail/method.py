@@ -1,0 +1,144 @@
+"""What methods that train a branch network share: the network, one or two stages, the prediction.
+
+1. features: all but the fresh classifiers, on the method's own loss.
+2. classifiers, where the job wants it: the fresh classifiers alone, on logit-adjusted cross-entropies.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moe_dist.errors import UserError
+from moe_dist.methods.base import (
+    Batch,
+    DatasetInfo,
+    ExpertMaps,
+    Makers,
+    Method,
+    Prediction,
+    Progress,
+    Stage,
+    StepResult,
+)
+from moe_dist.methods.longtail.config import BranchConfig
+from moe_dist.methods.longtail.losses import balanced_softmax
+from moe_dist.models.branches import (
+    BranchNetwork,
+    BranchOutputs,
+    branch_costs,
+    build_branches,
+    feature_count,
+    gradient_sizes,
+)
+
+FEATURES, CLASSIFIERS = "features", "classifiers"
+
+
+class BranchMethod(Method):
+    """A shared trunk and M experts; a method adds the loss of stage one."""
+
+    config: BranchConfig
+    counts_serve: ClassVar[str] = ""
+    """What the loss of stage one needs the class counts for, in words; empty: it needs none."""
+
+    def __init__(self, config: BranchConfig, info: DatasetInfo) -> None:
+        """Raises UserError where a loss needs class counts and the dataset tells none, or tells a class of none."""
+        super().__init__(config, info)
+        if self._needs_counts():
+            _demand_counts(config, info, self.counts_serve)
+
+    @abstractmethod
+    def feature_loss(
+        self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
+    ) -> dict[str, Tensor]:
+        """The loss terms of stage one by name, from what the network gave for `batch`; asked outside autocast."""
+
+    def class_counts(self, network: nn.Module) -> Tensor:
+        """Training images of each class, n_c [C] float32, on the network's device; where counts are needed."""
+        return network.get_buffer("class_counts")
+
+    def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+        """The branches."""
+        config, info = self.config, self.info
+        network = build_branches(config.network, info.classes, info.image_size, config.experts, make, seed)
+        if self._needs_counts():
+            counts = torch.tensor(info.class_counts, dtype=torch.float32)
+            network.register_buffer("class_counts", counts, persistent=False)
+        return network
+
+    def expert_costs(self) -> Sequence[float]:
+        """Multiply-adds of each branch."""
+        return branch_costs(self.config.network, self.info.classes, self.info.image_size, self.config.experts)
+
+    def expert_outputs(self) -> int:
+        """Features and the logits of two sets of classifiers."""
+        return feature_count(self.config.network) + 2 * self.info.classes
+
+    def stages(self) -> Sequence[Stage]:
+        """Features, then the fresh classifiers, where there is a second stage."""
+        features, classifiers = self.config.features, self.config.classifiers
+        fresh = [f"experts.members.{expert}.classifiers.1." for expert in range(self.config.experts)]
+        first = features.stage(FEATURES, {"": features.optimiser()} | dict.fromkeys(fresh))
+        if classifiers is None:
+            return (first,)
+        return first, classifiers.stage(CLASSIFIERS, dict.fromkeys(fresh, classifiers.optimiser()))
+
+    def set_training(self, network: nn.Module, stage: str) -> None:
+        """In stage two the fresh classifiers speak, and all else keeps its batch statistics."""
+        if stage == CLASSIFIERS:
+            cast(BranchNetwork, network).train_classifiers_only()
+        network.train()
+
+    def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The terms of stage one or, in stage two, logit-adjusted cross-entropy summed over experts; in float32."""
+        outputs: BranchOutputs = network(batch.images)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            if progress.stage == FEATURES:
+                return self.feature_loss(network, outputs, batch, progress)
+            log_counts = self.class_counts(network).log()
+            adjusted = batch.mean_over_labels(lambda y: balanced_softmax(outputs.logits, y, log_counts).sum(1))
+            return {"logit_adjusted": adjusted}
+
+    def gradient_sizes(self, network: nn.Module) -> Tensor:
+        """The mean absolute gradient of each branch's last convolution [M]."""
+        return gradient_sizes(cast(BranchNetwork, network), self.config.experts)
+
+    def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
+        """The mean of the experts' logits; no adjustment at test time."""
+        logits = network(images).logits.float()
+        return Prediction(logits.mean(1).log_softmax(1), experts=logits.log_softmax(2))
+
+    def features(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Every expert's features, of length 1 as a cosine classifier sees them, one after another [B, M D]."""
+        return functional.normalize(network(images).features, dim=2).flatten(1)
+
+    def expert_maps(self, network: nn.Module, images: Tensor) -> ExpertMaps:
+        """The deep map that each branch pools."""
+        return cast(BranchNetwork, network).expert_maps(images)
+
+    def _needs_counts(self) -> bool:
+        return bool(self.counts_serve) or self.config.classifiers is not None
+
+
+def _demand_counts(config: BranchConfig, info: DatasetInfo, counts_serve: str) -> None:
+    """Raise UserError where the counts that `counts_serve` (or else stage two) needs are unknown, or one is 0."""
+    purpose = counts_serve or "logit adjustment in the second stage"
+    if not info.class_counts:
+        way_out = "" if counts_serve else ", or set method.classifiers to null to do without the second stage"
+        raise UserError(
+            f"method {config.name}: the dataset tells no class counts, which {purpose} needs; build its shards again"
+            + way_out
+        )
+    empty = [name for name, count in zip(info.class_names, info.class_counts) if not count]
+    if empty:
+        raise UserError(
+            f"method {config.name}: class {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''} has no training "
+            f"image, and {purpose} has no value for a count of 0; lower data.imbalance or data.val_fraction, or raise "
+            "data.max_train_images"
+        )

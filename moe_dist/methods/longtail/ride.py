@@ -1,0 +1,54 @@
+"""RIDE's experts (Wang et al., ICLR 2021): LDAM with deferred re-weighting on each, and a reward for being different.
+
+Its second stage, which learns to leave experts out, saves time and no errors: it is not here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from moe_dist.config import NonNegative, Positive
+from moe_dist.methods.base import Batch, Progress
+from moe_dist.methods.longtail import losses
+from moe_dist.methods.longtail.ldam_drw import LdamDrw, MarginConfig
+from moe_dist.models.branches import BranchOutputs
+
+
+class RideConfig(MarginConfig):
+    """LDAM's settings and the diversity's."""
+
+    name: Literal["ride"] = "ride"
+    diversity_weight: NonNegative = 0.2
+    """Lambda of Eq 3: what the divergence from the mean is rewarded with."""
+    temperature: Positive = 1.0
+    """Of the softmaxes that are compared; from `reweight_from` on the largest class's."""
+    temperature_factor: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """From `reweight_from` on, how much lower the temperature of rare classes is; 0: not at all."""
+
+
+class Ride(LdamDrw):
+    """Each expert on its own logits, pushed away from the experts' mean."""
+
+    Config = RideConfig
+    config: RideConfig
+    counts_serve = "RIDE"
+
+    def feature_loss(
+        self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
+    ) -> dict[str, Tensor]:
+        """LDAM of every expert, less the diversity."""
+        config, counts = self.config, self.class_counts(network)
+        if progress.epoch < config.reweight_from:
+            temperatures = torch.full_like(counts, config.temperature)
+        else:
+            temperatures = losses.ride_temperatures(counts, config.temperature, config.temperature_factor)
+        terms = super().feature_loss(network, outputs, batch, progress)
+        diversity = batch.mean(losses.ride_diversity(outputs.logits, temperatures))
+        return terms | {"diversity": -config.diversity_weight * diversity}
+
+
+METHOD = Ride

@@ -1,0 +1,74 @@
+"""The table over several runs of one job that differ in their seed: means and how far they can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from moe_dist.errors import UserError
+from moe_dist.report.metrics import mean_interval
+from moe_dist.report.render import ABSENT, Column, Row, Table
+from moe_dist.report.run import RunDirectory
+from moe_dist.report.tables import SECTIONS, Metrics
+
+WHERE_DATA_IS = {"source", "shards", "hold", "loader_workers", "remote"}
+"""Fields of a job's `data` that are no part of a result."""
+
+
+def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:
+    """Mean and 95 % t interval of each metric over runs of one job that differ in their seed.
+
+    Raises UserError for fewer than two runs, for runs of different jobs and for a seed that occurs twice.
+    """
+    _require_one_job([run for run, _ in runs])
+    first = runs[0][0]
+    rows = [
+        Row(
+            heading,
+            tuple(_mean_cell([metrics.get(f"{label}/{key}") for _, metrics in runs], write) for label in first.models),
+        )
+        for lines in SECTIONS
+        for key, heading, write in lines
+    ]
+    return Table(
+        title=f"{first.job['name']}: mean over {len(runs)} seeds, test split of {first.record['dataset']}",
+        columns=tuple(Column(model.title, "") for model in first.models.values()),
+        rows=tuple(row for row in rows if set(row.cells) != {ABSENT}),
+        notes=(
+            f"Seeds {', '.join(str(run.job['seed']) for run, _ in runs)}; in brackets the 95 % Student-t interval of "
+            "the mean.",
+        ),
+        corner="Metric",
+    )
+
+
+def _require_one_job(runs: Sequence[RunDirectory]) -> None:
+    names = {run.job["name"] for run in runs}
+    seeds = [run.job["seed"] for run in runs]
+    if len(runs) < 2 or len(names) > 1 or len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"a table over seeds needs two or more runs of one job, each with its own seed; "
+            f"given: jobs {', '.join(sorted(names))}, seeds {', '.join(map(str, seeds))}"
+        )
+    for run in runs[1:]:
+        ours, theirs = _settings(run), _settings(runs[0])
+        other = [field for field in ours if ours[field] != theirs[field]]
+        if other:
+            raise UserError(
+                f"{run.path} and {runs[0].path}: their jobs differ in {', '.join(other)}, not in the seed alone; "
+                "compare their job.yaml, and give runs of equal settings"
+            )
+
+
+def _settings(run: RunDirectory) -> dict[str, Any]:
+    """What of a job must be the same in all runs: the number of workers, for one, is no part of a result."""
+    data = {field: value for field, value in run.job["data"].items() if field not in WHERE_DATA_IS}
+    return {"data": data, "method": run.job.get("method"), "methods": run.job.get("methods")}
+
+
+def _mean_cell(values: Sequence[float | None], write: Callable[[float], str]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return ABSENT
+    mean, interval = mean_interval(known)
+    return f"{write(mean)} ({write(interval.low)} to {write(interval.high)})"

@@ -1,0 +1,45 @@
+"""What a run refuses before any work: jobs whose fields are fine one by one, but not together or with the data."""
+
+from __future__ import annotations
+
+from moe_dist.config import Job
+from moe_dist.data.mixing import mixes
+from moe_dist.data.stream import require_divisible, require_no_window
+from moe_dist.errors import UserError
+from moe_dist.methods.base import Method, Stage
+from moe_dist.parallel.placement import place
+
+
+def refuse_early(job: Job, method: Method, validation_images: int) -> None:
+    """Raise UserError where a stage, or the division over workers, cannot be as the job says.
+
+    That the method fits the dataset has been checked when it was opened.
+    """
+    for stage in method.stages():
+        require_divisible(stage.batch_size, job.workers)
+        require_no_window(stage.sampling, job.data)
+        _require_validation(stage, validation_images)
+        _require_labels_mixed(stage, method)
+    if method.needs_whole_batch and job.parallel.accumulate(job.workers) > 1:
+        raise UserError(
+            f"parallel.micro_batches = {job.parallel.micro_batches}: a loss of {method.config.name} is no sum over the "
+            f"samples of a batch, which can therefore not be cut into parts; set it to 1, or workers higher"
+        )
+    if method.expert_costs() and job.parallel.expert > 1:
+        place(method.expert_costs(), job.parallel.expert)  # refuses more ranks than experts
+
+
+def _require_labels_mixed(stage: Stage, method: Method) -> None:
+    if mixes(stage.augment) and not method.mixes_labels:
+        raise UserError(
+            f"stage {stage.name}: {method.config.name} has no loss for images of two labels; set augment.mixup and "
+            "augment.cutmix to 0, or choose a method that has one (dense, traditional_moe)"
+        )
+
+
+def _require_validation(stage: Stage, validation_images: int) -> None:
+    if stage.schedule.kind == "plateau" and not validation_images:
+        raise UserError(
+            f"stage {stage.name}: a plateau schedule waits for the validation loss, and there is no validation split; "
+            "set data.val_fraction above 0, or choose another schedule.kind"
+        )

@@ -1,0 +1,110 @@
+"""Banks: a member is trained as it would be alone, whatever is beside it."""
+
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from alone import SIDE, Alone, lesson, mixed_members, pictures
+
+from moe_dist.bank.bank import Bank, divided
+from moe_dist.bank.batches import Lesson, steps
+from moe_dist.errors import UserError
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+STEPS = 50
+
+
+def train_both(members, outputs, dtype, epochs=None, dropped=None):
+    """Train a bank and each member alone; yields (bank, alone, losses, expected losses) after every epoch.
+
+    epochs: of single members; the others have as many as make 50 steps. dropped: members that leave after an epoch.
+    """
+    images = pictures(dtype)
+    bank = Bank(members, SIDE, outputs, dtype=dtype)
+    alone = [Alone(member, outputs, dtype) for member in members]
+    last = {id: -(-STEPS // steps(lesson(id, 0), member.batch_size)) for id, member in enumerate(members)}
+    last |= epochs or {}
+    for epoch in range(max(last.values())):
+        lessons = {id: lesson(id, epoch, outputs) for id in bank.members if epoch < last[id]}
+        losses = bank.train_epoch(lessons, lambda samples: images[samples])
+        expected = {id: alone[id].train_epoch(lessons[id], images) for id in lessons}
+        yield bank, alone, losses, expected
+        bank.drop([id for id, after in (dropped or {}).items() if after == epoch + 1])
+
+
+def assert_same(bank, alone, losses, expected, tolerance):
+    """Losses of `expected`, and weights of its members."""
+    for id, loss in expected.items():
+        assert losses[id] == pytest.approx(loss, abs=tolerance)
+        weights = bank.weights(id)
+        assert list(weights) == list(alone[id].network.state_dict())
+        for name, value in alone[id].network.state_dict().items():
+            torch.testing.assert_close(weights[name], value, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("outputs", "dtype"), [(1, torch.float64), (1, torch.float32), (4, torch.float64)], ids=str)
+def test_members_are_trained_as_they_would_be_alone(outputs, dtype):
+    """50 steps: mixed widths, optimisers, rates and batch sizes, ragged numbers of steps and last batches."""
+    for state in train_both(mixed_members(12, outputs), outputs, dtype):
+        assert_same(*state, TOLERANCE[dtype])
+
+
+def test_weight_decay_is_torchs():
+    for state in train_both(mixed_members(8, weight_decay=0.05), 1, torch.float64, dict.fromkeys(range(8), 2)):
+        assert_same(*state, 1e-9)
+
+
+def test_members_that_finish_or_are_dropped_leave_the_others_as_they_are():
+    """Members 1 and 6 are dropped after the second epoch, 4 and 8 finish after the third, the rest have four."""
+    epochs = {id: 3 if id in (4, 8) else 4 for id in range(12)}
+    for state in train_both(mixed_members(12), 1, torch.float64, epochs, {1: 2, 6: 2}):
+        assert_same(*state, 1e-9)
+    bank, _, losses, _ = state
+    assert bank.members == [0, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert losses.keys() == {0, 2, 3, 5, 7, 9, 10, 11}
+
+
+def test_divergence_stays_with_its_member():
+    """Members 0 and 12 have SGD and batches of 8, 13 and 1 RMSprop: of both pairs, one diverges."""
+    members = mixed_members(14)
+    absurd = members[12].optimiser.model_copy(update={"learning_rate": 1e200})
+    members[12] = replace(members[12], optimiser=absurd)
+    nan = {name: torch.full_like(value, torch.nan) for name, value in members[13].weights.items()}
+    members[13] = replace(members[13], weights=nan)
+    for bank, alone, losses, expected in train_both(members, 1, torch.float64, dict.fromkeys(range(14), 2)):
+        assert_same(bank, alone, losses, {id: expected[id] for id in range(12)}, 1e-9)
+    assert bank.diverged() == [12, 13]
+    assert not np.isfinite([losses[12], losses[13]]).any()
+
+
+def test_logits_of_the_same_images_are_every_members_own():
+    members = mixed_members(9, outputs=3)
+    images = pictures(torch.float64)
+    bank = Bank(members, SIDE, 3, dtype=torch.float64)
+    bank.drop([2, 3])
+    expected = [Alone(members[id], 3, torch.float64).network(images) for id in (0, 1, 4, 5, 6, 7, 8)]
+    torch.testing.assert_close(bank.logits(images), torch.stack(expected).detach(), rtol=0, atol=1e-12)
+
+
+def test_stacks_are_of_one_kind_and_batch_size_and_hold_no_more_images_than_allowed():
+    members = mixed_members(60)
+    stacks = divided(members, 32)
+    assert sorted(chain(*stacks)) == list(range(60))
+    for stack in stacks:
+        assert len({(members[id].optimiser.kind, members[id].batch_size) for id in stack}) == 1
+        assert len(stack) * members[stack[0]].batch_size <= 32
+    assert all(len(stack) == 1 for stack in divided(members, 4))  # a member that is larger has a stack to itself
+
+
+def test_an_image_too_small_for_a_lenet_is_refused():
+    with pytest.raises(UserError, match="use 16 or more"):
+        Bank(mixed_members(1), image_size=12)
+
+
+def test_a_lesson_of_a_dropped_member_is_a_mistake():
+    bank = Bank(mixed_members(2), SIDE)
+    bank.drop([1])
+    with pytest.raises(AssertionError):
+        bank.train_epoch({1: Lesson(np.arange(3), np.zeros(3, np.float32))}, lambda samples: torch.zeros(3, 3, 16, 16))

@@ -1,0 +1,268 @@
+"""An S3 server that stops and comes back, a web server killed in mid body, a fetch killed: streaming goes on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
+
+from moe_dist.config import DataConfig, RemoteConfig
+from moe_dist.data.build import build_shards
+from moe_dist.data.images import DiskImages
+from moe_dist.data.shards import ShardSet
+from moe_dist.data.store import exists, get_bytes, list_names, put_file
+from moe_dist.data.stream import Stream
+from moe_dist.errors import UserError
+from moe_dist.methods.base import TrainingSet
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
+
+from fault_server import FaultServer, serving
+from pictures import write_image_folder
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+
+FORK = multiprocessing.get_context("fork")
+REMOTE = RemoteConfig(timeout_seconds=5, retries=4)
+ONCE = RemoteConfig(timeout_seconds=1, retries=0)
+BUCKET = "s3://images"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training pictures in three shards."""
+    folder = tmp_path_factory.mktemp("built")
+    pictures = write_image_folder(folder / "pictures")
+    build_shards("image_folder", pictures, folder / "shards", samples_per_shard=10)
+    return folder / "shards"
+
+
+@contextmanager
+def endpoint(url: str) -> Iterator[None]:
+    """S3 is at `url`."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", url)
+        environment.setenv("AWS_ACCESS_KEY_ID", "testing")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        S3FileSystem.clear_instance_cache()
+        yield
+        S3FileSystem.clear_instance_cache()
+
+
+class Moto:
+    """moto's S3 server, whose objects outlive a stop (they are in this process)."""
+
+    def __init__(self) -> None:
+        self.server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self.server.start()
+        self.port = self.server.get_host_and_port()[1]
+
+    def start(self) -> None:
+        self.server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        self.server.start()
+
+    def stop(self) -> None:
+        self.server.stop()
+
+
+@pytest.fixture(scope="module")
+def moto(shards: Path) -> Iterator[Moto]:
+    """The shards, built to s3://images/set."""
+    server = Moto()
+    with endpoint(f"http://127.0.0.1:{server.port}"):
+        boto3.client("s3").create_bucket(Bucket="images")
+        for path in sorted(shards.rglob("*.*")):
+            put_file(path, f"{BUCKET}/set/{path.relative_to(shards)}", REMOTE)
+        yield server
+    server.stop()
+
+
+def epoch(opened: ShardSet) -> Iterator[np.ndarray]:
+    """One epoch of batches, a shard after the other."""
+    training_set = TrainingSet(np.arange(len(opened)), opened.labels)
+    images = DiskImages(opened, 8, crop_roi=False)
+    config = DataConfig(image_size=8, window_shards=1)
+    stream = Stream(images, training_set, config, seed=0, global_batch=4, rank=0, world=1, shard_of=opened.shard_of)
+    for batch in stream.epoch():
+        yield batch.images.numpy()
+
+
+def test_an_epoch_streams_from_s3(moto: Moto, shards: Path, tmp_path: Path) -> None:
+    stored = ShardSet.open(f"{BUCKET}/set/train", REMOTE, tmp_path)
+    np.testing.assert_array_equal(list(epoch(stored)), list(epoch(ShardSet.open(shards / "train"))))
+
+
+def test_s3_is_listed_and_asked_as_it_is_now(moto: Moto, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    assert list_names(f"{BUCKET}/new") == [] and not exists(f"{BUCKET}/new/b")
+    for name in ("b", "a", "deeper/c"):
+        put_file(tmp_path / "file", f"{BUCKET}/new/{name}")
+    assert list_names(f"{BUCKET}/new") == ["a", "b"] and exists(f"{BUCKET}/new/b")
+
+
+def test_a_file_of_several_parts_arrives_whole(moto: Moto, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(2**24 + 1)
+    (tmp_path / "file").write_bytes(data)
+    put_file(tmp_path / "file", f"{BUCKET}/large")
+    assert get_bytes(f"{BUCKET}/large") == data
+
+
+def test_a_server_that_comes_back_is_waited_for(
+    moto: Moto, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops after the first batch and comes back while the second try waits; no batch is lost or another."""
+    pauses: list[float] = []
+
+    def back_at_the_second(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            moto.start()
+
+    monkeypatch.setattr("moe_dist.data.store.sleep", back_at_the_second)
+    batches = epoch(ShardSet.open(f"{BUCKET}/set/train", REMOTE, tmp_path))
+    streamed = [next(batches)]
+    moto.stop()
+    streamed += batches
+    assert pauses == [1, 2]
+    np.testing.assert_array_equal(streamed, list(epoch(ShardSet.open(shards / "train"))))
+
+
+def test_objects_and_buckets_that_are_not_there_are_named(moto: Moto) -> None:
+    for url in (f"{BUCKET}/set/train/other.tar", "s3://nowhere/index.json"):
+        with pytest.raises(UserError, match=rf"{url}: cannot be fetched: there is no such file \(404\); check"):
+            get_bytes(url, REMOTE)
+
+
+def test_missing_credentials_are_asked_for(moto: Moto, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(UserError, match="cannot be fetched: no credentials were found; set them in the environment"):
+        get_bytes(f"{BUCKET}/set/train/index.json", REMOTE)
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (403, r"the store refuses access \(403\); check the credentials in the environment"),
+        (503, "the store answered 503; try again later"),
+        ("half", "the connection ended after 500 of 1000 bytes"),
+        ("stall", "the store was silent for 1 s"),
+        ("stall in body", "the store was silent for 1 s"),
+    ],
+)
+def test_faults_of_s3_are_named(tmp_path: Path, fault: int | str, said: str) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/shard.tar").write_bytes(bytes(1000))
+    with serving(tmp_path) as server, endpoint(server.url):
+        server.faults["shard.tar"] = ["", fault]
+        assert get_bytes(f"{BUCKET}/shard.tar", ONCE) == bytes(1000)
+        with pytest.raises(UserError, match=f"{BUCKET}/shard.tar: cannot be fetched: {said}") as raised:
+            get_bytes(f"{BUCKET}/shard.tar", ONCE)
+        assert server.asked == ["shard.tar"] * 2, "one try is one try, whatever the library would do"
+        assert "hidden" not in str(raised.value)
+        assert get_bytes(f"{BUCKET}/shard.tar", ONCE) == bytes(1000)
+
+
+def test_an_upload_nobody_takes_ends(tmp_path: Path) -> None:
+    """The server accepts and reads nothing: more bytes than any socket buffer holds stay on the way."""
+    (tmp_path / "file").write_bytes(bytes(2**25))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}"),
+        pytest.raises(UserError, match="cannot be written: the store was silent for 1 s"),
+    ):
+        put_file(tmp_path / "file", f"{BUCKET}/file", ONCE)
+
+
+def serve(root: Path, port: int, faults: dict[str, list[int | str]]) -> None:
+    server = FaultServer(root, port)
+    server.faults.update(faults)
+    server.serve_forever()
+
+
+def start(target: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
+    process = FORK.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def wait_for_server(port: int) -> None:
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+
+
+def wait_for_half_a_shard(folder: Path) -> None:
+    while not any(path.stat().st_size for path in folder.glob("*.part")):
+        time.sleep(0.01)
+
+
+def test_a_server_killed_in_mid_body_is_waited_for(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    servers = [start(serve, shards, port, {"train-000001.tar": ["stall in body"]})]
+    wait_for_server(port)
+
+    def killed() -> None:
+        wait_for_half_a_shard(tmp_path)
+        os.kill(servers[0].pid, signal.SIGKILL)
+
+    def back_at_the_second(seconds: float) -> None:
+        if seconds == 2:
+            servers.append(start(serve, shards, port, {}))
+            wait_for_server(port)
+
+    monkeypatch.setattr("moe_dist.data.store.sleep", back_at_the_second)
+    killer = threading.Thread(target=killed)
+    killer.start()
+    remote = RemoteConfig(timeout_seconds=30, retries=4)
+    streamed = list(epoch(ShardSet.open(f"http://127.0.0.1:{port}/train", remote, tmp_path)))
+    killer.join()
+    np.testing.assert_array_equal(streamed, list(epoch(ShardSet.open(shards / "train"))))
+    assert len(servers) == 2
+    servers[1].kill()
+    servers[1].join()
+
+
+def read_first(url: str, cache: Path) -> None:
+    ShardSet.open(url, RemoteConfig(timeout_seconds=30), cache).read(0)
+
+
+def test_a_fetch_that_was_killed_is_done_by_the_next(shards: Path, tmp_path: Path) -> None:
+    """The lock goes with the killed process, and so does what it had fetched."""
+    with serving(shards) as server:
+        server.faults["train-000000.tar"] = ["stall in body"]
+        fetching = start(read_first, f"{server.url}/train", tmp_path)
+        wait_for_half_a_shard(tmp_path)
+        os.kill(fetching.pid, signal.SIGKILL)
+        fetching.join()
+        data = ShardSet.open(f"{server.url}/train", REMOTE, tmp_path).read(0)
+    assert data == ShardSet.open(shards / "train").read(0)
+    assert not list(tmp_path.glob("*.part"))

@@ -1,0 +1,164 @@
+"""ICL over ranks equals one process: every loss term of ten steps within 1e-6, with batch statistics frozen.
+
+Terms that are no sum over samples (parallel loss, memory) see the whole global batch on every rank.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from worlds import World
+
+from moe_dist.config import ParallelConfig
+from moe_dist.methods.base import Batch, DatasetInfo, Progress
+from moe_dist.methods.icl.config import IclConfig
+from moe_dist.methods.icl.method import Icl
+from moe_dist.train.checkpoint import load_checkpoint, save_checkpoint
+from moe_dist.train.engine import Engine, make_engine
+from moe_dist.train.gradient_shares import GradientShares
+from moe_dist.train.makers import makers
+
+CLASSES, SIDE, BATCH = 5, 8, 12
+"""2, 3 and 4 ranks have equal shares of a batch."""
+INFO = DatasetInfo(CLASSES, tuple("abcde"), SIDE, 83, (50, 20, 9, 3, 1))
+CONFIG = IclConfig.model_validate(
+    {"network": {"width": 2, "scale": 4}, "t_ad": 9, "t_cl": 0, "features": {"learning_rate": 0.005}}
+)
+STEPS = 10
+
+
+class Outcome(NamedTuple):
+    """terms of every step, averaged over ranks; this rank's parameters and buffers; the experts' shares of gradient."""
+
+    terms: list[dict[str, float]]
+    tensors: dict[str, Tensor]
+    shares: dict[str, float]
+
+
+def engine_of(stage: int, expert: int, world: int) -> Engine:
+    """A fresh engine of a stage: DeepSpeed's in a world, plain torch in one process (world 0)."""
+    method = Icl(CONFIG, INFO)
+    network = method.build(makers(expert, deepspeed=world > 0), {}, seed=3)
+    parallel = ParallelConfig(expert=expert)
+    device, bf16 = torch.device("cpu"), False
+    return make_engine(
+        network,
+        method.stages()[stage].optimisers,
+        parallel=parallel,
+        clip_norm=None,
+        device=device,
+        bf16=bf16,
+        world=max(world, 1),
+        deepspeed=world > 0,
+    )
+
+
+def share(step: int, rank: int, world: int) -> Batch:
+    """A rank's share of a global batch, as order.py gives it; every third batch ends in padding."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
+    labels = torch.randint(CLASSES, (BATCH,), generator=generator)
+    valid = 7 if step % 3 == 2 else BATCH
+    weight = (torch.arange(BATCH) < valid).float() * world / valid
+    rows = slice(rank, None, world)
+    return Batch(images[rows], labels[rows], torch.arange(BATCH)[rows], weight[rows])
+
+
+def take_steps(engine: Engine, steps: range, stage: int, rank: int, world: int) -> Outcome:
+    """Train as the loop does, but with batch normalisation as in evaluation: its statistics are a rank's own."""
+    method, shares = Icl(CONFIG, INFO), GradientShares(rank, world)
+    name = method.stages()[stage].name
+    method.set_training(engine.network, name)
+    engine.network.eval()
+    record = []
+    for step in steps:
+        terms = method.loss(engine.network, share(step, rank, world), Progress(name, 0, 180, step))
+        engine.backward(torch.stack(list(terms.values())).sum())
+        shares.add(method.gradient_sizes(engine.network))
+        engine.step()
+        values = torch.stack([term.detach() for term in terms.values()])
+        if world > 1:
+            torch.distributed.all_reduce(values)
+        record.append(dict(zip(terms, (values / world).tolist())))
+    tensors = {name: tensor.detach().clone() for name, tensor in engine.network.state_dict().items()}
+    return Outcome(record, tensors, shares.take())
+
+
+def train_rank(rank: int, world: int, expert: int, stage: int) -> Outcome:
+    """A case for a World."""
+    engine = engine_of(stage, expert, world)
+    outcome = take_steps(engine, range(STEPS), stage, rank, world)
+    engine.close()
+    return outcome
+
+
+def resume_rank(rank: int, world: int, expert: int, folder: str) -> tuple[Outcome, Outcome]:
+    """A case for a World: all steps at once; and half of them, a checkpoint, and the rest by a new engine."""
+    unbroken = train_rank(rank, world, expert, 0)
+    half = STEPS // 2
+    first = engine_of(0, expert, world)
+    take_steps(first, range(half), 0, rank, world)
+    save_checkpoint(Path(folder), first, rank=rank, world=world, state={})
+    first.close()
+    second = engine_of(0, expert, world)
+    load_checkpoint(Path(folder), second, rank=rank, world=world)
+    resumed = take_steps(second, range(half, STEPS), 0, rank, world)
+    second.close()
+    return unbroken, resumed
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[Outcome]:
+    """Both stages in one process, the second from the initial weights."""
+    return [take_steps(engine_of(stage, 1, 0), range(STEPS), stage, 0, 1) for stage in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("world", "expert", "stage"),
+    [
+        (1, 1, 0),
+        (2, 1, 0),
+        (2, 2, 0),
+        (3, 3, 0),
+        (3, 3, 1),
+        pytest.param(3, 1, 0, marks=pytest.mark.slow),
+        pytest.param(4, 2, 0, marks=pytest.mark.slow),
+        pytest.param(2, 2, 1, marks=pytest.mark.slow),
+        pytest.param(4, 2, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_equals_one_process(
+    worlds: dict[int, World], alone: list[Outcome], world: int, expert: int, stage: int
+) -> None:
+    reference = alone[stage]
+    ranks = worlds[world].run(train_rank, expert, stage)
+    first, last = (sum(terms.values()) for terms in (reference.terms[0], reference.terms[-1]))
+    assert abs(first - last) > 1e-2, "a training that stands still would compare equal"
+    for outcome in ranks:
+        for ours, expected in zip(outcome.terms, reference.terms):
+            assert ours == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        assert outcome.shares == pytest.approx(reference.shares, abs=1e-6)
+        for name, tensor in outcome.tensors.items():
+            expected_tensor = reference.tensors[name]
+            scale = max(1.0, float(expected_tensor.abs().max()))
+            assert float((tensor - expected_tensor).abs().max()) <= 5e-6 * scale, name
+
+
+def test_every_rank_holds_the_same_memory(worlds: dict[int, World]) -> None:
+    first, *others = worlds[3].run(train_rank, 3, 0)
+    for name in ("memory.confusion", "memory.prototypes"):
+        assert first.tensors[name].any()
+        assert all(torch.equal(first.tensors[name], other.tensors[name]) for other in others)
+
+
+@pytest.mark.parametrize(("world", "expert"), [(3, 3), pytest.param(2, 1, marks=pytest.mark.slow)])
+def test_goes_on_bit_identically(worlds: dict[int, World], world: int, expert: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for unbroken, resumed in worlds[world].run(resume_rank, expert, folder):
+            assert unbroken.terms[STEPS // 2 :] == resumed.terms
+            assert all(torch.equal(tensor, resumed.tensors[name]) for name, tensor in unbroken.tensors.items())
