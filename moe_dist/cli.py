@@ -59,6 +59,7 @@ def run(
     from moe_dist.report.render import to_rich
     from moe_dist.report.run import RunDirectory
     from moe_dist.report.tables import results_table
+    from moe_dist.report.tune import search_tables
     from moe_dist.train.run import choose_run_directory, run_job
     from moe_dist.train.show import Show
 
@@ -68,7 +69,9 @@ def run(
     page = run_job(job, folder, launcher, Show(console))
     record = RunDirectory(folder)
     console.print()
-    console.print(to_rich(results_table(record, flat_metrics(record))))
+    for table in [results_table(record, flat_metrics(record)), *search_tables(record)]:
+        if table.rows:
+            console.print(to_rich(table))
     console.print(f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
 
 

@@ -17,8 +17,17 @@ class BuildByDefault(typer.core.TyperGroup):
     """`shards SOURCE OUT` builds; `shards check DIR` and other named commands do what they say."""
 
     def resolve_command(self, context: Any, args: list[str]) -> Any:
-        """The named command, or `build` when the first word names none."""
-        return super().resolve_command(context, args if args[0] in self.commands else ["build", *args])
+        """The named command, or `build` when the first word is a dataset. Raises UserError where it is neither."""
+        if args[0] in self.commands:
+            return super().resolve_command(context, args)
+        from moe_dist.data.catalog import DATASETS
+
+        if args[0] not in DATASETS:
+            raise UserError(
+                f"shards {args[0]}: neither a command ({', '.join(sorted(self.commands))}) nor a dataset "
+                f"({', '.join(sorted(DATASETS))})"
+            )
+        return super().resolve_command(context, ["build", *args])
 
 
 class Choice(StrEnum):
@@ -68,14 +77,14 @@ def build(
             on_progress=shower.shards,
         )
     for split, index in indexes.items():
-        held = f"{len(index.rows):,} images in {len(index.shards):,} shards"
+        held = f"{len(index.rows):,} images in {_number(len(index.shards), 'shard')}"
         console.print(f"{split}: {held}, split hash {index.digest}", soft_wrap=True)
     console.print(f"shards: {_place(out)}")
 
 
 @shards.command("list")
 def list_datasets() -> None:
-    """The datasets a job can name, what is read of them and where to get it; and the shards that the cache holds."""
+    """The datasets a job can name, where to get them and what is read and checked; and the shards in the cache."""
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -83,15 +92,25 @@ def list_datasets() -> None:
     from moe_dist.data.inventory import cached_shards
     from moe_dist.train.run import cache_folder
 
-    folded = [Column(title, overflow="fold") for title in ("what", "where to get it", "what is read")]
-    table = Table(Column("dataset", no_wrap=True), *folded, show_lines=True)  # an address is shown whole
     cached = cached_shards(cache_folder())
     for entry in DATASETS.values():
         states = [one.state.partition(":")[0] for one in cached if one.dataset == entry.name]
-        state = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states), reverse=True))
-        what = f"{entry.title}; {entry.licence}; images: {_counts(entry.expected) or 'any'}; shards: {state or 'none'}"
-        table.add_row(entry.name, *map(escape, (what, entry.where, entry.reads)))
-    console.print(table)
+        said = {
+            "what": entry.title,
+            "images": _counts(entry.expected) or "any number",
+            "licence": entry.licence,
+            "get": entry.where,
+            "read": entry.reads,
+            "checked": entry.checked,
+            "shards": ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))) or "none",
+        }
+        console.print(f"[bold]{entry.name}[/]")
+        table = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 1))
+        for title, text in said.items():
+            if text:
+                table.add_row(f"  {title}", escape(text))
+        console.print(table)
+        console.print()
     for one in cached:
         counts = f" ({_counts(one.counts)})" if one.counts else ""
         console.print(f"{short(one.folder)}: {one.state}{counts}", markup=False, soft_wrap=True)
@@ -108,10 +127,12 @@ def check(
 
     for repaired in repair_shards(place) if repair else []:
         _say(repaired.reasons)
-        console.print(f"{short(repaired.folder)}: {repaired.dropped:,} samples dropped, {repaired.kept:,} kept")
+        dropped = _number(repaired.dropped, "sample")
+        console.print(f"{short(repaired.folder)}: {dropped} dropped, {repaired.kept:,} kept")
     problems = check_shards(place)
     _say(problems)
-    console.print(f"{_place(place)}: {f'{len(problems)} problems' if problems else 'all shards are whole'}")
+    found = _number(len(problems), "problem") if problems else "all shards are whole"
+    console.print(f"{_place(place)}: {found}")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -144,6 +165,10 @@ def stats(
 def _say(lines: list[str]) -> None:
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -10,7 +10,6 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -20,13 +19,9 @@ from pydantic import (
 
 from moe_dist.errors import UserError
 from moe_dist.methods.registry import METHODS, method_class
+from moe_dist.schema import AbsolutePath, Count, Fraction, NonNegative, Positive, Strict
+from moe_dist.tune.config import TuneConfig
 
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
-"""Made absolute when the job is loaded: workers have another current directory."""
-Count = Annotated[int, Field(ge=1)]
 Place = Annotated[
     str, AfterValidator(lambda place: place if "://" in place else str(Path(place).expanduser().absolute()))
 ]
@@ -40,10 +35,13 @@ MOST_RANDAUGMENT_OPERATIONS = 8
 """Random numbers are set aside for so many operations of an image."""
 
 
-class Strict(BaseModel):
-    """Base of every configuration: unknown keys are refused, values never change after loading."""
+def _ascending(shares: tuple[float, float]) -> tuple[float, float]:
+    if shares[0] > shares[1]:
+        raise ValueError(f"the smaller share comes first: write [{shares[1]:g}, {shares[0]:g}]")
+    return shares
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+AreaShares = Annotated[tuple[Fraction, Annotated[float, Field(gt=0, le=1)]], AfterValidator(_ascending)]
 
 
 class AugmentConfig(Strict):
@@ -64,8 +62,8 @@ class AugmentConfig(Strict):
     """Side of one grey square, as a fraction of the image side."""
     pad_crop: Annotated[int, Field(ge=0)] = 0
     """A crop of the image's own size from the image with so many black pixels added on every side."""
-    resized_crop: tuple[Fraction, Annotated[float, Field(gt=0, le=1)]] | None = None
-    """Smallest and largest share of the area that a random crop keeps (aspect ratio 3/4 to 4/3), resized to the side."""
+    resized_crop: AreaShares | None = None
+    """Least and largest share of the area that a random crop keeps, resized to the side; aspect ratio 3/4 to 4/3."""
     policy: Literal["autoaugment_cifar10", "autoaugment_imagenet", "randaugment"] | None = None
     """Operations of a published policy, drawn anew for every image."""
     randaugment_operations: Annotated[int, Field(ge=1, le=MOST_RANDAUGMENT_OPERATIONS)] = 2
@@ -120,9 +118,10 @@ class DataConfig(Strict):
     source: AbsolutePath | None = None
     """The downloaded dataset: a folder or a tar. Not needed for digits."""
     shards: Place | None = None
-    """Where its shards are (a folder or a URL), or are built. Default: runs/cache/shards/<dataset>-<fingerprint>."""
+    """Its shards: a folder, where they are built if they are not there yet, or a URL, which must hold them. Default:
+    runs/cache/shards/<dataset>-<fingerprint>."""
     imbalance: Annotated[float, Field(ge=1)] | None = None
-    """Long-tailed form: class c of C keeps int(n * (1 / imbalance)^(c / (C - 1))) training images, n the largest class."""
+    """Long-tailed form: class c of C keeps int(n * (1 / imbalance)^(c / (C - 1))) training images, n: the largest's."""
     imbalance_choice: Literal["first", "random"] = "first"
     """Which images a class keeps: its first ones, or ones drawn with `imbalance_seed`."""
     imbalance_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -235,15 +234,18 @@ class Job(Strict):
     """One YAML file: what is trained, on which data, by how many workers, and what it is compared with."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
-    kind: Literal["train", "reproduce"]
-    """train: one method; reproduce: several on the same data, with a table beside the paper's."""
+    kind: Literal["train", "reproduce", "tune"]
+    """train: one method; reproduce: several on the same data, with a table beside the paper's; tune: a search for the
+    hyper-parameters of one method, or of each of its experts."""
     title: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     workers: Count = 1
     """Ranks of the joint training. Not part of the result: any number sees the same global batches."""
     data: DataConfig = DataConfig()
     method: AnyMethod | None = None
-    methods: dict[Label, AnyMethod] = {}
+    methods: dict[Label, AnyMethod] = Field(default={})
+    tune: TuneConfig | None = None
+    """What is searched, and with what budget."""
     paper_table: str | None = None
     """Key of the paper's table that the report puts beside ours (moe_dist/report/paper.yaml)."""
     parallel: ParallelConfig = ParallelConfig()
@@ -252,8 +254,10 @@ class Job(Strict):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Job:
-        if self.kind == "train" and (self.method is None or self.methods):
-            raise ValueError("a job of kind `train` has one `method` and no `methods`")
+        if self.kind in ("train", "tune") and (self.method is None or self.methods):
+            raise ValueError(f"a job of kind `{self.kind}` has one `method` and no `methods`")
+        if (self.kind == "tune") != (self.tune is not None):
+            raise ValueError("a job of kind `tune` has a section `tune`, and no other kind has one")
         if self.kind == "reproduce" and (self.method is not None or not self.methods):
             raise ValueError("a job of kind `reproduce` has `methods` (label: method) and no `method`")
         if "figures" in self.methods:

@@ -174,7 +174,7 @@ def test_damaged_shards_are_repaired_and_described(tmp_path: Path, monkeypatch: 
     damaged[damaged.index(b"\xff\xd8") + 200] ^= 1
     shard.write_bytes(damaged)
     repaired = in_process("shards", "check", "packed", "--repair")
-    assert "packed/train: 1 samples dropped, 12 kept" in repaired and "all shards are whole" in repaired
+    assert "packed/train: 1 sample dropped, 12 kept" in repaired and "all shards are whole" in repaired
     assert "imbalance factor" in in_process("shards", "stats", "packed")
     assert (tmp_path / "packed/stats.png").is_file()
     in_process("shards", "stats", "packed/test", "--plot", "test.png")
@@ -186,8 +186,30 @@ def test_the_datasets_and_their_shards_are_listed(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))
     in_process("shards", "digits", "cache/shards/digits-1")
     listed = in_process("shards", "list")
-    assert all(name in listed for name in DATASETS)
+    assert all(f"\n{name}\n" in f"\n{listed}" for name in DATASETS)
+    assert "the pickles hold plain arrays alone" in listed and "https://www.cs.toronto.edu/~kriz/cifar.html" in listed
     assert "cache/shards/digits-1: whole (1,438 train, 359 test)" in listed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["chekc", "."], "shards chekc: neither a command (build, check, list, stats) nor a dataset (cifar10,"),
+        (["cifar100", "out"], "dataset cifar100 needs data.source (--from): "),
+        (["mnist", "out", "--from", "nowhere"], "nowhere: no such folder or tar; set data.source (--from)"),
+        (["check", "nowhere"], "nowhere: no such folder of shards"),
+        (["check", "s4://bucket/set"], "s4://bucket/set/index.json: is no address of a store"),
+        (["digits", "http://host/out"], "http://host/out: cannot be written over http"),
+    ],
+)
+def test_misspelt_shards_are_one_sentence(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError) as told:
+        in_process("shards", *words)
+    assert said in str(told.value)
 
 
 def test_a_report_of_several_runs_is_a_table_over_their_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,9 @@ def test_the_arithmetic_of_order_needs_numpy_alone(path: Path) -> None:
     assert {name.partition(".")[0] for name in imports(path)} <= {"numpy", *ORDER_STANDARD}
 
 
-def test_methods_and_models_do_not_know_the_loop() -> None:
+def test_methods_models_and_banks_do_not_know_the_loop() -> None:
     for path in FILES:
-        if room(path).startswith(("methods/", "models/")):
+        if room(path).startswith(("methods/", "models/", "bank/")):
             rooms = {name.split(".")[1] for name in imports(path) if name.startswith("moe_dist.")}
             assert not rooms & {"train", "tune", "parallel", "report"}, f"{room(path)} imports {rooms}"
 

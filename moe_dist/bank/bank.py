@@ -4,17 +4,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from moe_dist.bank.batches import ImagesOf, Lesson
+from moe_dist.bank.network import widest
 from moe_dist.bank.stack import Member, Stack
 from moe_dist.models.lenet import LeNet
 
-CPU_STACK_IMAGES = 64
-"""Images of a step of one stack on a CPU: its maps then stay in the cache, and more are no faster."""
-GPU_STACK_IMAGES = 4096
+
+@dataclass(frozen=True)
+class StackLimits:
+    """How large a stack of several members may be: images of a step, and its multiply-adds over the members' own."""
+
+    images: int
+    padding: float
+
+
+CPU_STACK = StackLimits(images=64, padding=1.25)
+"""A step's maps stay in the cache; more images are no faster, and what is computed on padding is time lost."""
+GPU_STACK = StackLimits(images=4096, padding=2.0)
+"""A GPU wants much work at once more than little."""
 
 
 class Bank:
@@ -35,7 +47,7 @@ class Bank:
         device = torch.device(device)
         self._stacks = [
             Stack({id: members[id] for id in ids}, image_size, outputs, device, dtype)
-            for ids in divided(members, stack_images(device))
+            for ids in divided(members, stack_limits(device))
         ]
 
     @property
@@ -77,22 +89,32 @@ class Bank:
         self._stacks = [stack for stack in self._stacks if stack.ids]
 
 
-def stack_images(device: torch.device) -> int:
-    """The images that one step of a stack may hold on a device."""
-    return GPU_STACK_IMAGES if device.type == "cuda" else CPU_STACK_IMAGES
+def stack_limits(device: torch.device) -> StackLimits:
+    """The limits of a stack on a device."""
+    return GPU_STACK if device.type == "cuda" else CPU_STACK
 
 
-def divided(members: Sequence[Member], images: int) -> list[list[int]]:
-    """The members' numbers in stacks of one optimiser kind and batch size.
+def divided(members: Sequence[Member], limits: StackLimits) -> list[list[int]]:
+    """The members' numbers in stacks of one optimiser kind and batch size, each within `limits` or of one member.
 
-    A step of a stack holds at most `images` of them, or one member; members of like cost go together, so that little is
-    computed on padding.
+    Members of like cost go together, so that little is computed on padding.
     """
     alike: dict[tuple[str, int], list[int]] = defaultdict(list)
     for id in sorted(range(len(members)), key=lambda id: LeNet.multiply_adds(members[id].widths)):
         alike[members[id].optimiser.kind, members[id].batch_size].append(id)
-    stacks = []
-    for (_, batch_size), ids in alike.items():
-        size = max(1, images // batch_size)
-        stacks += [ids[start : start + size] for start in range(0, len(ids), size)]
+    stacks: list[list[int]] = []
+    for ids in alike.values():
+        stack: list[int] = []
+        for id in ids:
+            if stack and not _fits([members[each] for each in (*stack, id)], limits):
+                stacks.append(stack)
+                stack = []
+            stack.append(id)
+        stacks.append(stack)
     return stacks
+
+
+def _fits(members: Sequence[Member], limits: StackLimits) -> bool:
+    padded = len(members) * LeNet.multiply_adds(widest([member.widths for member in members]))
+    own = sum(LeNet.multiply_adds(member.widths) for member in members)
+    return len(members) * members[0].batch_size <= limits.images and padded <= limits.padding * own

@@ -60,8 +60,7 @@ class Stack:
         parameters = [value.requires_grad_() for value in unpacked(rows.detach(), self._padded).values()]
         logits = stacked_logits(parameters, batch.images)
         losses = (batch.weight * _sample_losses(logits, batch.targets)).sum(dim=1)
-        gradients = torch.autograd.grad(losses.sum(), parameters)
-        self._optimiser.step(rows, torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
+        self._optimiser.step(rows, torch.autograd.grad(losses.sum(), parameters))
         return losses.detach()
 
     @torch.no_grad()

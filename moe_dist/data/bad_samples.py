@@ -60,6 +60,14 @@ class BadSamples:
 NONE_ALLOWED = BadSamples(limit=None)
 
 
+def require_readable(images: float, split: str) -> None:
+    """Raise UserError where of all images of `split` none (`images` of them) could be read."""
+    if not images:
+        raise UserError(
+            f"no image of the {split} split can be read or decoded; look at its shards with `moe-dist shards check`"
+        )
+
+
 def read_bad_samples(folder: Path) -> list[str]:
     """The bad samples that the processes of a run noted in `folder`, each once, sorted."""
     texts = (path.read_text(encoding="utf-8") for path in folder.glob("*.txt"))

@@ -58,8 +58,8 @@ def build_shards(
     `out` appears whole or not at all. A build that was broken off goes on where it stood; one that is whole already, of
     the same plan, is left as it is. workers: shards written at a time; 1 needs no Ray. cache, remote: where `out` is a
     URL, the folder of this machine in which the build keeps its records, and how it talks to the store.
-    Raises UserError where the source or one of its samples is bad (its file is named, nothing is left), `out` holds
-    something else, the disk is full or the store fails (what is done is kept).
+    Raises UserError where the source or samples are bad (the files of the first shard with any are named, nothing is
+    left), `out` holds something else, the disk is full or the store fails (what is done is kept).
     """
     fingerprint = source_fingerprint(dataset_name, source, long_tail)
     plan = Plan(dataset_name, fingerprint, long_tail, shrink, samples_per_shard)
@@ -107,6 +107,7 @@ def _build_split(writer: ShardWriter, split: str, write: Write, on_progress: OnP
         if on_progress is not None:
             on_progress(split, done, total)
 
+    advance(0)  # a clock of this split starts here, whatever is finished already
     missing = [number for number in range(count) if number not in shards]
     with closing(write(split, missing, advance)) as written:  # a failure here ends the tasks that still run
         for shard in written:

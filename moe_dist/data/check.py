@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from moe_dist.config import RemoteConfig
+from moe_dist.data.files import file_sha256
 from moe_dist.data.index import INDEX_FILE, Index, read_index
 from moe_dist.data.rows import row_states
 from moe_dist.data.samples import SPLITS
 from moe_dist.data.scan import scan_shard
 from moe_dist.data.shard_files import fetch_index
-from moe_dist.data.store import file_sha256, get_file, is_url, join, list_names
+from moe_dist.data.store import exists, get_file, is_url, join, list_names
 from moe_dist.errors import UserError
 
 
@@ -42,7 +43,11 @@ class SplitFolder:
 
     def names(self) -> list[str]:
         """The files there."""
-        return sorted(path.name for path in self.folder.iterdir()) if self.folder.is_dir() else []
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a file called `name`."""
+        return (self.folder / name).is_file()
 
     def index(self) -> Index:
         """The split's index. Raises UserError."""
@@ -67,8 +72,12 @@ class SplitUrl:
         return self.url.rstrip("/").rpartition("/")[2]
 
     def names(self) -> list[str]:
-        """The files there."""
+        """The files there; none where the store shows no listing, as most web servers."""
         return list_names(self.url, self.remote)
+
+    def holds(self, name: str) -> bool:
+        """Whether there is a file called `name`. Raises UserError where the store does not say."""
+        return exists(join(self.url, name), self.remote)
 
     def index(self) -> Index:
         """The split's index. Raises UserError."""
@@ -91,11 +100,11 @@ def splits_at(place: str | Path, remote: RemoteConfig) -> list[Split]:
     Raises UserError where there is no such folder.
     """
     if is_url(place):
-        url = str(place)
-        if INDEX_FILE in list_names(url, remote):
-            return [SplitUrl(url, remote)]
-        below = [SplitUrl(join(url, split), remote) for split in SPLITS]
-        return [split for split in below if split.name != "val" or split.names()]
+        url = SplitUrl(str(place), remote)
+        if url.holds(INDEX_FILE):
+            return [url]
+        below = [SplitUrl(join(url.url, split), remote) for split in SPLITS]
+        return [split for split in below if split.name != "val" or split.holds(INDEX_FILE)]
     folder = Path(place)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of shards")
@@ -110,14 +119,13 @@ def _check_split(split: Split) -> list[str]:
     except UserError as error:
         return [str(error)]
     known = {shard.name for shard in index.shards} | index.dropped.keys()
-    names = split.names()
-    problems = [f"{name}: not in the index" for name in names if name.endswith(".tar") and name not in known]
+    problems = [f"{name}: not in the index" for name in split.names() if name.endswith(".tar") and name not in known]
     shard_of_key: dict[str, str] = {}
     for number, shard in enumerate(index.shards):
-        if shard.name not in names:
-            problems.append(f"{shard.name}: the shard is missing")
-            continue
         try:
+            if not split.holds(shard.name):
+                problems.append(f"{shard.name}: the shard is missing")
+                continue
             with split.file(shard.name) as path:
                 found = shard_problems(path, index, number, shard_of_key)
         except UserError as error:

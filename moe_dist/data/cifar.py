@@ -75,8 +75,8 @@ def open_cifar(source: Path | None, layout: Layout) -> PixelContents | PathConte
     """
     if source is None:
         raise UserError(
-            f"dataset {layout.dataset} needs data.source: the folder {layout.folder}, the .tar.gz it comes in, or "
-            "a folder or tar of train/<class>/* and test/<class>/*"
+            f"dataset {layout.dataset} needs data.source (--from): the folder {layout.folder}, the .tar.gz it comes "
+            "in, or a folder or tar of train/<class>/* and test/<class>/*"
         )
     files = _find(source, layout)
     if files:

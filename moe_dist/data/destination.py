@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 from moe_dist.config import RemoteConfig
-from moe_dist.data.files import whole_file
+from moe_dist.data.files import file_sha256, whole_file
 from moe_dist.data.index import INDEX_FILE, ROWS_FILE, Index, ShardInfo, read_index
 from moe_dist.data.plan import PLAN_FILE
 from moe_dist.data.samples import SPLITS
 from moe_dist.data.shard_files import fetch_index
-from moe_dist.data.store import exists, file_sha256, get_bytes, is_url, join, put_file
+from moe_dist.data.store import exists, get_bytes, is_url, join, put_file
 from moe_dist.data.transfer import protocol, shown
 from moe_dist.errors import UserError
 
@@ -73,8 +73,8 @@ class FolderDestination:
         return self.out.with_name(f".{self.out.name}.building")
 
     def in_use(self) -> bool:
-        """Whether the folder holds anything."""
-        return self.out.is_dir() and any(self.out.iterdir())
+        """Whether the folder holds anything, or is a file."""
+        return self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir()))
 
     def plan(self) -> str | None:
         """The plan in the folder."""

@@ -84,7 +84,9 @@ def open_gtsrb(source: Path | None) -> FileContents:
     or a class has no training image.
     """
     if source is None:
-        raise UserError("dataset gtsrb needs data.source: the folder the archives were unpacked to, or a tar of it")
+        raise UserError(
+            "dataset gtsrb needs data.source (--from): the folder the archives were unpacked to, or a tar of it"
+        )
     tree = open_tree(source)
     rows = _official_rows(tree) or _repacked_rows(tree)
     _demand_complete(tree, rows)

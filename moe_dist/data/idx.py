@@ -43,7 +43,9 @@ def open_idx(source: Path | None, dataset: str, class_names: Sequence[str]) -> P
     Raises UserError where one is missing, there twice, damaged, or images and labels do not fit together.
     """
     if source is None:
-        raise UserError(f"dataset {dataset} needs data.source: the folder of train-images-idx3-ubyte.gz and its like")
+        raise UserError(
+            f"dataset {dataset} needs data.source (--from): the folder of train-images-idx3-ubyte.gz and its like"
+        )
     read = partial(_read_idx_splits, classes=len(class_names))
     return PixelContents(source, class_names, read(source), read)
 

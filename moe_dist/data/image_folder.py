@@ -21,7 +21,7 @@ def open_image_folder(source: Path | None) -> PathContents:
     """
     if source is None:
         raise UserError(
-            "dataset image_folder needs data.source: a folder or tar that holds train/<class>/* and test/<class>/*"
+            "dataset image_folder needs data.source (--from): a folder or tar of train/<class>/* and test/<class>/*"
         )
     return class_folders(open_tree(source))
 

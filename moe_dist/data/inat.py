@@ -32,7 +32,7 @@ def open_inat2018(source: Path | None) -> PathContents:
     labels are not 0, 1, 2 ... with training images each.
     """
     if source is None:
-        raise UserError("dataset inat2018 needs data.source: the folder of train_val2018/ and train2018.json")
+        raise UserError("dataset inat2018 needs data.source (--from): the folder of train_val2018/ and train2018.json")
     tree = open_tree(source)
     if find_table(tree, JSON_FILES["train"]) is None:
         if find_table(tree, TEXT_FILES["train"]) is not None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moe_dist.data.files import whole_file
-from moe_dist.data.longtail import LongTail
+from moe_dist.data.longtail import LongTail, class_counts
 from moe_dist.data.shrink import Shrink
 from moe_dist.errors import UserError
 
@@ -80,7 +80,7 @@ class Index:
     @property
     def class_counts(self) -> np.ndarray:
         """Samples [C] of each class."""
-        return np.bincount(self.rows["label"], minlength=len(self.class_names))
+        return class_counts(self.rows["label"], len(self.class_names))
 
 
 def write_index(folder: Path, index: Index) -> None:

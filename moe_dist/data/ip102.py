@@ -37,7 +37,7 @@ def open_ip102(source: Path | None) -> PathContents:
     label is outside the classes.
     """
     if source is None:
-        raise UserError("dataset ip102 needs data.source: the folder of images/, train.txt, val.txt, test.txt")
+        raise UserError("dataset ip102 needs data.source (--from): the folder of images/, train.txt, val.txt, test.txt")
     tree = open_tree(source)
     names = _class_names(tree)
     listings = {split: read_list(tree, name) for split, name in LISTS.items()}

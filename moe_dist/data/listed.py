@@ -44,7 +44,7 @@ def open_lists(source: Path | None, dataset: str, lists: Mapping[str, str]) -> P
     of train, or labels are not 0, 1, 2 ... with training images each.
     """
     if source is None:
-        raise UserError(f"dataset {dataset} needs data.source: a folder with the images and {lists['train']}")
+        raise UserError(f"dataset {dataset} needs data.source (--from): a folder with the images and {lists['train']}")
     tree = open_tree(source)
     listings = {split: read_list(tree, name) for split, name in lists.items()}
     return listed_contents(tree, listings)

@@ -13,6 +13,7 @@ from moe_dist.config import DataConfig
 from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.images import DiskImages, open_images
 from moe_dist.data.job_shards import ensure_shards, open_shards
+from moe_dist.data.longtail import class_counts
 from moe_dist.data.order import split
 from moe_dist.data.shards import ShardSet
 from moe_dist.data.store import shown
@@ -90,7 +91,7 @@ def _info(config: DataConfig, class_names: tuple[str, ...], labels: np.ndarray) 
         class_names=class_names,
         image_size=config.image_size,
         train_images=len(labels),
-        class_counts=tuple(np.bincount(labels, minlength=len(class_names)).tolist()),
+        class_counts=tuple(class_counts(labels, len(class_names)).tolist()),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from moe_dist.data.scan import image_problem, label_problem
+from moe_dist.data.tars import BLOCK, member_name
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,8 @@ def row_states(path: Path, rows: np.ndarray, classes: int) -> list[RowState]:
 
 
 def _member_name(file: BinaryIO, offset: int) -> str:
-    file.seek(offset - tarfile.BLOCKSIZE)
-    try:
-        return tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "ascii", "replace").name
-    except tarfile.HeaderError:  # type: ignore[attr-defined]
-        return f"byte {offset}"
+    file.seek(offset - BLOCK)
+    return member_name(file.read(BLOCK), offset)
 
 
 def _problem(file: BinaryIO, row: np.void, classes: int) -> str | None:

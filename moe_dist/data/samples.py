@@ -8,7 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from moe_dist.data.decode import Region, image_size
+from moe_dist.data.crops import Region
+from moe_dist.data.decode import image_size
 from moe_dist.data.source import Tree
 from moe_dist.errors import UserError
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_dist.data.decode import EXTENSIONS, Region, decode
+from moe_dist.data.crops import Region
+from moe_dist.data.decode import EXTENSIONS, decode
 from moe_dist.data.index import NO_REGION, ROW
 from moe_dist.data.tars import members
 

@@ -88,7 +88,8 @@ class StoredShards:
             fitting = sum(total <= self.cache.limit_bytes for total in accumulate(sizes))
             raise UserError(
                 f"{shown(self.place)}: an epoch reads {largest / 2**30:.2g} GiB of shards at a time; raise "
-                f"data.remote.cache_gib (it is {self.cache.remote.cache_gib:g}), or set data.window_shards={fitting}"
+                f"data.remote.cache_gib (it is {self.cache.remote.cache_gib:g}), or set data.window_shards={fitting} "
+                "(where no stage samples by class)"
             )
 
     def renew(self, shard: int) -> bool:

@@ -21,6 +21,8 @@ from moe_dist.data.scan import MEMBER_NAME, label_problem, region_problem, scan_
 from moe_dist.data.shrink import Shrink, shrunk
 from moe_dist.errors import UserError
 
+NAMED_SAMPLES = 20
+"""Bad samples that a message names, at most; the rest is counted."""
 OnSamples = Callable[[int], None]
 """Called with the number of samples that were written since the last call."""
 
@@ -59,7 +61,7 @@ class ShardWriter:
     def write(self, split: str, shard: int, on_samples: OnSamples = lambda samples: None) -> WrittenShard:
         """Write one shard and put it in place; equal plans and sources give equal bytes.
 
-        Raises UserError where the source or a sample is bad (its file is named), OSError where the disk or store is.
+        Raises UserError where the source or samples are bad (their files are named), OSError where disk or store are.
         """
         name, classes = self.name(split, shard), len(self.contents.class_names)
         with self.destination.new_file(f"{split}/{name}") as path:
@@ -70,15 +72,29 @@ class ShardWriter:
         return WrittenShard(info, scan.rows, scan.keys, dict(scan.image_kinds))
 
     def _samples(self, split: str, shard: int, on_samples: OnSamples) -> Iterator[Sample]:
+        """The shard's samples as they are stored. Raises one UserError for all of them that are bad, after the last."""
         classes = len(self.contents.class_names)
         keys: set[str] = set()
+        problems: list[str] = []
         for number in self.numbers(split, shard).tolist():
-            sample = self.contents.sample(split, number)
-            if sample.key in keys:
-                raise UserError(f"{sample.origin}: key {sample.key} occurs twice")
-            keys.add(sample.key)
-            yield _prepared(sample, classes, self.plan.shrink)
+            try:
+                sample = self.contents.sample(split, number)
+                if sample.key in keys:
+                    raise UserError(f"{sample.origin}: key {sample.key} occurs twice")
+                keys.add(sample.key)
+                prepared = _prepared(sample, classes, self.plan.shrink)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            yield prepared
             on_samples(1)
+        if problems:
+            raise UserError(_named(problems))
+
+
+def _named(problems: list[str]) -> str:
+    further = f"; and {len(problems) - NAMED_SAMPLES} more" if len(problems) > NAMED_SAMPLES else ""
+    return "; ".join(problems[:NAMED_SAMPLES]) + further
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,6 @@ Shards behind a URL are read from copies on this node's disk (cache.py).
 from __future__ import annotations
 
 import os
-import tarfile
 import zlib
 from io import FileIO
 from pathlib import Path
@@ -23,6 +22,7 @@ from moe_dist.data.index import Index, read_index
 from moe_dist.data.scan import label_problem
 from moe_dist.data.shard_files import LocalShards, StoredShards, fetch_index
 from moe_dist.data.store import is_url, shown
+from moe_dist.data.tars import BLOCK, member_name
 from moe_dist.errors import UserError
 
 _DEFAULTS = RemoteConfig()
@@ -103,12 +103,8 @@ class ShardSet:
     def where(self, sample: int) -> str:
         """The shard and member `sample` lies in, for messages."""
         offset = int(self._offsets[sample])
-        header = os.pread(self._file(sample).fileno(), tarfile.BLOCKSIZE, offset - tarfile.BLOCKSIZE)
-        try:
-            name = tarfile.TarInfo.frombuf(header, "ascii", "replace").name
-        except tarfile.HeaderError:  # type: ignore[attr-defined]
-            name = f"byte {offset}"
-        return f"{self._shards.where(int(self.shard_of[sample]))}: {name}"
+        header = os.pread(self._file(sample).fileno(), BLOCK, offset - BLOCK)
+        return f"{self._shards.where(int(self.shard_of[sample]))}: {member_name(header, offset)}"
 
     def _read(self, sample: int) -> bytes:
         try:

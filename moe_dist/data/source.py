@@ -90,7 +90,7 @@ def fingerprint_parts(source: Path) -> list[tuple[str, int, int]]:
 
 
 def _missing(source: Path) -> UserError:
-    return UserError(f"{source}: no such folder or tar; set data.source to where the dataset was downloaded")
+    return UserError(f"{source}: no such folder or tar; set data.source (--from) to where the dataset was downloaded")
 
 
 def _folder_tree(where: Path) -> Tree:

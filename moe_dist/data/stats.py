@@ -11,7 +11,7 @@ from moe_dist.config import RemoteConfig
 from moe_dist.data.check import Split, splits_at
 from moe_dist.data.decode import image_size
 from moe_dist.data.index import Index
-from moe_dist.data.longtail import class_counts, imbalance_factor, shot_groups
+from moe_dist.data.longtail import imbalance_factor, shot_groups
 
 LARGEST_SAMPLE = 1000
 """Images whose sides are looked at, at most."""
@@ -79,7 +79,7 @@ def shard_stats(place: str | Path, remote: RemoteConfig | None = None) -> list[S
 
 def _stats(split: Split) -> SplitStats:
     index = split.index()
-    counts = class_counts(index.rows["label"], len(index.class_names))
+    counts = index.class_counts
     total = sum(shard.bytes for shard in index.shards)
     with split.file(index.shards[0].name) as path:
         sides = _sides(path, index.rows[index.rows["shard"] == 0][:LARGEST_SAMPLE])

@@ -19,15 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from moe_dist.config import AugmentConfig, DataConfig, Sampling
 from moe_dist.data.augment import DRAWS, augment, normalise
-from moe_dist.data.crops import CROP_DRAWS, RandomCrop
 from moe_dist.data.images import DiskImages
+from moe_dist.data.loader import Loader
 from moe_dist.data.mixing import MIX_DRAWS, mix, mixes, with_partners
 from moe_dist.data.order import (
-    CROPS,
     MIXES,
     Position,
     epoch_order,
@@ -91,9 +89,8 @@ class Stream:
         self._device = torch.device(device)
         self._shard_of = None if shard_of is None else shard_of[training_set.samples]
         crop_scale = None if augment is None else augment.resized_crop
-        decoder = _Decoder(images, seed, crop_scale)
         processes = config.loader_workers if isinstance(images, DiskImages) else 0
-        self._loader = _Loader(decoder, processes, pin_memory=self._device.type == "cuda")
+        self._loader = Loader(images, seed, crop_scale, processes, pin_memory=self._device.type == "cuda")
 
     def __len__(self) -> int:
         """Steps of one epoch, the same on every rank."""
@@ -256,70 +253,3 @@ class _Share:
     repeats: np.ndarray
     valid: np.ndarray
     partners: np.ndarray | None = None
-
-
-_Wanted = tuple[int, np.ndarray, np.ndarray]
-"""Of a batch: its epoch, its samples [n], and which of its sample's copies in the epoch each is [n]."""
-
-
-class _Remaining(Sampler[_Wanted]):
-    """The batches still to come, set anew before every pass over the loader."""
-
-    def __init__(self) -> None:
-        self.batches: list[_Wanted] = []
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[_Wanted]:
-        return iter(self.batches)
-
-
-_Decoded = tuple[Tensor, Tensor]
-"""Images [n, 3, S, S] uint8, and which of them are no bad ones [n] bool."""
-
-
-class _Decoder(Dataset[_Decoded | UserError]):
-    """Whole batches; an error travels as a value, or a worker would wrap it in its own traceback.
-
-    crop_scale: of random crops, drawn here so that no more of an image is decoded than is needed; None: no crops.
-    """
-
-    def __init__(self, images: Images, seed: int, crop_scale: tuple[float, float] | None) -> None:
-        self._images = images
-        self._seed = seed
-        self._crop_scale = crop_scale
-
-    def __getitem__(self, wanted: _Wanted) -> _Decoded | UserError:
-        epoch, samples, repeats = wanted
-        crop = None
-        if self._crop_scale is not None:
-            crop = RandomCrop(self._crop_scale, uniform(self._seed, epoch, samples, CROP_DRAWS, repeats, CROPS))
-        try:
-            return self._images.uint8(samples, crop), torch.from_numpy(self._images.readable(samples))
-        except UserError as error:
-            return error
-
-
-class _Loader:
-    """Fetches batches of images, by so many processes ahead of time; with 0 in this process."""
-
-    def __init__(self, decoder: _Decoder, processes: int, pin_memory: bool) -> None:
-        self._remaining = _Remaining()
-        self._loader = DataLoader(
-            decoder,
-            batch_size=None,  # a sample of this loader is a batch already
-            sampler=self._remaining,
-            num_workers=processes,
-            persistent_workers=processes > 0,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # the global one would move at every pass, and a resumed run differ
-        )
-
-    def load(self, batches: list[_Wanted]) -> Iterator[_Decoded]:
-        """What each of `batches` is decoded to, in order."""
-        self._remaining.batches = batches
-        for decoded in self._loader:
-            if isinstance(decoded, UserError):
-                raise decoded
-            yield decoded

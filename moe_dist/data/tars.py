@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_BLOCK = 512
+BLOCK = 512
 _TAIL_BYTES = 1 << 20
 
 
@@ -37,7 +37,7 @@ def members(path: Path) -> Iterator[Member]:
                     raise ValueError(f"{info.name} is neither a file nor a folder")
                 if info.size < 0:  # which a header can say, and which leads back to members that were read
                     raise ValueError(f"damaged: the size of {info.name} is {info.size}")
-                end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
+                end = info.offset_data + -(-info.size // BLOCK) * BLOCK
                 if end > size:
                     raise ValueError(f"cut short inside {info.name}")
                 yield Member(info.name.removeprefix("./"), info.offset_data, info.size, info.isdir())
@@ -45,6 +45,14 @@ def members(path: Path) -> Iterator[Member]:
     except (tarfile.TarError, OverflowError, MemoryError, RecursionError) as error:  # it believes any length it reads
         raise ValueError(f"not an uncompressed tar, or damaged ({error})") from None
     _demand_end(path, end)
+
+
+def member_name(header: bytes, offset: int) -> str:
+    """The name in a member's `header`; "byte 512" where it is damaged, `offset` being where its content begins."""
+    try:
+        return tarfile.TarInfo.frombuf(header, "ascii", "replace").name
+    except tarfile.HeaderError:  # type: ignore[attr-defined]
+        return f"byte {offset}"
 
 
 def _demand_end(path: Path, end: int) -> None:
@@ -56,5 +64,5 @@ def _demand_end(path: Path, end: int) -> None:
             tail_bytes += len(tail)
             if tail.strip(b"\0"):
                 raise ValueError(f"damaged after byte {end}: a member's header cannot be read")
-    if tail_bytes < 2 * _BLOCK:
+    if tail_bytes < 2 * BLOCK:
         raise ValueError(f"cut short after byte {end}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from moe_dist.config import AugmentConfig, DataConfig, MethodConfig, OptimiserConfig, Sampling, ScheduleConfig
 from moe_dist.data.crops import RandomCrop
 from moe_dist.models.sparse import Routing
+
+if TYPE_CHECKING:
+    from moe_dist.methods.search import ExpertSearch
 
 
 @dataclass(frozen=True)
@@ -319,6 +322,14 @@ class Method(ABC):
 
     def expert_maps(self, network: nn.Module, images: Tensor) -> ExpertMaps | None:
         """Where each expert looks in images [B, 3, S, S]; None: the method shows nothing of it."""
+        return None
+
+    def search_space(self) -> Mapping[str, Any]:
+        """Of the method as a whole: parameter, by its path in the configuration -> values, as in a job; empty: none."""
+        return {}
+
+    def expert_search(self) -> ExpertSearch | None:
+        """How each expert's hyper-parameters are searched; None: the experts are not trained alone."""
         return None
 
     def top_ks(self) -> Iterable[int]:

@@ -15,6 +15,7 @@ from moe_dist.report.render import Table, to_markdown
 from moe_dist.report.run import Evaluation, RunDirectory, StepRecord
 from moe_dist.report.seeds import seeds_table
 from moe_dist.report.tables import experts_table, results_table
+from moe_dist.report.tune import search_tables
 
 
 def build_report(path: Path) -> Path:
@@ -24,7 +25,7 @@ def build_report(path: Path) -> Path:
     """
     run = RunDirectory(path)
     metrics = flat_metrics(run)
-    tables = [results_table(run, metrics), experts_table(run, metrics)]
+    tables = [results_table(run, metrics), experts_table(run, metrics), *search_tables(run)]
     results = [table for table in tables if table.rows]
     (path / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     (path / "results.md").write_text("\n".join(map(to_markdown, results)), encoding="utf-8")

@@ -14,6 +14,7 @@ from moe_dist.report.longtail_figures import draw_longtail
 from moe_dist.report.metrics import confusion_counts
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory, StepRecord
 from moe_dist.report.style import style
+from moe_dist.report.tune_figures import draw_searches
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def _drawings(run: RunDirectory) -> Iterator[Drawing]:
         if any(record["kind"] == "epoch" for record in model.log):
             yield _training(run, model)
     yield from draw_longtail(run)
+    yield from draw_searches(run)
     for model, evaluation in run.evaluated:
         yield _test_confusion(run, model, evaluation)
 

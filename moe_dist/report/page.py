@@ -16,7 +16,7 @@ from moe_dist.report.render import Table, to_html
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
 from moe_dist.report.tables import class_table, duration, percent, steps_table
 
-KINDS = {"train": "Training", "reproduce": "Reproduction"}
+KINDS = {"train": "Training", "reproduce": "Reproduction", "tune": "Search"}
 
 
 def render_page(run: RunDirectory, results: Sequence[Table], pictures: Sequence[Picture]) -> str:

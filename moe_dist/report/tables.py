@@ -158,7 +158,7 @@ def experts_table(run: RunDirectory, metrics: Metrics) -> Table:
         if evaluation.choices is None:
             continue
         lines = {model.title: ""} | {
-            f"  expert {expert}": f"expert{expert}_" for expert in range(evaluation.choices.shape[1])
+            f"{model.title}, expert {expert}": f"expert{expert}_" for expert in range(evaluation.choices.shape[1])
         }
         for place, (heading, who) in enumerate(lines.items()):
             shares = [metrics.get(f"{model.label}/{who}{key}") for key in columns]
@@ -169,7 +169,6 @@ def experts_table(run: RunDirectory, metrics: Metrics) -> Table:
         f"(n = {run.record['counts']['test']:,})",
         columns=tuple(Column("", name) for name in columns.values()),
         rows=tuple(rows),
-        notes=(GROUPS_NOTE,) if run.class_groups else (),
         corner="Model",
     )
 

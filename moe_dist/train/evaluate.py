@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moe_dist.data.bad_samples import require_readable
 from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.data.stream import evaluation_batches
 from moe_dist.methods.base import Method, TaskContext
@@ -81,6 +82,7 @@ def predict_test(method: Method, network: nn.Module, data: OpenedData, context: 
             collected.setdefault(name, []).append(array.cpu().numpy()[valid])
         done += len(valid)
         context.progress(min(done, len(labels)), len(labels) + 1)  # the last one is the latency's
+    require_readable(sum(map(len, collected["labels"])), "test")
     return {name: np.concatenate(parts) for name, parts in collected.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_dist.data.bad_samples import require_readable
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Batch, Method, Progress
 from moe_dist.train.checkpoint import load_checkpoint, read_state, save_checkpoint
@@ -115,6 +116,7 @@ def evaluate(method: Method, session: Session, world: int) -> dict[str, float]:
         loss = nn.functional.nll_loss(log_probs, batch.labels, reduction="none").double()
         sums += torch.stack([(valid * loss).sum(), (valid * correct).sum(), valid.sum()])
     loss_sum, correct_sum, count = sum_over_ranks(sums, world).tolist()
+    require_readable(count, "validation")
     return {"val/loss": loss_sum / count, "val/top1": correct_sum / count}
 
 

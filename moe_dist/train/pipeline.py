@@ -22,11 +22,18 @@ def fingerprint(*parts: Any) -> str:
 
 
 def run_steps(
-    method: Method, job: Job, data: OpenedData, folder: Path, run_tasks: RunTasks, show: Show
+    method: Method,
+    job: Job,
+    data: OpenedData,
+    folder: Path,
+    run_tasks: RunTasks,
+    show: Show,
+    last: str | None = None,
 ) -> tuple[Results, str]:
     """Run the steps whose result is missing or out of date; the results, and a fingerprint over all that led to them.
 
     A step is out of date when its settings, the data's split, the seed or an earlier step's fingerprint changed.
+    last: the step to end with; None: all are run.
     """
     seen = data.config.model_dump(mode="json", include={"image_size", "crop_roi", "mean", "std", "window_shards"})
     inputs = fingerprint(data.split_digest, job.seed, seen)
@@ -36,13 +43,15 @@ def run_steps(
         finished = done(folder / step.name)
         if finished and finished["fingerprint"] == inputs:
             show.skipped(step.title, finished["seconds"])
-            continue
-        shutil.rmtree(folder / step.name, ignore_errors=True)
-        with show.working(step.title):
-            started = time.perf_counter()
-            result = step.run(_workspace(step, method, job, data, results, run_tasks))
-            save_result(folder / step.name, result, inputs, time.perf_counter() - started)
-        results = Results(folder)
+        else:
+            shutil.rmtree(folder / step.name, ignore_errors=True)
+            with show.working(step.title):
+                started = time.perf_counter()
+                result = step.run(_workspace(step, method, job, data, results, run_tasks))
+                save_result(folder / step.name, result, inputs, time.perf_counter() - started)
+            results = Results(folder)
+        if step.name == last:
+            break
     return results, inputs
 
 

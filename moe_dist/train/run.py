@@ -56,6 +56,10 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
         data = open_data(job.data, job.seed, cache_folder())
     for label in job.models:
         refuse_early(job, open_method(job, label, data), len(data.val_samples))
+        if job.kind == "tune":
+            from moe_dist.tune.run import refuse_search  # Optuna, which no other kind of job waits for
+
+            refuse_search(job, open_method(job, label, data), len(data.val_samples))
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
     record = _record(job, data, launcher_name, started)
@@ -63,7 +67,12 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     with open_launcher(launcher_name, job, run, show) as launcher:
         for label in job.models:
             show.headline(label)
-            run_model(job, label, run, data, launcher, show)
+            if job.kind == "tune":
+                from moe_dist.tune.run import tune_model
+
+                tune_model(job, label, run, data, launcher, show, cache_folder())
+            else:
+                run_model(job, label, run, data, launcher, show)
     bad = _bad_samples(run, show)
     write_json(run / "run.json", record | {"status": "finished", "seconds": time.time() - started, "bad_samples": bad})
     with show.working("report"):

@@ -25,9 +25,8 @@ class Show:
         self.console = console
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._started = self._next_line = 0.0
+        self._started = self._next_line = self._done_before = 0.0
         self._split = ""
-        self._split_done = 0
 
     def headline(self, text: str) -> None:
         """A line that opens a part of the run."""
@@ -45,6 +44,7 @@ class Show:
     def working(self, title: str) -> Iterator[None]:
         """A step under way; a failure leaves a mark and goes on up."""
         started = self._started = time.perf_counter()
+        self._done_before, self._split = 0.0, ""
         self._next_line = started + LINE_EVERY_SECONDS
         columns = (
             SpinnerColumn(),
@@ -67,21 +67,21 @@ class Show:
         self.console.print(f"  [green]+[/] {title} [dim]{_duration(time.perf_counter() - started)}[/]")
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        """How far the step under way is."""
+        """How far the step under way is; time left is told from what was done since it began."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, note=note)
         now = time.perf_counter()
-        if not self.console.is_terminal and 0 < done < total and now >= self._next_line:
+        if not self.console.is_terminal and self._done_before < done < total and now >= self._next_line:
             self._next_line = now + LINE_EVERY_SECONDS
-            left = (now - self._started) * (total - done) / done
+            left = (now - self._started) * (total - done) / (done - self._done_before)
             self.console.print(f"    [dim]{done / total:.0%} {escape(note)}, about {_duration(left)} left[/]")
 
     def shards(self, split: str, done: int, total: int) -> None:
         """How far the building of a split's shards is, and how many images a second it writes."""
         now = time.perf_counter()
         if split != self._split:  # what came before tells nothing of this split's time
-            self._split, self._split_done, self._started = split, done, now
-        rate = (done - self._split_done) / (now - self._started) if now > self._started else 0
+            self._split, self._done_before, self._started = split, done, now
+        rate = (done - self._done_before) / (now - self._started) if now > self._started else 0
         self.update(done, total, f"{split} {done:,}/{total:,} images, {rate:,.0f}/s")
 
     @contextlib.contextmanager

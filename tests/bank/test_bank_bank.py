@@ -8,9 +8,11 @@ import pytest
 import torch
 from alone import SIDE, Alone, lesson, mixed_members, pictures
 
-from moe_dist.bank.bank import Bank, divided
+from moe_dist.bank.bank import Bank, StackLimits, divided
 from moe_dist.bank.batches import Lesson, steps
+from moe_dist.bank.network import widest
 from moe_dist.errors import UserError
+from moe_dist.models.lenet import LeNet
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 STEPS = 50
@@ -88,14 +90,18 @@ def test_logits_of_the_same_images_are_every_members_own():
     torch.testing.assert_close(bank.logits(images), torch.stack(expected).detach(), rtol=0, atol=1e-12)
 
 
-def test_stacks_are_of_one_kind_and_batch_size_and_hold_no_more_images_than_allowed():
+def test_stacks_are_of_one_kind_and_batch_size_and_within_their_limits():
     members = mixed_members(60)
-    stacks = divided(members, 32)
+    stacks = divided(members, StackLimits(images=32, padding=1.5))
     assert sorted(chain(*stacks)) == list(range(60))
+    assert max(map(len, stacks)) > 1
     for stack in stacks:
         assert len({(members[id].optimiser.kind, members[id].batch_size) for id in stack}) == 1
         assert len(stack) * members[stack[0]].batch_size <= 32
-    assert all(len(stack) == 1 for stack in divided(members, 4))  # a member that is larger has a stack to itself
+        own = [LeNet.multiply_adds(members[id].widths) for id in stack]
+        padded = LeNet.multiply_adds(widest([members[id].widths for id in stack]))
+        assert len(stack) * padded <= 1.5 * sum(own)
+    assert all(len(stack) == 1 for stack in divided(members, StackLimits(images=4, padding=9.0)))
 
 
 def test_an_image_too_small_for_a_lenet_is_refused():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,11 +17,14 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
+import yaml
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
+from moe_dist.cli import app
 from moe_dist.config import DataConfig, RemoteConfig
 from moe_dist.data.build import build_shards
+from moe_dist.data.check import check_shards
 from moe_dist.data.images import DiskImages
 from moe_dist.data.shards import ShardSet
 from moe_dist.data.store import exists, get_bytes, list_names, put_file
@@ -42,12 +46,17 @@ BUCKET = "s3://images"
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 training pictures in three shards."""
-    folder = tmp_path_factory.mktemp("built")
-    pictures = write_image_folder(folder / "pictures")
-    build_shards("image_folder", pictures, folder / "shards", samples_per_shard=10)
-    return folder / "shards"
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training pictures and 9 to test."""
+    return write_image_folder(tmp_path_factory.mktemp("source") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def shards(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures in a folder of shards, three of them for training."""
+    folder = tmp_path_factory.mktemp("built") / "shards"
+    build_shards("image_folder", pictures, folder, samples_per_shard=10)
+    return folder
 
 
 @contextmanager
@@ -80,13 +89,13 @@ class Moto:
 
 
 @pytest.fixture(scope="module")
-def moto(shards: Path) -> Iterator[Moto]:
-    """The shards, built to s3://images/set."""
+def moto(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moto]:
+    """The pictures, built to s3://images/set."""
     server = Moto()
     with endpoint(f"http://127.0.0.1:{server.port}"):
         boto3.client("s3").create_bucket(Bucket="images")
-        for path in sorted(shards.rglob("*.*")):
-            put_file(path, f"{BUCKET}/set/{path.relative_to(shards)}", REMOTE)
+        cache = tmp_path_factory.mktemp("cache")
+        build_shards("image_folder", pictures, f"{BUCKET}/set", samples_per_shard=10, cache=cache, remote=REMOTE)
         yield server
     server.stop()
 
@@ -104,6 +113,81 @@ def epoch(opened: ShardSet) -> Iterator[np.ndarray]:
 def test_an_epoch_streams_from_s3(moto: Moto, shards: Path, tmp_path: Path) -> None:
     stored = ShardSet.open(f"{BUCKET}/set/train", REMOTE, tmp_path)
     np.testing.assert_array_equal(list(epoch(stored)), list(epoch(ShardSet.open(shards / "train"))))
+
+
+def stored_files(place: str) -> dict[str, bytes]:
+    """Every object under `place` by its path, as S3 itself lists them."""
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    client = boto3.client("s3")
+    names = [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")["Contents"]]
+    return {
+        name.removeprefix(f"{prefix}/"): client.get_object(Bucket=bucket, Key=name)["Body"].read() for name in names
+    }
+
+
+def test_s3_gets_the_bytes_that_a_folder_gets(moto: Moto, shards: Path) -> None:
+    expected = {str(path.relative_to(shards)): path.read_bytes() for path in shards.rglob("*") if path.is_file()}
+    assert stored_files(f"{BUCKET}/set") == expected
+    assert check_shards(f"{BUCKET}/set", REMOTE) == []
+
+
+def test_a_build_to_s3_goes_on_where_the_store_left_it(
+    moto: Moto, pictures: Path, shards: Path, tmp_path: Path
+) -> None:
+    """The server stops while the second shard is written; the first is not written again."""
+
+    def stop(split: str, done: int, total: int) -> None:
+        if (split, done) == ("train", 15):
+            moto.stop()
+
+    options = {"samples_per_shard": 10, "cache": tmp_path, "remote": ONCE}
+    with pytest.raises(UserError, match=r"train-000001.tar: cannot be written.*it goes on where it stood"):
+        build_shards("image_folder", pictures, f"{BUCKET}/again", on_progress=stop, **options)
+    moto.start()
+    before = boto3.client("s3").head_object(Bucket="images", Key="again/train/train-000000.tar")["LastModified"]
+    with pytest.raises(UserError, match=r"index\.json: cannot be fetched: there is no such file"):
+        ShardSet.open(f"{BUCKET}/again/train", REMOTE, tmp_path / "copies")
+    begun: list[int] = []
+    build_shards(
+        "image_folder",
+        pictures,
+        f"{BUCKET}/again",
+        on_progress=lambda split, done, total: begun.append(done),
+        **options,
+    )
+    assert begun[0] == 10
+    assert stored_files(f"{BUCKET}/again") == stored_files(f"{BUCKET}/set")
+    after = boto3.client("s3").head_object(Bucket="images", Key="again/train/train-000000.tar")["LastModified"]
+    assert after == before
+
+
+@pytest.mark.timeout(600)
+def test_a_job_trains_on_s3(moto: Moto, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built by the command, trained on by the command: neither is told more than the address."""
+    monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))
+    place = f"{BUCKET}/by-command"
+    run_command("shards", "image_folder", place, "--from", str(pictures))
+    job = {
+        "name": "small",
+        "kind": "train",
+        "data": {"dataset": "image_folder", "shards": place, "image_size": 16, "val_fraction": 0.25},
+        "method": {
+            "name": "traditional_moe",
+            "experts": {"conv1": 2, "conv2": 4, "fc1": 8, "fc2": 8, "learning_rate": 0.003, "batch_size": 8},
+            "gate": {"filters": [4, 8], "hidden": [16]},
+            "epochs": 1,
+            "batch_size": 8,
+        },
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    run_command("run", str(tmp_path / "job.yaml"), "--launcher", "local", "--out", str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["traditional_moe/test_images"] == 9
+    assert len(list((tmp_path / "cache/fetched").glob("*.tar"))) == 2, "train and test, each fetched whole"
+
+
+def run_command(*arguments: str) -> None:
+    """`moe-dist` in this process, whose environment knows the store."""
+    app(list(arguments), standalone_mode=False)
 
 
 def test_s3_is_listed_and_asked_as_it_is_now(moto: Moto, tmp_path: Path) -> None:
@@ -219,8 +303,16 @@ def wait_for_server(port: int) -> None:
 
 
 def wait_for_half_a_shard(folder: Path) -> None:
-    while not any(path.stat().st_size for path in folder.glob("*.part")):
+    while not any(has_content(path) for path in folder.glob("*.part")):
         time.sleep(0.01)
+
+
+def has_content(partial: Path) -> bool:
+    """Whether the file is there and not empty; one that is whole by now has another name."""
+    try:
+        return partial.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def test_a_server_killed_in_mid_body_is_waited_for(

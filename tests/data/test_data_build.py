@@ -31,7 +31,7 @@ def test_equal_sources_give_equal_bytes(image_folder: Path, shards: Path, tmp_pa
 def test_progress_counts_every_sample(image_folder: Path, tmp_path: Path):
     calls: list[tuple[str, int, int]] = []
     build_shards("image_folder", image_folder, tmp_path / "out", on_progress=lambda *call: calls.append(call))
-    assert calls == [("train", done, 24) for done in range(1, 25)] + [("test", done, 9) for done in range(1, 10)]
+    assert calls == [("train", done, 24) for done in range(25)] + [("test", done, 9) for done in range(10)]
 
 
 def test_a_source_changes_its_fingerprint_with_its_files(image_folder: Path):
@@ -48,6 +48,29 @@ def test_a_truncated_image_is_refused_with_its_file_and_leaves_nothing(image_fol
     with pytest.raises(UserError, match=r"train/bee/cut.jpg: Premature end of JPEG"):
         build_shards("image_folder", image_folder, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_all_bad_samples_of_a_shard_are_named_at_once(image_folder: Path, tmp_path: Path):
+    for name in ("ant", "cat"):
+        (image_folder / f"train/{name}/cut.png").write_bytes(picture()[:40])
+    with pytest.raises(
+        UserError, match=r"train/(ant|cat)/cut.png: not a JPEG.*; \S+ train/(ant|cat)/cut.png: not a JPEG"
+    ) as told:
+        build_shards("image_folder", image_folder, tmp_path / "out")
+    assert str(told.value).count("cut.png") == 2
+
+
+def test_of_very_many_bad_samples_the_first_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    samples = [Sample(f"{number:02d}", number, b"", "png", origin=f"file {number}") for number in range(23)]
+    with pytest.raises(UserError, match=r"file \d+: .*; and 3 more$") as told:
+        build_listed(monkeypatch, tmp_path / "out", samples)
+    assert str(told.value).count("file ") == 20
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_read(image_folder: Path, tmp_path: Path):
+    (tmp_path / "out").write_text("notes")
+    with pytest.raises(UserError, match="out: already holds something"):
+        build_shards("image_folder", image_folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

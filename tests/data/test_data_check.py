@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_server import serving
 from pictures import encode, gradient, write_tar
 
 from moe_dist.data.check import check_shards
@@ -127,6 +128,13 @@ def test_missing_unlisted_and_unindexed_shards_are_found(shards: Path):
         "train/train-000001.tar: the shard is missing",
     ]
     assert "no index.json" in problems[2] and len(problems) == 3
+
+
+def test_a_web_server_without_listings_is_checked_by_what_the_index_names(shards: Path):
+    with serving(shards) as server:
+        assert check_shards(server.url) == [] and check_shards(f"{server.url}/train") == []
+        (shards / "train/train-000001.tar").unlink()
+        assert check_shards(server.url) == ["train/train-000001.tar: the shard is missing"]
 
 
 def test_a_key_of_two_shards_is_found(shards: Path):

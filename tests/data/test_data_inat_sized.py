@@ -62,6 +62,7 @@ def test_a_balanced_epoch_gives_every_class_its_share(twentieth: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_whole_set_is_shown_once_by_ranks_and_workers_of_little_memory(tmp_path: Path):
     write_inat_shaped(tmp_path / "train", pareto_counts(CLASSES, IMAGES))
     for world in (1, 2, 3):

@@ -183,6 +183,22 @@ def test_more_bad_images_than_the_limit_end_the_run(pictures: Path, damaged: Pat
         run(job, tmp_path / "run")
 
 
+@pytest.mark.parametrize(("split", "called"), [("val", "validation"), ("test", "test")])
+def test_a_split_of_bad_images_alone_is_one_sentence(
+    pictures: Path, built: Path, tmp_path: Path, split: str, called: str
+) -> None:
+    place = tmp_path / "damaged"
+    shutil.copytree(built, place)
+    opened, (path,) = ShardSet.open(built / split), (place / split).glob("*.tar")
+    content = path.read_bytes()
+    for sample in range(len(opened)):
+        content = content.replace(opened.read(sample), bytes(len(opened.read(sample))))
+    path.write_bytes(content)
+    job = picture_job(pictures, place, {"epochs": 1}, on_bad_sample="skip", hold="disk")
+    with pytest.raises(UserError, match=f"no image of the {called} split can be read or decoded"):
+        run(job, tmp_path / "run")
+
+
 def test_a_bad_image_ends_the_run_where_none_is_to_be_skipped(pictures: Path, damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train-000000.tar: \S+.png: changed or cut short"):
         run(picture_job(pictures, damaged, hold="disk"), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The recipes of ImageNet-LT and iNaturalist 2018 on tiny trees in their formats: 224 pixels, ResNet-50, two workers."""
+"""The recipes of ImageNet-LT and iNaturalist 2018 on tiny trees in their formats: 224 pixels, ResNet-50, 2 workers."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -74,6 +74,15 @@ class Dense(Method):
                 config.sampling,
             ),
         )
+
+    def search_space(self) -> Mapping[str, Any]:
+        """Table 2's hyper-parameters."""
+        return {
+            "optimiser.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+            "optimiser.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+            "dropout": {"low": 0.0, "high": 0.7},
+            "batch_size": [16, 32, 64],
+        }
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Cross-entropy."""

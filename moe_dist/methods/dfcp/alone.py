@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,22 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from moe_dist.bank.bank import Bank
+from moe_dist.bank.batches import Lesson
+from moe_dist.bank.stack import Member
+from moe_dist.errors import UserError
 from moe_dist.methods.base import DatasetInfo, Step, StepResult, TaskContext, Workspace
 from moe_dist.methods.dfcp.config import AloneConfig, DfcpConfig, ExpertConfig, expert_list
-from moe_dist.methods.dfcp.network import expert_optimiser, widths
+from moe_dist.methods.dfcp.network import expert_costs, expert_optimiser, widths
 from moe_dist.methods.dfcp.steps import members
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
-from moe_dist.optimisers import torch_optimiser
 
 STEP = "experts"
 
 
 def train_experts_alone(config: DfcpConfig, info: DatasetInfo) -> Step:
-    """The step that trains every expert as a task of its own."""
+    """The step that trains every expert by itself, several in a task: a bank."""
     experts = expert_list(config.experts, info.classes)
     settings: dict[str, Any] = {
         "alone": config.alone.model_dump(),
@@ -55,41 +57,80 @@ class _AloneTask:
 
 
 def _train_all(config: AloneConfig, experts: tuple[ExpertConfig, ...], workspace: Workspace) -> StepResult:
-    """Weights as arrays "<expert>/<parameter>", seconds per expert as values."""
+    """Weights as arrays "<expert>/<parameter>"; the experts of every bank and its seconds as values."""
     samples, classes = members(workspace.results, workspace.labels)
     views = Views(workspace.images, workspace.data, workspace.seed)
     task = _AloneTask(views, config, experts, samples, classes, workspace.seed)
-    trained = list(workspace.run_tasks(_train_one, range(len(experts)), task))
+    banks = banks_of(expert_costs(experts, 1, workspace.data.image_size), config.bank)
+    trained = list(workspace.run_tasks(_train_bank, banks, task))
     arrays = {
-        f"{expert}/{name}": array for expert, (weights, _) in enumerate(trained) for name, array in weights.items()
+        f"{expert}/{name}": array
+        for bank, (weights, _) in zip(banks, trained)
+        for expert, parameters in zip(bank, weights)
+        for name, array in parameters.items()
     }
-    return StepResult({"seconds": [seconds for _, seconds in trained]}, arrays)
+    return StepResult({"banks": banks, "seconds": [seconds for _, seconds in trained]}, arrays)
 
 
-def _train_one(task: _AloneTask, expert: int, context: TaskContext) -> tuple[dict[str, np.ndarray], float]:
-    """Train one expert on its cluster against a portion of the others (Eq 14); its weights and the seconds it took."""
+def banks_of(costs: Sequence[float], largest: int) -> list[list[int]]:
+    """The experts, by their costs [E], in as few banks of at most `largest` as can be, all of about the same work."""
+    count = -(-len(costs) // largest)
+    dearest_first = sorted(range(len(costs)), key=lambda expert: -costs[expert])
+    return [sorted(dearest_first[bank::count]) for bank in range(count)]
+
+
+def _train_bank(
+    task: _AloneTask, experts: Sequence[int], context: TaskContext
+) -> tuple[list[dict[str, np.ndarray]], float]:
+    """Train `experts` together, each as if it were alone; their weights, and the seconds that all of them took.
+
+    Raises UserError where an expert diverged.
+    """
     started = time.perf_counter()
-    config = task.experts[expert]
-    network = seeded_member(lambda: LeNet(widths(config), 1, task.views.data.image_size), expert, task.seed).to(
-        context.device
-    )
-    optimiser = torch_optimiser(network.parameters(), expert_optimiser(config))
-    random = np.random.default_rng([task.seed, expert])
-    chosen = chosen_samples(task.classes, expert, task.config.others_fraction, random)
-    samples, mine = task.samples[chosen], (task.classes[chosen] == expert).astype(np.float32)
-    images, targets = task.views.images.uint8(samples), torch.from_numpy(mine).to(context.device)
+    bank = Bank([_member(task, expert) for expert in experts], task.views.data.image_size, device=context.device)
+    randoms = [np.random.default_rng([task.seed, expert]) for expert in experts]
+    chosen = [
+        chosen_samples(task.classes, expert, task.config.others_fraction, random)
+        for expert, random in zip(experts, randoms)
+    ]
+    images_of = _held_images(task, np.unique(np.concatenate(chosen)))
     for epoch in range(task.config.epochs):
-        order = random.permutation(len(samples))
-        for start in range(0, len(order), config.batch_size):
-            rows = order[start : start + config.batch_size]
-            views = task.views.augmented(images[rows], samples[rows], epoch, task.config.augment).to(context.device)
-            logits = network(views).squeeze(1)
-            functional.binary_cross_entropy_with_logits(logits, targets[rows]).backward()
-            optimiser.step()
-            optimiser.zero_grad()
+        lessons = {
+            member: _lesson(task, expert, rows[random.permutation(len(rows))])
+            for member, (expert, rows, random) in enumerate(zip(experts, chosen, randoms))
+        }
+        bank.train_epoch(lessons, partial(images_of, epoch))
         context.progress(epoch + 1, task.config.epochs)
-    weights = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+    if diverged := bank.diverged():
+        expert = experts[diverged[0]]
+        raise UserError(
+            f"expert {expert} diverged by itself, at learning_rate {task.experts[expert].learning_rate:g}; lower it "
+            "in method.experts"
+        )
+    weights = [{name: value.cpu().numpy() for name, value in bank.weights(member).items()} for member in bank.members]
     return weights, time.perf_counter() - started
+
+
+def _member(task: _AloneTask, expert: int) -> Member:
+    config = task.experts[expert]
+    network = seeded_member(lambda: LeNet(widths(config), 1, task.views.data.image_size), expert, task.seed)
+    return Member(widths(config), expert_optimiser(config), config.batch_size, network.state_dict())
+
+
+def _lesson(task: _AloneTask, expert: int, rows: np.ndarray) -> Lesson:
+    """An epoch of an expert that sees `rows` in this order; its target is 1 for its own class."""
+    return Lesson(rows, (task.classes[rows] == expert).astype(np.float32))
+
+
+def _held_images(task: _AloneTask, rows: np.ndarray) -> Callable[[int, np.ndarray], Tensor]:
+    """(epoch, some of the sorted `rows`) -> their augmented images; read once here, for a disk decodes every time."""
+    images = task.views.images.uint8(task.samples[rows])
+
+    def images_of(epoch: int, wanted: np.ndarray) -> Tensor:
+        held = images[np.searchsorted(rows, wanted)]
+        return task.views.augmented(held, task.samples[wanted], epoch, task.config.augment)
+
+    return images_of
 
 
 def chosen_samples(classes: np.ndarray, expert: int, others_fraction: float, random: np.random.Generator) -> np.ndarray:

@@ -96,6 +96,8 @@ class AloneConfig(Strict):
     others_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the other classes' samples an expert sees as negatives, class-balanced."""
     augment: StepAugment = AugmentConfig()
+    bank: Count = 8
+    """Experts trained together in one task, each as it would be alone. 1: a task of its own for every expert."""
 
 
 class GateConfig(Strict):

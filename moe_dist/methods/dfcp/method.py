@@ -14,6 +14,8 @@ from moe_dist.methods.dfcp import losses, steps
 from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import DfcpConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
+from moe_dist.methods.dfcp.search import DfcpExpertSearch
+from moe_dist.methods.search import ExpertSearch
 
 
 class Dfcp(Method):
@@ -114,6 +116,19 @@ class Dfcp(Method):
     def _log_probs(self, gate_logits: Tensor, expert_logits: Tensor, top_k: int | None) -> Tensor:
         own_class = torch.arange(self.info.classes, device=gate_logits.device)
         return losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, top_k)
+
+    def search_space(self) -> Mapping[str, Any]:
+        """The managing network's and the joint stage's; the experts have searches of their own."""
+        return {
+            "gate.optimiser.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+            "gate.optimiser.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+            "gate.dropout": {"low": 0.0, "high": 0.7},
+            "joint.batch_size": [16, 32, 64],
+        }
+
+    def expert_search(self) -> ExpertSearch:
+        """Table 1's."""
+        return DfcpExpertSearch(self.experts, self.config.alone)
 
     def top_ks(self) -> Sequence[int]:
         """As the job says."""

@@ -1,0 +1,143 @@
+"""A search as one run of Ray Tune: its searcher hosts every study, and each of its trials is a round.
+
+Ray's own files are no part of what is kept: the search's journal is, and a resumed search is a new run of Tune.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from moe_dist.config import ResourceConfig
+from moe_dist.errors import UserError
+from moe_dist.train.launcher import device_of, use_threads
+from moe_dist.tune.runner import Backend, failure
+from moe_dist.tune.search import Search
+from moe_dist.tune.trials import Round, all_failed, pack_outcome, pack_round, unpack_outcome, unpack_round
+
+OpenBackend = Callable[[Any, Any], Backend]
+"""(packed task, device) -> the backend, in a worker. A module-level function, so that another process can import it."""
+METRIC = "trials"
+WORKER_LOST = "the worker died (out of memory, or killed)"
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a CSV, JSON and TensorBoard file for every trial
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots grow with the number of trials, and ours is the journal
+    "RAY_AIR_NEW_OUTPUT": "0",  # prints its settings even when it is asked for silence
+    "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+class StudiesSearcher(Searcher):
+    """Ray Tune's view of a Search: a trial's configuration is a round, its result the round's outcomes."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self._search = search
+        self._rounds: dict[str, Round] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """The next round; None: ask again when one has come back."""
+        work = self._search.next_round()
+        if work is None:
+            return None if self._search.under_way else Searcher.FINISHED
+        self._rounds[trial_id] = work
+        return {"round": pack_round(work)}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the search; a round without a result has failed as a whole."""
+        work = self._rounds.pop(trial_id)
+        if error or not result or "outcomes" not in result:
+            self._search.tell(work, all_failed(work.batches, WORKER_LOST))
+        else:
+            self._search.tell(work, [[unpack_outcome(told) for told in batch] for batch in result["outcomes"]])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the search: Tune pickles its searcher for a restore that is never asked for."""
+        return self.__dict__ | {"_search": None}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal has everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+
+class RoundTrainable(tune.Trainable):
+    """A worker that keeps its backend, and so its data, from round to round."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], open_backend: OpenBackend, packed: Any, resources: dict[str, Any]
+    ) -> None:
+        """Remember how the backend is opened; that is done in `step`, whose failures are told."""
+        self._resources = ResourceConfig.model_validate(resources)
+        self._open = partial(open_backend, packed)
+        self._backend: Backend | None = None
+        self._round = config["round"]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next round in the same process."""
+        self._round = new_config["round"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Run the round; a failure of all of it is the outcome of each of its trials."""
+        work = unpack_round(self._round)
+        try:
+            outcomes = self._opened().run(work)
+        except Exception as error:
+            outcomes = all_failed(work.batches, failure(error))
+        packed = [[pack_outcome(outcome) for outcome in batch] for batch in outcomes]
+        return {METRIC: sum(map(len, outcomes)), "outcomes": packed, "done": True}
+
+    def _opened(self) -> Backend:
+        if self._backend is None:
+            use_threads(self._resources.cpus_per_task)
+            self._backend = self._open(device_of(self._resources.gpus_per_task))
+        return self._backend
+
+
+def run_on_ray(search: Search, open_backend: OpenBackend, packed: Any, resources: ResourceConfig, folder: Path) -> None:
+    """Run the whole search as one run of Ray Tune on the Ray this process is connected to.
+
+    folder: where Tune may put what is dropped afterwards; every node must reach it.
+    Raises UserError where Tune itself ends it.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is in the journal
+    per_trial = {"cpu": resources.cpus_per_task} | ({"gpu": resources.gpus_per_task} if resources.gpus_per_task else {})
+    trainable = tune.with_parameters(
+        RoundTrainable, open_backend=open_backend, packed=packed, resources=resources.model_dump()
+    )
+    with tempfile.TemporaryDirectory(prefix=".ray-tune-", dir=folder) as storage:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, per_trial),
+            tune_config=tune.TuneConfig(
+                search_alg=StudiesSearcher(search),
+                metric=METRIC,
+                mode="max",
+                num_samples=-1,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+                trial_name_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=storage,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError as error:
+            raise UserError(f"Ray Tune ended the search; go on with it with --resume. It said: {error}") from error

@@ -1,0 +1,94 @@
+"""Search spaces: the values of a job checked against the configuration they are for, and as Optuna's distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import TypeAdapter, ValidationError
+
+from moe_dist.config import explain
+from moe_dist.errors import UserError
+from moe_dist.schema import Strict
+from moe_dist.tune.config import Range, Space, Value
+
+Distributions = dict[str, BaseDistribution]
+Configuration = TypeVar("Configuration", bound=Strict)
+
+
+def read_space(values: Mapping[str, Any]) -> Space:
+    """A space that a method gives as plain values, as in a job."""
+    return TypeAdapter(Space).validate_python(dict(values))
+
+
+def configured(base: Configuration, values: Mapping[str, Value]) -> Configuration:
+    """`base` with the parameters `values`, named by their paths. Raises pydantic's ValidationError."""
+    content = base.model_dump(mode="json")
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        node = content
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return type(base).model_validate(content)
+
+
+def parameters(base: Strict) -> dict[str, Any]:
+    """Every parameter of a configuration by its path, with its value."""
+    return dict(_leaves(base.model_dump(mode="json"), ""))
+
+
+def _leaves(content: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def distributions(space: Space, base: Strict, where: str) -> Distributions:
+    """The distributions of a space over parameters of `base`; `where` names the space in errors.
+
+    Raises UserError for a parameter that `base` has not, and for values that it refuses.
+    """
+    known = parameters(base)
+    for path in space:
+        if path not in known:
+            raise UserError(f"{where}.{path}: there is no such parameter; choose among {', '.join(sorted(known))}")
+    return {path: _distribution(path, values, base, where) for path, values in space.items()}
+
+
+def _distribution(path: str, values: Range | tuple[Value, ...], base: Strict, where: str) -> BaseDistribution:
+    if not isinstance(values, Range):
+        for choice in values:
+            _validated(path, choice, base, where)
+        return CategoricalDistribution(values)
+    low, high = (_validated(path, bound, base, where) for bound in (values.low, values.high))
+    if isinstance(low, bool) or not isinstance(low, int | float):
+        raise UserError(f"{where}.{path}: is no number, so it has no range; give a list of values to choose from")
+    if isinstance(low, int):
+        return IntDistribution(low, high, log=values.log)
+    return FloatDistribution(low, high, log=values.log)
+
+
+def _validated(path: str, value: Value, base: Strict, where: str) -> Any:
+    """The value as the configuration reads it: 1 is 1.0 where a rate is asked for."""
+    try:
+        return parameters(configured(base, {path: value}))[path]
+    except ValidationError as error:
+        raise UserError(f"{where}.{path}: {explain(error)}") from None
+
+
+def nearest(distribution: BaseDistribution, value: Any) -> Value:
+    """The value of a distribution that is nearest to `value`; of words that are not among its choices, the first."""
+    if isinstance(distribution, CategoricalDistribution):
+        choices: tuple[Any, ...] = distribution.choices
+        numbers = [choice for choice in choices if isinstance(choice, int | float)]
+        if value in choices or not numbers or not isinstance(value, int | float):
+            return value if value in choices else choices[0]
+        return min(numbers, key=lambda choice: abs(choice - value))
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    clamped = min(max(value, distribution.low), distribution.high)
+    return math.floor(clamped + 0.5) if isinstance(distribution, IntDistribution) else float(clamped)

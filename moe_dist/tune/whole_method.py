@@ -1,0 +1,120 @@
+"""Trials of a method as a whole: each a training by the loop, scored on the validation split, and stopped at rungs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_dist.config import Job
+from moe_dist.errors import UserError
+from moe_dist.methods.base import Method
+from moe_dist.train.loop import train
+from moe_dist.train.show import last_metrics
+from moe_dist.train.task import TrainingTask
+from moe_dist.train.worker import LocalWorker
+from moe_dist.tune.halving import Rungs
+from moe_dist.tune.runner import failure
+from moe_dist.tune.space import configured
+from moe_dist.tune.trials import Batch, Outcome, Point, Round, State, Trial
+
+TRIALS = "trials"
+"""Folder of the trials' trainings in a method's folder; a trial leaves its metrics.jsonl there."""
+
+
+class Stopped(Exception):
+    """A trial that is not among the best at its rung."""
+
+
+class TrialWorker(LocalWorker):
+    """A rank whose checkpoints go nowhere: what is left of a trial is its log. After every epoch it may be stopped."""
+
+    def __init__(self, device: torch.device, epoch_done: Callable[[], None]) -> None:
+        super().__init__(Path(), 1, 0, 1, device)
+        self._epoch_done = epoch_done
+
+    def restore(self) -> Path | None:
+        """A trial begins at its beginning."""
+        return None
+
+    @contextlib.contextmanager
+    def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
+        """A folder that is gone when the block ends."""
+        with tempfile.TemporaryDirectory(prefix="moe-dist-trial-") as folder:
+            yield Path(folder)
+        self._epoch_done()
+
+
+class MethodBackend:
+    """Trains a method's trials one after another in this process."""
+
+    def __init__(self, task: TrainingTask, rung_factor: int, device: torch.device) -> None:
+        self._task, self._rung_factor, self._device = task, rung_factor, device
+
+    def run(self, work: Round) -> list[list[Outcome]]:
+        """See Backend."""
+        return [self._run_batch(batch) for batch in work.batches]
+
+    def _run_batch(self, batch: Batch) -> list[Outcome]:
+        rungs = Rungs(self._rung_factor, batch.rungs or {})
+        return [self._run_trial(trial, rungs) for trial in batch.trials]
+
+    def _run_trial(self, trial: Trial, rungs: Rungs) -> Outcome:
+        started = time.perf_counter()
+        curve: list[Point] = []
+        state: State = "finished"
+        reason = ""
+        task = trial_task(self._task, trial.number, trial.values)
+
+        def epoch_done() -> None:
+            curve.append(_last_point(task.folder, len(curve) + 1))
+            if trial.number not in rungs.survivors(curve[-1].epoch, {trial.number: curve[-1].rank}):
+                raise Stopped
+
+        try:
+            train(TrialWorker(self._device, epoch_done), task)
+        except Stopped:
+            state = "stopped"
+        except Exception as error:
+            state, reason = "failed", failure(error)
+        return Outcome(state, tuple(curve), time.perf_counter() - started, reason)
+
+
+def trial_task(task: TrainingTask, number: int, values: Mapping[str, Any]) -> TrainingTask:
+    """The training of a trial: the job with these values, in a folder of its own, on the results of the same steps."""
+    method = configured(task.job.models[task.label], values)
+    checkpoint = task.job.checkpoint.model_copy(update={"every_epochs": 1, "every_steps": 0})
+    job = task.job.model_copy(update={"method": method, "checkpoint": checkpoint})
+    run = task.folder / TRIALS / str(number)
+    folder = run / task.label
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir(parents=True)
+    os.symlink(task.folder / "steps", folder / "steps")
+    return TrainingTask(job, task.label, run, task.cache, task.fingerprint)
+
+
+def _last_point(folder: Path, epoch: int) -> Point:
+    line = last_metrics(folder / "metrics.jsonl")
+    assert line is not None and line["kind"] == "epoch"
+    assert math.isfinite(line["val/loss"])
+    return Point(epoch, line["val/top1"], line["val/loss"])
+
+
+def refuse_parameters_of_steps(job: Job, label: str, make: Callable[[Job], Method], paths: Mapping[str, Any]) -> None:
+    """Raise UserError where a searched parameter is one of a step before training, which is run once for all trials."""
+    settings = [(step.name, step.settings) for step in make(job).steps()]
+    for path, value in paths.items():
+        changed = job.model_copy(update={"method": configured(job.models[label], {path: value})})
+        for (name, before), after in zip(settings, make(changed).steps()):
+            if dict(before) != dict(after.settings):
+                raise UserError(
+                    f"tune.method_space.{path}: is of the step {name}, which is run once for all trials; leave it out"
+                )

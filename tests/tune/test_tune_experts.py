@@ -1,0 +1,243 @@
+"""Trials of DFCP's experts on digits: as alone.py trains them, in banks or not; and whole searches of a job."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.metrics import f1_score
+
+from moe_dist.config import AugmentConfig, DataConfig, load_job
+from moe_dist.data.crops import RandomCrop
+from moe_dist.errors import UserError
+from moe_dist.methods.base import DatasetInfo, TrainingSet
+from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
+from moe_dist.methods.dfcp.search import DfcpExpertSearch, f1
+from moe_dist.methods.search import Candidate, SearchData
+from moe_dist.tune.config import TuneConfig
+from moe_dist.tune.runner import ExpertBackend
+from moe_dist.tune.trials import Batch, Round, Trial
+
+SIDE, CLASSES, CPU = 16, 3, torch.device("cpu")
+ALONE = AloneConfig(epochs=3, others_fraction=0.5, augment=AugmentConfig(shift=0.1))
+EXPERT = ExpertConfig(conv1=3, conv2=5, fc1=12, fc2=8, optimiser="adam", learning_rate=0.01, batch_size=16)
+JOBS = Path(__file__).parents[2] / "jobs" / "dfcp"
+
+
+class Digits:
+    """scikit-learn's digits of the first classes, 16 x 16 RGB."""
+
+    def __init__(self) -> None:
+        digits = load_digits(n_class=CLASSES)
+        pixels = torch.from_numpy(digits.images * (255 / 16)).to(torch.uint8)[:, None]
+        self.pixels = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3).expand(-1, 3, -1, -1)
+        self.labels = digits.target.astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> torch.Tensor:
+        assert crop is None
+        return self.pixels[samples]
+
+    def readable(self, samples: np.ndarray) -> np.ndarray:
+        return np.ones(len(samples), bool)
+
+
+@pytest.fixture(scope="module")
+def data() -> SearchData:
+    digits, train, val = Digits(), np.arange(240), np.arange(240, 400)
+    return SearchData(
+        config=DataConfig(image_size=SIDE),
+        train=digits,
+        training_set=TrainingSet(train, digits.labels[train]),
+        val=digits,
+        val_samples=val,
+        val_labels=digits.labels[val],
+    )
+
+
+def backend(data: SearchData, **settings) -> ExpertBackend:
+    search = DfcpExpertSearch((EXPERT,) * CLASSES, ALONE)
+    return ExpertBackend(search, data, TuneConfig(**{"epochs": 3} | settings), CPU)
+
+
+def two_experts(*rates: float) -> Round:
+    trials = tuple(Trial(number, {"learning_rate": rate, "conv1": 3 + number}) for number, rate in enumerate(rates))
+    return Round(1, (Batch("0", trials, 5, {}), Batch("2", trials[:1], 5, {})))
+
+
+def test_a_bank_gives_what_one_after_another_gives(data):
+    work = two_experts(0.01, 0.003)
+    together = backend(data).run(work)
+    alone = backend(data, backend="process").run(work)
+    for ours, theirs in zip(chain(*together), chain(*alone)):
+        assert [point.epoch for point in ours.curve] == [1, 2, 3]
+        assert [point.score for point in ours.curve] == pytest.approx([point.score for point in theirs.curve], abs=0.02)
+        assert [point.loss for point in ours.curve] == pytest.approx([point.loss for point in theirs.curve], abs=1e-3)
+
+
+def test_a_trial_is_trained_as_the_stage_of_experts_alone_trains(data):
+    """Weights after three epochs of a candidate beside those that the step leaves."""
+    from moe_dist.methods.base import StepResult, Workspace
+    from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
+    from moe_dist.methods.dfcp.config import DfcpConfig
+
+    class Here:
+        device = CPU
+
+        def progress(self, done: float, total: float) -> None:
+            """Nobody looks."""
+
+    numbers = data.training_set.samples
+    results = {
+        "split": StepResult({}, {"trusted": numbers[::2], "clustered": numbers[1::2]}),
+        "pseudo_labels": StepResult({}, {"merged": data.training_set.labels[1::2]}),
+    }
+    info = DatasetInfo(CLASSES, tuple("012"), SIDE, len(numbers))
+    labels = np.full(len(data.train), -1)
+    labels[numbers[::2]] = data.training_set.labels[::2]
+    workspace = Workspace(
+        info, data.config, 5, data.train, labels, np.full(len(labels), -1), numbers, None, results,
+        lambda function, items, common=None: (function(common, item, Here()) for item in items),
+    )  # fmt: skip
+    config = DfcpConfig(experts=(EXPERT,) * CLASSES, alone=ALONE)
+    step = train_experts_alone(config, info).run(workspace)
+    search = DfcpExpertSearch(config.experts, ALONE)
+    candidates = search.candidates([Candidate(1, EXPERT)], 5, data, CPU, together=False)
+    for _ in range(3):
+        candidates.train_epoch()
+    found = candidates._alive[0].network.state_dict()
+    for name, value in expert_weights({"experts": step}, 1).items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
+
+
+def test_f1_is_scikit_learns():
+    truth, said = [1, 1, 0, 0, 1], [1, 0, 1, 0, 1]
+    assert f1(2, 1, 1) == pytest.approx(f1_score(truth, said))
+    assert f1(0, 3, 0) == 0
+
+
+@pytest.mark.parametrize("kind", ["bank", "process"])
+def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(data, kind):
+    work = Round(1, (Batch("0", (Trial(0, {"learning_rate": 1e30, "optimiser": "sgd"}), Trial(1, {})), 5, {}),))
+    diverged, sound = backend(data, backend=kind).run(work)[0]
+    assert diverged.state == "failed"
+    assert "diverged: the validation loss is" in diverged.reason
+    assert sound.state == "finished"
+    assert len(sound.curve) == 3
+
+
+def test_what_breaks_one_trial_costs_the_others_only_time(data, monkeypatch):
+    """A candidate of 9 filters runs out of memory, with whomever it is trained."""
+    search = DfcpExpertSearch((EXPERT,) * CLASSES, ALONE)
+    original = DfcpExpertSearch.candidates
+
+    def candidates(self, wanted, *rest):
+        if any(each.config.conv1 == 9 for each in wanted):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return original(self, wanted, *rest)
+
+    monkeypatch.setattr(DfcpExpertSearch, "candidates", candidates)
+    found = ExpertBackend(search, data, TuneConfig(epochs=1), CPU)
+    trials = tuple(Trial(number, {"conv1": filters}) for number, filters in enumerate((3, 9, 4)))
+    outcomes = found.run(Round(1, (Batch("0", trials, 5, {}),)))[0]
+    assert [outcome.state for outcome in outcomes] == ["finished", "failed", "finished"]
+    assert outcomes[1].reason == "out of memory: CUDA out of memory. Tried to allocate 20 GiB"
+
+
+def test_a_rung_stops_within_the_study(data):
+    trials = tuple(Trial(number, {"learning_rate": rate}) for number, rate in enumerate((1e-5, 0.01)))
+    work = Round(1, (Batch("0", trials, 5, {1: []}), Batch("1", trials[:1], 5, {1: []})))
+    first, second = backend(data, rungs=(1,), rung_factor=2).run(work)
+    assert sorted(outcome.state for outcome in first) == ["finished", "stopped"]
+    assert second[0].state == "finished"
+
+
+def test_table_1_is_where_the_trend_leads():
+    search = DfcpExpertSearch((EXPERT,), ALONE)
+    assert search.suggestion(210) == {
+        "conv1": 6, "conv2": 16, "fc1": 122, "fc2": 85, "learning_rate": 0.004, "optimiser": "sgd", "batch_size": 16,
+    }  # fmt: skip
+    assert search.suggestion(2200)["optimiser"] == "rmsprop"
+    assert search.suggestion(1410)["fc1"] == 134
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
+
+
+def tune_job(**settings):
+    from small_jobs import dfcp, parse_job
+
+    content = dfcp(name="tiny-tune").model_dump(mode="json") | {"kind": "tune"}
+    space = {"conv1": {"low": 2, "high": 4}, "optimiser": ["sgd", "adam"]}
+    tune = {"trials": 4, "batch": 2, "epochs": 2, "rungs": [1], "experts": [0, 3], "space": space}
+    return parse_job(content | {"tune": tune | settings}, "tiny.yaml")
+
+
+def run(folder: Path, launcher: str = "local", **settings) -> dict:
+    from small_jobs import quiet
+
+    from moe_dist.train.run import run_job
+
+    page = run_job(tune_job(**settings), folder, launcher, quiet())
+    assert "Best configuration of each expert" in page.read_text()
+    return json.loads((folder / "dfcp" / "search" / "results.json").read_text())
+
+
+def test_a_search_leaves_a_recipe_that_a_job_loads_and_goes_on_where_it_was(tmp_path):
+    first = run(tmp_path)
+    assert {name: len(study["trials"]) for name, study in first["studies"].items()} == {"0": 4, "3": 4}
+    assert not (tmp_path / "dfcp" / "steps" / "experts").exists()
+    job = load_job(JOBS / "gtsrb.yaml", [f"methods.dfcp.experts={tmp_path / 'dfcp' / 'search' / 'best.yaml'}"])
+    best = job.methods["dfcp"].experts
+    assert len(best) == 10
+    assert best[3].model_dump() == first["studies"]["3"]["configuration"]
+    more = run(tmp_path, trials=6)
+    assert more["studies"]["0"]["trials"][:4] == first["studies"]["0"]["trials"]
+    assert len(more["studies"]["0"]["trials"]) == 6
+    with pytest.raises(UserError, match=r"another search, which differs in tune.space;"):
+        run(tmp_path, space={"conv1": [2, 3]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"space": {"conv3": [1]}}, "tune.space.conv3: there is no such parameter; choose among batch_size, conv1"),
+        ({"experts": [10]}, "tune.experts: there is no expert 10; they are 0 to 9"),
+        ({"rungs": [2]}, "tune.rungs: 2 is not below tune.epochs = 2"),
+        ({"of": ["method"], "method_space": {"clusters.restarts": [1, 2]}}, "is of the step first_stage"),
+        ({"of": ["method"], "method_space": {"gate.depth": [1, 2]}}, "tune.method_space.gate.depth: there is no such"),
+    ],
+)
+def test_a_search_that_does_not_fit_its_method_is_refused_before_any_work(tmp_path, settings, sentence):
+    with pytest.raises(UserError) as refused:
+        run(tmp_path, **settings)
+    assert sentence in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_ray_finds_what_this_process_finds(tmp_path):
+    here, there = run(tmp_path / "local"), run(tmp_path / "ray", "ray")
+    for name, study in here["studies"].items():
+        assert [trial["values"] for trial in there["studies"][name]["trials"]] == [
+            trial["values"] for trial in study["trials"]
+        ]
+        assert there["studies"][name]["configuration"] == study["configuration"]
+
+
+@pytest.mark.slow
+def test_the_method_as_a_whole_is_searched_beside_its_experts(tmp_path):
+    found = run(
+        tmp_path, of=["experts", "method"], trials=2, method_space={"gate.optimiser.learning_rate": [0.01, 0.001]}
+    )
+    study = found["studies"]["method"]
+    assert [trial["state"] for trial in study["trials"]].count("finished") >= 1
+    assert "method.gate.optimiser.learning_rate=" in (tmp_path / "dfcp" / "search" / "best.set").read_text()

@@ -1,0 +1,207 @@
+"""tune/search.py with made-up trials: independence of studies, resume, rungs, budgets, comparison, failures."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import pytest
+from made_up import FormulaBackend, score, search, suggestions
+
+from moe_dist.errors import UserError
+from moe_dist.tune.search import Search, run_here
+from moe_dist.tune.trials import Outcome, Round, Trial
+
+FORK = multiprocessing.get_context("fork")
+
+
+def finished(folder: Path, experts: list[int], **settings) -> Search:
+    found = search(folder, experts, **settings)
+    run_here(found, FormulaBackend().run)
+    return found
+
+
+def test_an_expert_is_suggested_the_same_with_and_without_the_other_42(tmp_path):
+    among = suggestions(finished(tmp_path / "all", list(range(43)), together=5, trials=6))
+    for expert in (0, 17, 42):
+        alone = suggestions(finished(tmp_path / str(expert), [expert], trials=6))
+        assert alone[str(expert)] == among[str(expert)]
+    assert among["0"] != among["1"]
+
+
+def test_the_seed_and_own_results_decide_the_suggestions(tmp_path):
+    first = suggestions(finished(tmp_path / "0", [3]))
+    assert suggestions(finished(tmp_path / "again", [3])) == first
+    assert suggestions(finished(tmp_path / "1", [3], seed=1)) != first
+
+
+def test_the_order_in_which_rounds_come_back_changes_nothing(tmp_path):
+    found, backend, draw = search(tmp_path / "mixed", [0, 1, 2, 3]), FormulaBackend(), random.Random(0)
+    out: list[Round] = []
+    while True:
+        while (work := found.next_round()) is not None:
+            out.append(work)
+        if not out:
+            break
+        work = out.pop(draw.randrange(len(out)))
+        found.tell(work, backend.run(work))
+    assert suggestions(found) == suggestions(finished(tmp_path / "ordered", [0, 1, 2, 3]))
+
+
+def test_learning_from_results_beats_random_draws(tmp_path):
+    """Mean score of the last ten of 25 trials: a sampler that is told nothing would do no better."""
+
+    def mean_last(sampler: str) -> float:
+        found = finished(tmp_path / sampler, [0, 5], trials=25, batch=5, sampler=sampler, rungs=())
+        last = [outcome for each in found.searched.values() for outcome in each.study.outcomes[-10:]]
+        return sum(outcome.last.score for outcome in last) / len(last)
+
+    assert mean_last("tpe") > mean_last("random") + 0.1
+
+
+def go_on(folder: Path, seconds: float) -> None:
+    found = search(folder, [0, 1, 2], trials=12, batch=3, compared=(7,))
+    run_here(found, FormulaBackend(seconds=seconds).run)
+
+
+def test_killed_five_times_it_ends_as_one_that_never_was(tmp_path):
+    """kill -9 at random moments of a search of 15 rounds; no trial that was told is run again."""
+    draw = random.Random(1)
+    for _ in range(5):
+        process = FORK.Process(target=go_on, args=(tmp_path / "killed", 0.02))
+        process.start()
+        time.sleep(draw.uniform(0.03, 0.15))
+        process.kill()
+        process.join()
+    go_on(tmp_path / "killed", 0)
+    go_on(tmp_path / "unbroken", 0)
+
+    def trials(name: str) -> list:
+        found = search(tmp_path / name, [0, 1, 2], compared=(7,))
+        assert found.next_round() is None
+        return [(each.study.trials, each.study.outcomes, each.compared) for each in found.searched.values()]
+
+    assert trials("killed") == trials("unbroken")
+    records = [json.loads(line) for line in (tmp_path / "killed" / "journal.jsonl").read_text().splitlines()[1:]]
+    asked = [(record["study"], trial["number"]) for record in records for trial in record.get("asked", [])]
+    assert len(asked) == len(set(asked)) == 36
+    told = [record["study"] for record in records if "told" in record and "compared" not in record]
+    assert len(told) == 12
+
+
+def test_what_was_asked_and_not_told_is_asked_again(tmp_path):
+    first = search(tmp_path, [0, 1])
+    asked = first.next_round()
+    again = search(tmp_path, [0, 1]).next_round()
+    assert again.batches == asked.batches
+
+
+def test_a_line_cut_short_by_a_kill_is_as_if_never_written(tmp_path):
+    found = search(tmp_path, [0])
+    work = found.next_round()
+    found.tell(work, FormulaBackend().run(work))
+    path = tmp_path / "journal.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    torn = search(tmp_path, [0])
+    assert torn.told == 0
+    assert torn.next_round().batches == work.batches
+    torn.tell(work, FormulaBackend().run(work))
+    assert search(tmp_path, [0]).told == 3
+
+
+def test_a_journal_of_another_search_is_refused(tmp_path):
+    search(tmp_path, [0], seed=0)
+    with pytest.raises(UserError, match=r"journal.jsonl: is the journal of another search, which differs in seed;"):
+        search(tmp_path, [0], seed=1)
+    (tmp_path / "journal.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match="is no journal of a search"):
+        search(tmp_path, [0])
+    (tmp_path / "journal.jsonl").write_text("what\n")
+    with pytest.raises(UserError, match="line 1 is no record of a search"):
+        search(tmp_path, [0])
+
+
+def test_rungs_are_of_one_study_alone(tmp_path):
+    """Study 0's scores are far above study 1's; still, each stops the same share of its own trials."""
+
+    class Unequal(FormulaBackend):
+        seen: dict[str, set] = {}  # noqa: RUF012
+
+        def run(self, work: Round) -> list[list[Outcome]]:
+            for batch in work.batches:
+                self.seen.setdefault(batch.study, set()).update(batch.rungs[2])
+            return super().run(work)
+
+    backend = Unequal()
+    found = search(tmp_path, [0, 16], trials=9, together=2)
+    run_here(found, backend.run)
+    for name, each in found.searched.items():
+        own = {outcome.curve[1].rank for outcome in each.study.outcomes}
+        assert backend.seen[name] and backend.seen[name] <= own
+        assert {outcome.state for outcome in each.study.outcomes} == {"finished", "stopped"}
+
+
+def test_the_fair_budget_goes_round(tmp_path):
+    found = search(tmp_path, [0, 1, 2], trials=5, batch=2)
+    order = []
+    while (work := found.next_round()) is not None:
+        order += [(batch.study, len(batch.trials)) for batch in work.batches]
+        found.tell(work, FormulaBackend().run(work))
+    assert order == [(str(e), 2) for e in range(3)] * 2 + [(str(e), 1) for e in range(3)]
+
+
+def test_expected_gain_gives_more_trials_to_those_that_still_win(tmp_path):
+    """Study 1 scores 1 from the start and has nothing to win."""
+
+    def run(work: Round) -> list[list[Outcome]]:
+        outcomes = FormulaBackend().run(work)
+        perfect = FormulaBackend().run(work)[0][0].curve[-1]
+        solved = Outcome("finished", (type(perfect)(4, 1.0, 0.0),))
+        return [
+            [solved] * len(batch.trials) if batch.study == "1" else told for batch, told in zip(work.batches, outcomes)
+        ]
+
+    found = search(tmp_path, [0, 1, 2], trials=12, batch=3, sharing="gain")
+    run_here(found, run)
+    counts = {name: len(each.study.trials) for name, each in found.searched.items()}
+    assert sum(counts.values()) == 36
+    assert counts["1"] == 3
+
+
+def test_the_time_budget_ends_the_search_and_counts_earlier_runs(tmp_path):
+    found = search(tmp_path, [0, 1], trials=None, seconds=0.2, batch=1)
+    run_here(found, FormulaBackend(seconds=0.02).run)
+    told = found.told
+    assert 1 <= told <= 11  # rounds of 0.02 s and more, one of them begun before the end
+    again = search(tmp_path, [0, 1], trials=None, seconds=0.2, batch=1)
+    assert again.next_round() is None
+    assert again.told == told
+
+
+def test_the_best_is_compared_with_the_default_from_other_seeds(tmp_path):
+    found = finished(tmp_path, [5], compared=(1, 2))
+    each = found.searched["5"]
+    best = each.study.trials[each.study.best].values
+    assert set(each.compared) == {1, 2}
+    default, tuned = each.compared[1]
+    assert tuned.last.score == pytest.approx(score("5", best))
+    assert default.last.score == pytest.approx(score("5", {"width": 8, "rate": 1e-3, "kind": "sgd"}))
+    assert len(each.study.outcomes) == 12
+
+
+def test_a_failed_trial_is_kept_with_its_reason_and_is_never_the_best(tmp_path):
+    def run(work: Round) -> list[list[Outcome]]:
+        outcomes = FormulaBackend().run(work)
+        return [[Outcome("failed", reason="out of memory"), *told[1:]] for told in outcomes]
+
+    found = search(tmp_path, [0])
+    run_here(found, run)
+    again = search(tmp_path, [0]).searched["0"].study
+    assert [outcome.reason for outcome in again.outcomes[::3]] == ["out of memory"] * 4
+    assert again.best is not None and again.best % 3 != 0
+    assert again.trials == found.searched["0"].study.trials
+    assert isinstance(again.trials[0], Trial)
