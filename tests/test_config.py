@@ -43,6 +43,13 @@ def test_a_value_out_of_range_names_field_value_and_bound() -> None:
     assert "method.trusted_fraction" in message and "less than 1" in message and "1.5" in message
 
 
+def test_shares_of_a_random_crop_ascend() -> None:
+    method = {"name": "dense", "weights": None, "augment": {"resized_crop": [0.9, 0.2]}}
+    assert "method.augment.resized_crop: the smaller share comes first: write [0.2, 0.9]" in refused(
+        SMALL | {"method": method}
+    )
+
+
 def test_a_wrong_type_names_field_and_value() -> None:
     message = refused(SMALL | {"workers": "many"})
     assert "workers" in message and "'many'" in message and "integer" in message

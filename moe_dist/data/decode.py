@@ -24,7 +24,7 @@ except ImportError:
 try:
     import imagecodecs
 except ImportError:
-    imagecodecs = None
+    imagecodecs = None  # type: ignore[assignment]
 
 EXTENSIONS = ("jpg", "jpeg", "png", "ppm")
 Frame = Literal["stretch", "centre_crop"]

@@ -46,7 +46,7 @@ class SplitStats:
             "images": f"{len(self.index.rows):,}",
             "classes": f"{len(present):,}" + (f" of {len(self.counts):,}" if len(present) < len(self.counts) else ""),
             "largest, smallest class": f"{present.max():,}, {present.min():,}",
-            "imbalance factor": f"{self.imbalance:g}",
+            "imbalance factor": f"{self.imbalance:.4g}",
             "many, medium, few": ", ".join(f"{len(classes):,}" for classes in groups.values()) or "-",
             "kinds": ", ".join(f"{count:,} {kind}" for kind, count in self.index.image_kinds.items()),
             "widths": _three(self.sides.widths),

@@ -27,16 +27,17 @@ def run(tmp_path: Path) -> RunDirectory:
     job = {"name": "t", "kind": "tune", "title": "", "seed": 0, "workers": 1, "method": {"name": "dfcp"}, "methods": {}}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     record = {
-        "status": "finished", "started": "2026-01-01T10:00:00", "seconds": 9.0, "command": "moe-dist run", "version": "0",
-        "hardware": "a machine", "dataset": "digits", "split_digest": "0", "classes": ["stop", "yield"],
+        "status": "finished", "started": "2026-01-01T10:00:00", "seconds": 9.0, "command": "moe-dist run",
+        "version": "0", "hardware": "a machine", "dataset": "digits", "split_digest": "0", "classes": ["stop", "yield"],
         "counts": {"train": 10, "val": 70, "test": 5}, "class_counts": [5, 5],
     }  # fmt: skip
     (tmp_path / "run.json").write_text(json.dumps(record))
+    best = trial(0, "finished", [[1, 0.5, 0.4], [2, 0.9, 0.1]])
     diverged = trial(2, "failed", [], "diverged <b>")
     first = {
         "title": "stop", "samples": 1234, "best": 0, "configuration": CONFIGURATION, "compared": [],
         "importance": {"conv1": 0.75, "fc1": 0.25},
-        "trials": [trial(0, "finished", [[1, 0.5, 0.4], [2, 0.9, 0.1]]), trial(1, "stopped", [[1, 0.2, 0.9]]), diverged],
+        "trials": [best, trial(1, "stopped", [[1, 0.2, 0.9]]), diverged],
     }  # fmt: skip
     second = first | {"title": "yield", "best": None, "configuration": None, "importance": {}, "trials": [diverged]}
     compared = {"studies": 2, "default": 0.8, "best": 0.85, "gain": 0.05, "gain_low": 0.01, "gain_high": 0.09}
@@ -50,7 +51,8 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_the_best_configurations_stand_in_table_1s_layout(run):
     best, comparison, importance, failures = search_tables(run)
     assert [column.name for column in best.columns] == [
-        "samples", "FC1", "FC2", "Learning rate", "Optimiser", "Batch size", "Conv1", "Conv2", "F1", "trials", "stopped",
+        "samples", "FC1", "FC2", "Learning rate", "Optimiser", "Batch size", "Conv1", "Conv2", "F1", "trials",
+        "stopped",
     ]  # fmt: skip
     assert best.rows[0].heading == "0 stop"
     assert best.rows[0].cells == ("1,234", "122", "85", "0.0040", "sgd", "16", "6", "16", "0.9000", "3", "1")
