@@ -28,7 +28,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class SplitStats:
-    """A split: its index, the images [C] of every class, their imbalance factor, its bytes, and its images' sides."""
+    """A split: its index, the images [C] of every class, the imbalance factor of those it has, bytes, images' sides."""
 
     name: str
     index: Index
@@ -83,7 +83,7 @@ def _stats(split: Split) -> SplitStats:
     total = sum(shard.bytes for shard in index.shards)
     with split.file(index.shards[0].name) as path:
         sides = _sides(path, index.rows[index.rows["shard"] == 0][:LARGEST_SAMPLE])
-    return SplitStats(split.name, index, counts, imbalance_factor(counts), total, sides)
+    return SplitStats(split.name, index, counts, imbalance_factor(counts[counts > 0]), total, sides)
 
 
 def _sides(path: Path, rows: np.ndarray) -> Sides:

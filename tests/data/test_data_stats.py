@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,14 @@ def test_the_numbers_of_an_uneven_set(uneven: Path):
     words = train.in_words()
     assert words["many, medium, few"] == "1, 2, 1" and words["largest, smallest class"] == "101, 19"
     assert test.in_words()["many, medium, few"] == "-"
+
+
+def test_a_class_that_a_test_split_lacks_is_told_and_leaves_the_imbalance_of_the_others(tmp_path: Path):
+    source = write_uneven(tmp_path / "pictures", {"ant": 4, "bee": 2})
+    shutil.rmtree(source / "test" / "bee")
+    build_shards("image_folder", source, tmp_path / "shards")
+    words = shard_stats(tmp_path / "shards")[1].in_words()
+    assert words["classes"] == "1 of 2" and words["imbalance factor"] == "1"
 
 
 def test_one_split_can_be_asked_for(uneven: Path):
