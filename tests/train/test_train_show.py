@@ -31,15 +31,16 @@ def test_a_log_gets_a_line_with_share_note_and_time_left(show: Show, monkeypatch
 
 
 def test_images_of_shards_are_counted_by_the_second(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([100.0, 100.0, 110.0, 110.0, 112.0, 112.0])
+    times = iter([100.0, 100.0, 110.0, 110.0, 112.0, 112.0, 113.0, 113.0])
     monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(show_module.time, "perf_counter", lambda: next(times))
     show.shards("train", 1000, 9000)  # the first thousand were there already
     show.shards("train", 5000, 9000)
-    show.shards("test", 1, 50)
+    show.shards("test", 0, 50)
+    show.shards("test", 10, 50)
     # 4,000 images in 10 s are 400 a second, and 4,000 are left: the first thousand say nothing of the time.
     assert "train 5,000/9,000 images, 400/s, about 10.0 s left" in shown(show)
-    assert "test 1/50 images, 0/s" in shown(show)
+    assert "test 10/50 images, 10/s, about 4.0 s left" in shown(show)
 
 
 def test_a_failed_step_leaves_a_mark(show: Show) -> None:
