@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from held_images import HeldImages
 from torch import Tensor
 from torch.nn import functional
 
@@ -34,7 +35,6 @@ from moe_dist.bank.batches import ImagesOf, Lesson
 from moe_dist.bank.memory import memory_bytes
 from moe_dist.bank.stack import Member
 from moe_dist.config import AugmentConfig, DataConfig
-from moe_dist.data.crops import RandomCrop
 from moe_dist.methods.dfcp.config import ExpertConfig
 from moe_dist.methods.dfcp.network import expert_optimiser, widths
 from moe_dist.methods.dfcp.views import Views
@@ -49,25 +49,6 @@ SIDE, IMAGES = 32, 4096
 MOVES = AugmentConfig(shift=0.1, rotate=12, zoom=0.15)
 Train = Callable[[], object]
 """Trains every member for one epoch."""
-
-
-class HeldImages:
-    """Made-up images [N, 3, S, S] uint8 in memory."""
-
-    def __init__(self) -> None:
-        self.pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 3, SIDE, SIDE), np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
-        """The images `samples`; this benchmark takes no random part of them."""
-        assert crop is None
-        return torch.from_numpy(self.pixels[samples])
-
-    def readable(self, samples: np.ndarray) -> np.ndarray:
-        """All of them are."""
-        return np.ones(len(samples), bool)
 
 
 def main() -> None:
@@ -149,7 +130,7 @@ def make_contenders(
         number: Lesson(random.permutation(IMAGES)[:samples], random.integers(0, 2, samples).astype(np.float32))
         for number in range(len(members))
     }
-    images = HeldImages()
+    images = HeldImages(np.random.default_rng(0).integers(0, 256, (IMAGES, 3, SIDE, SIDE), np.uint8))
     views = Views(images, DataConfig(image_size=SIDE), seed=0)
 
     def images_of(numbers: np.ndarray) -> Tensor:

@@ -27,11 +27,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+from held_images import HeldImages
 from icl_straightforward import MEAN, STD, Straightforward, loaded_batches
-from torch import Tensor
 
 from moe_dist.config import DataConfig, OptimiserConfig, ParallelConfig
-from moe_dist.data.crops import RandomCrop
 from moe_dist.data.longtail import profile
 from moe_dist.data.stream import Stream
 from moe_dist.methods.base import Batch, DatasetInfo, Progress, Stage, TrainingSet
@@ -54,25 +53,6 @@ RATE = 0.01
 AT = Progress(FEATURES, epoch=0, epochs=200, step=1)
 Train = Callable[[int], None]
 """Makes so many training steps, and waits for the last one's result."""
-
-
-class HeldImages:
-    """Made-up images [N, 3, S, S] uint8 in memory, as the stream reads them."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
-        """The images `samples`; the recipe takes no random part of them."""
-        assert crop is None
-        return torch.from_numpy(self.pixels[samples])
-
-    def readable(self, samples: np.ndarray) -> np.ndarray:
-        """All of them are."""
-        return np.ones(len(samples), bool)
 
 
 def main() -> None:

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from sklearn.metrics import f1_score
 
 from moe_dist.config import AugmentConfig, DataConfig, load_job
-from moe_dist.data.crops import RandomCrop
 from moe_dist.errors import UserError
 from moe_dist.methods.base import DatasetInfo, TrainingSet
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
@@ -23,6 +21,7 @@ from moe_dist.methods.search import Candidate, SearchData
 from moe_dist.tune.config import TuneConfig
 from moe_dist.tune.runner import ExpertBackend
 from moe_dist.tune.trials import Batch, Round, Trial
+from tests.small_digits import SmallDigits
 
 SIDE, CLASSES, CPU = 16, 3, torch.device("cpu")
 ALONE = AloneConfig(epochs=3, others_fraction=0.5, augment=AugmentConfig(shift=0.1))
@@ -30,29 +29,9 @@ EXPERT = ExpertConfig(conv1=3, conv2=5, fc1=12, fc2=8, optimiser="adam", learnin
 JOBS = Path(__file__).parents[2] / "jobs" / "dfcp"
 
 
-class Digits:
-    """scikit-learn's digits of the first classes, 16 x 16 RGB."""
-
-    def __init__(self) -> None:
-        digits = load_digits(n_class=CLASSES)
-        pixels = torch.from_numpy(digits.images * (255 / 16)).to(torch.uint8)[:, None]
-        self.pixels = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3).expand(-1, 3, -1, -1)
-        self.labels = digits.target.astype(np.int64)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> torch.Tensor:
-        assert crop is None
-        return self.pixels[samples]
-
-    def readable(self, samples: np.ndarray) -> np.ndarray:
-        return np.ones(len(samples), bool)
-
-
 @pytest.fixture(scope="module")
 def data() -> SearchData:
-    digits, train, val = Digits(), np.arange(240), np.arange(240, 400)
+    digits, train, val = SmallDigits(CLASSES), np.arange(240), np.arange(240, 400)
     return SearchData(
         config=DataConfig(image_size=SIDE),
         train=digits,

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch.nn import functional
 
 from moe_dist.config import AugmentConfig, DataConfig
-from moe_dist.data.crops import RandomCrop
 from moe_dist.errors import UserError
 from moe_dist.methods.base import DatasetInfo, StepResult, Workspace
 from moe_dist.methods.dfcp.alone import banks_of, chosen_samples, expert_weights, train_experts_alone
@@ -19,6 +17,7 @@ from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
 from moe_dist.optimisers import torch_optimiser
+from tests.small_digits import SmallDigits
 
 SEED, SIDE, CLASSES = 3, 16, 4
 ALONE = AloneConfig(epochs=3, others_fraction=0.3, augment=AugmentConfig(shift=0.1, rotate=10), bank=3)
@@ -28,26 +27,6 @@ EXPERTS = (
     ExpertConfig(conv1=2, conv2=6, fc1=10, fc2=5, optimiser="adam", learning_rate=0.002, batch_size=16),
     ExpertConfig(conv1=3, conv2=4, fc1=11, fc2=7, optimiser="rmsprop", learning_rate=0.001, batch_size=32),
 )
-
-
-class Digits:
-    """scikit-learn's digits of the first four classes, 16 x 16 RGB."""
-
-    def __init__(self) -> None:
-        digits = load_digits(n_class=CLASSES)
-        pixels = torch.from_numpy(digits.images * (255 / 16)).to(torch.uint8)[:320, None]
-        self.pixels = pixels.repeat_interleave(2, 2).repeat_interleave(2, 3).expand(-1, 3, -1, -1)
-        self.labels = digits.target[:320]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> torch.Tensor:
-        assert crop is None
-        return self.pixels[samples]
-
-    def readable(self, samples: np.ndarray) -> np.ndarray:
-        return np.ones(len(samples), bool)
 
 
 @dataclass
@@ -61,7 +40,7 @@ class Here:
         self.told.append((done, total))
 
 
-def workspace(digits: Digits, told: list[tuple[float, float]]) -> Workspace:
+def workspace(digits: SmallDigits, told: list[tuple[float, float]]) -> Workspace:
     """As the steps before leave it: a third trusted, the rest in clusters that are the classes."""
     numbers = np.arange(len(digits))
     trusted, clustered = numbers[::3], np.setdiff1d(numbers, numbers[::3])
@@ -84,11 +63,11 @@ def workspace(digits: Digits, told: list[tuple[float, float]]) -> Workspace:
     )
 
 
-def info(digits: Digits) -> DatasetInfo:
+def info(digits: SmallDigits) -> DatasetInfo:
     return DatasetInfo(CLASSES, tuple("0123"), SIDE, len(digits))
 
 
-def trained_alone(expert: int, digits: Digits) -> dict[str, torch.Tensor]:
+def trained_alone(expert: int, digits: SmallDigits) -> dict[str, torch.Tensor]:
     """One expert under torch.optim, batch by batch."""
     config = EXPERTS[expert]
     network = seeded_member(lambda: LeNet(widths(config), 1, SIDE), expert, SEED)
@@ -109,7 +88,7 @@ def trained_alone(expert: int, digits: Digits) -> dict[str, torch.Tensor]:
 
 
 def test_experts_of_a_bank_are_as_if_each_had_been_trained_by_itself():
-    digits, told = Digits(), []
+    digits, told = SmallDigits(CLASSES, 320), []
     config = DfcpConfig(experts=EXPERTS, alone=ALONE)
     result = train_experts_alone(config, info(digits)).run(workspace(digits, told))
     for expert in range(CLASSES):
@@ -123,7 +102,7 @@ def test_experts_of_a_bank_are_as_if_each_had_been_trained_by_itself():
 def test_an_expert_that_diverges_is_named():
     experts = (*EXPERTS[:2], EXPERTS[2].model_copy(update={"optimiser": "sgd", "learning_rate": 1e30}), EXPERTS[3])
     config = DfcpConfig(experts=experts, alone=ALONE)
-    digits = Digits()
+    digits = SmallDigits(CLASSES, 320)
     with pytest.raises(UserError, match=r"expert 2 diverged by itself, at learning_rate 1e\+30; lower it"):
         train_experts_alone(config, info(digits)).run(workspace(digits, []))
 

@@ -19,10 +19,11 @@ from moe_dist.models.branches import BranchNetwork
 from moe_dist.train.engine import LocalEngine
 from moe_dist.train.makers import IN_ONE_PROCESS
 from moe_dist.train.refusals import refuse_early
+from tests.methods.branch_batches import SIDE, batch_of
 from tests.reference import icl
 from tests.reference import longtail as reference
 
-CLASSES, SIDE, COUNTS = 5, 8, (50, 20, 9, 3, 1)
+CLASSES, COUNTS = 5, (50, 20, 9, 3, 1)
 INFO = DatasetInfo(CLASSES, tuple("abcde"), SIDE, sum(COUNTS), COUNTS)
 WITHOUT_COUNTS = DatasetInfo(CLASSES, tuple("abcde"), SIDE, 10)
 RIVALS = ["cross_entropy", "focal", "balanced_softmax", "ldam_drw", "ride", "shike", "balpoe"]
@@ -40,14 +41,6 @@ def rival(name: str, info: DatasetInfo = INFO, **settings: Any) -> BranchMethod:
 
 def built(method: BranchMethod) -> BranchNetwork:
     return cast(BranchNetwork, method.build(IN_ONE_PROCESS, {}, seed=0))
-
-
-def batch_of(labels: list[int], padding: int = 0) -> Batch:
-    """Images drawn from their number; `padding` more of them weigh nothing."""
-    count = len(labels) + padding
-    images = torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    weight = torch.tensor([1 / len(labels)] * len(labels) + [0.0] * padding)
-    return Batch(images, torch.tensor(labels + [2] * padding), torch.arange(count), weight)
 
 
 def at(epoch: int, stage: str = "features") -> Progress:
