@@ -12,6 +12,7 @@ from moe_dist.data.check import Split, splits_at
 from moe_dist.data.decode import image_size
 from moe_dist.data.index import Index
 from moe_dist.data.longtail import imbalance_factor, shot_groups
+from moe_dist.errors import UserError
 
 LARGEST_SAMPLE = 1000
 """Images whose sides are looked at, at most."""
@@ -91,7 +92,12 @@ def _sides(path: Path, rows: np.ndarray) -> Sides:
     with path.open("rb") as file:
         for row in rows:
             file.seek(int(row["offset"]))
-            sizes.append(image_size(file.read(int(row["length"]))))
+            try:
+                sizes.append(image_size(file.read(int(row["length"]))))
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: byte {row['offset']}: {error}; `moe-dist shards check` says all that is wrong"
+                ) from None
     widths, heights = np.array(sizes).T
     return Sides(len(sizes), _spread(widths), _spread(heights))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pictures import encode, gradient
 from moe_dist.data.build import build_shards
 from moe_dist.data.inventory import cached_shards
 from moe_dist.data.stats import shard_stats
+from moe_dist.errors import UserError
 from moe_dist.report.profile import class_profile, save_class_profile
 from moe_dist.report.style import style
 
@@ -54,6 +56,12 @@ def test_a_class_that_a_test_split_lacks_is_told_and_leaves_the_imbalance_of_the
     build_shards("image_folder", source, tmp_path / "shards")
     words = shard_stats(tmp_path / "shards")[1].in_words()
     assert words["classes"] == "1 of 2" and words["imbalance factor"] == "1"
+
+
+def test_a_shard_cut_short_is_named(uneven: Path):
+    os.truncate(uneven / "train/train-000000.tar", 20_000)
+    with pytest.raises(UserError, match=r"train-000000.tar: byte \d+: .*; `moe-dist shards check` says"):
+        shard_stats(uneven)
 
 
 def test_one_split_can_be_asked_for(uneven: Path):
