@@ -1,14 +1,18 @@
 """A search over experts on digits: by bank, by reused processes, and by one process per trial.
 
-    python benchmarks/search.py [--experts 10] [--trials 8] [--workers 2] [--epochs 12] [--scaling 10000]
+    python benchmarks/search.py [--experts 10] [--trials 8] [--workers 2] [--epochs 12] [--processes 16]
+                                [--batch 8] [--scaling 10000]
 
 bank: one run of Ray Tune whose trials are an expert and a batch of configurations, trained together (moe_dist/tune as
 it stands). reused: the same run of Tune with one configuration a trial, trained by torch's optimiser; Tune's workers
-are reused. process: a fresh Python process for every trial, so many at a time as there are workers, without Ray. All
-three train the same configurations, drawn at random, to the last epoch, from the true labels.
+are reused. process: a fresh Python process for a trial, so many at a time as there are workers, without Ray; only
+--processes of the same trials, which are spread over experts and configurations, for the rate is the same after a few.
+All three train the same configurations, drawn at random, to the last epoch, from the true labels.
 
-The overhead of a Tune run is the share of the workers' time in which no trial was trained: starting workers, Tune's and
-Optuna's own work, and waiting; it is told with and without the start, which ends with the first batch told.
+The overhead of a Tune run is the share of the workers' time, from the call of Tune to its return, in which no trial was
+trained or scored: starting Tune and its workers, imports, opening the data, Tune's and Optuna's own work, and a worker
+waiting at the end. overhead_after_start leaves out the time until the first worker began with its first trial.
+Ray itself is started before any clock. bank_seconds and rates are wall time: nothing else should run.
 --scaling: so many trials that cost nothing, in batches of eight: seconds per trial of the first and the last tenth.
 """
 
@@ -16,11 +20,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +39,25 @@ from moe_dist.config import AugmentConfig, DataConfig, ResourceConfig
 from moe_dist.data.opened import open_data
 from moe_dist.methods.base import TrainingSet
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
+from moe_dist.methods.dfcp.network import widths
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.search import SearchData
+from moe_dist.models.lenet import LeNet
 from moe_dist.train.run import hardware
 from moe_dist.tune.budget import Budget
 from moe_dist.tune.config import TuneConfig
 from moe_dist.tune.journal import Journal
-from moe_dist.tune.ray_search import OpenBackend, run_on_ray
-from moe_dist.tune.runner import Backend, ExpertBackend
+from moe_dist.tune.ray_search import run_on_ray
+from moe_dist.tune.runner import Backend, ExpertBackend, OpenBackend
 from moe_dist.tune.search import Search, Searched
-from moe_dist.tune.space import distributions, read_space
+from moe_dist.tune.space import configured, distributions, read_space
 from moe_dist.tune.study import SamplerSettings, Study
 from moe_dist.tune.trials import Batch, Outcome, Point, Round, Trial, pack_round, unpack_round
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
 CACHE = Path(tempfile.gettempdir()) / "moe-dist-benchmark-cache"
 ALONE = AloneConfig(augment=AugmentConfig(shift=0.1, rotate=12, zoom=0.15))
-BATCH = 8
+SCALING_STUDIES, SCALING_BATCH = 43, 8
 OBJECT_STORE_BYTES = 200 * 2**20
 
 
@@ -58,6 +68,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--processes", type=int, default=16, help="trials of the contender process")
+    parser.add_argument("--batch", type=int, default=8, help="configurations of a bank")
     parser.add_argument("--scaling", type=int, default=0)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -65,11 +77,12 @@ def main() -> None:
         run_one(arguments.one, arguments.epochs)
         return
     open_expert_backend({"backend": "bank", "epochs": 1}, torch.device("cpu"))  # decodes the images, once for all
-    found: dict[str, Any] = {"hardware": hardware(), **{k: v for k, v in vars(arguments).items() if k != "one"}}
+    settings = {name: value for name, value in vars(arguments).items() if name != "one"}
+    found: dict[str, Any] = {"hardware": hardware(), "load_before": round(os.getloadavg()[0], 1), **settings}
     found["process"] = by_process(arguments)
     ray.init(num_cpus=arguments.workers, object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False)
     found["reused"] = on_tune(arguments, "process", batch=1)
-    found["bank"] = on_tune(arguments, "bank", batch=min(BATCH, arguments.trials))
+    found["bank"] = on_tune(arguments, "bank", batch=min(arguments.batch, arguments.trials))
     for rival in ("process", "reused"):
         found[f"bank_over_{rival}"] = found["bank"]["trials_per_minute"] / found[rival]["trials_per_minute"]
     if arguments.scaling:
@@ -105,60 +118,95 @@ def studies(experts: int) -> list[Study]:
 def on_tune(arguments: argparse.Namespace, backend: str, batch: int) -> dict[str, float]:
     """The whole search as a run of Ray Tune."""
     settings = {"backend": backend, "epochs": arguments.epochs, "validate_every": arguments.epochs}
-    search, seconds, first = searched(arguments.experts, arguments.trials, batch, open_expert_backend, settings)
-    outcomes = [outcome for each in search.searched.values() for outcome in each.study.outcomes]
+    run = tune_run(arguments.experts, arguments.trials, batch, open_expert_backend, settings)
+    outcomes = [outcome for each in run.search.searched.values() for outcome in each.study.outcomes]
     assert all(outcome.state == "finished" for outcome in outcomes), {outcome.reason for outcome in outcomes}
     work = sum(outcome.seconds for outcome in outcomes) / arguments.workers
+    start = min(batch.at - batch.seconds for batch in run.told)
     return {
         "trials": len(outcomes),
-        "seconds": seconds,
-        "trials_per_minute": 60 * len(outcomes) / seconds,
+        "batch": batch,
+        "seconds": run.seconds,
+        "trials_per_minute": 60 * len(outcomes) / run.seconds,
         "training_seconds_of_a_worker": work,
-        "start_seconds": first,
-        "overhead": 1 - work / seconds,
+        "start_seconds": start,
+        "overhead": 1 - work / run.seconds,
+        "overhead_after_start": 1 - work / (run.seconds - start),
     }
 
 
-def searched(
-    experts: int, trials: int, batch: int, open_backend: OpenBackend, packed: Any
-) -> tuple[Search, float, float]:
-    """A search that has run on Tune, its seconds, and those until its first batch was told."""
+@dataclass(frozen=True)
+class ToldBatch:
+    """A batch that came back: seconds since the search began, its trials, and the seconds of their training."""
+
+    at: float
+    trials: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TuneRun:
+    """A search that has run on Tune, its seconds, and its batches as they came back."""
+
+    search: Search
+    seconds: float
+    told: list[ToldBatch]
+
+
+def tune_run(experts: int, trials: int, batch: int, open_backend: OpenBackend, packed: Any) -> TuneRun:
+    """Run a search over `experts` studies of `trials` trials."""
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "journal.jsonl", {})
+        path = Path(folder) / "journal.jsonl"
         budget = Budget(trials, None, "fair", batch)
-        search = Search([Searched(study) for study in studies(experts)], budget, journal)
-        started = time.perf_counter()
-        run_on_ray(search, open_backend, packed, ResourceConfig(), Path(folder))
-        seconds = time.perf_counter() - started
-        times = told_at(journal, folder)
-        journal.close()
-    return search, seconds, times[0][0]
+        with closing(Journal(path, {})) as journal:
+            search = Search([Searched(study) for study in studies(experts)], budget, journal)
+            started = time.perf_counter()
+            run_on_ray(search, open_backend, packed, ResourceConfig(), Path(folder))
+            seconds = time.perf_counter() - started
+        records = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    told = [record for record in records if "told" in record]
+    return TuneRun(search, seconds, [_told_batch(record["at"], record["told"]) for record in told])
 
 
-def told_at(journal: Journal, folder: str) -> list[tuple[float, int]]:
-    """(seconds since the search began, trials) of every batch told."""
-    lines = (Path(folder) / "journal.jsonl").read_text().splitlines()[1:]
-    records = [json.loads(line) for line in lines]
-    return [(record["at"], len(record["told"])) for record in records if "told" in record]
+def _told_batch(at: float, told: list[dict[str, Any]]) -> ToldBatch:
+    return ToldBatch(at, len(told), sum(outcome["seconds"] for outcome in told))
 
 
 def by_process(arguments: argparse.Namespace) -> dict[str, float]:
-    """A fresh process for every trial."""
-    rounds = [
-        Round(0, (Batch(study.name, (trial,), 0, {}),))
-        for study in studies(arguments.experts)
-        for trial in study.ask(arguments.trials)
-    ]
+    """A fresh process for each of a sample of the trials."""
+    trials = {study.name: study.ask(arguments.trials) for study in studies(arguments.experts)}
+    sample = [(name, trials[name][number]) for name, number in spread(arguments)]
     command = [sys.executable, __file__, "--epochs", str(arguments.epochs), "--one"]
 
-    def run(work: Round) -> None:
+    def run(trial: tuple[str, Trial]) -> None:
+        work = Round(0, (Batch(trial[0], (trial[1],), 0, {}),))
         subprocess.run([*command, pack_round(work)], check=True, stdout=subprocess.DEVNULL)
 
     started = time.perf_counter()
     with ThreadPoolExecutor(arguments.workers) as pool:
-        list(pool.map(run, rounds))
+        list(pool.map(run, sample))
     seconds = time.perf_counter() - started
-    return {"trials": len(rounds), "seconds": seconds, "trials_per_minute": 60 * len(rounds) / seconds}
+    of_sample = [multiply_adds(trial) for _, trial in sample]
+    of_all = [multiply_adds(trial) for of_study in trials.values() for trial in of_study]
+    return {
+        "trials": len(sample),
+        "of_trials": len(of_all),
+        "multiply_adds_over_mean": statistics.mean(of_sample) / statistics.mean(of_all),
+        "seconds": seconds,
+        "trials_per_minute": 60 * len(sample) / seconds,
+    }
+
+
+def spread(arguments: argparse.Namespace) -> list[tuple[str, int]]:
+    """--processes pairs of expert and trial: the first trial of the first expert, the second of the second, ..."""
+    everything = [(trial, expert) for trial in range(arguments.trials) for expert in range(arguments.experts)]
+    diagonals = [(str(expert), (trial + expert) % arguments.trials) for trial, expert in everything]
+    return diagonals[: arguments.processes]
+
+
+def multiply_adds(trial: Trial) -> int:
+    """Of one image's forward pass through a trial's network."""
+    return LeNet.multiply_adds(widths(configured(ExpertConfig(), trial.values)))
 
 
 def run_one(packed: str, epochs: int) -> None:
@@ -189,17 +237,18 @@ def open_trivial_backend(packed: Any, device: torch.device) -> Backend:
 
 def scaling(trials: int) -> dict[str, float]:
     """Seconds per trial of the first and the last tenth of the trials, over 43 studies."""
-    with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "journal.jsonl", {})
-        budget = Budget(-(-trials // 43), None, "fair", BATCH)
-        search = Search([Searched(study) for study in studies(43)], budget, journal)
-        run_on_ray(search, open_trivial_backend, None, ResourceConfig(), Path(folder))
-        times = told_at(journal, folder)[1:]  # the first one waited for the workers to start
-        journal.close()
-    tenth = len(times) // 10
-    first = (times[tenth][0] - times[0][0]) / sum(count for _, count in times[1 : tenth + 1])
-    last = (times[-1][0] - times[-1 - tenth][0]) / sum(count for _, count in times[-tenth:])
-    return {"trials": search.told, "first_tenth": first, "last_tenth": last, "ratio": last / first}
+    run = tune_run(SCALING_STUDIES, -(-trials // SCALING_STUDIES), SCALING_BATCH, open_trivial_backend, None)
+    told = run.told[1:]  # the first one waited for the workers to start
+    tenth = len(told) // 10
+    first = (told[tenth].at - told[0].at) / sum(batch.trials for batch in told[1 : tenth + 1])
+    last = (told[-1].at - told[-1 - tenth].at) / sum(batch.trials for batch in told[-tenth:])
+    return {
+        "trials": run.search.told,
+        "seconds": run.seconds,
+        "first_tenth": first,
+        "last_tenth": last,
+        "ratio": last / first,
+    }
 
 
 if __name__ == "__main__":

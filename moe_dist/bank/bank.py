@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,15 +18,19 @@ from moe_dist.models.lenet import LeNet
 
 @dataclass(frozen=True)
 class StackLimits:
-    """How large a stack of several members may be: images of a step, and its multiply-adds over the members' own."""
+    """How large a stack of several members may be: images of a step, and its multiply-adds over the members' own.
+
+    of: "course": members of one course, of all optimiser kinds; "kind": members of one kind, of all courses.
+    """
 
     images: int
     padding: float
+    of: Literal["course", "kind"]
 
 
-CPU_STACK = StackLimits(images=64, padding=1.25)
+CPU_STACK = StackLimits(images=128, padding=1.25, of="course")
 """A step's maps stay in the cache; more images are no faster, and what is computed on padding is time lost."""
-GPU_STACK = StackLimits(images=4096, padding=2.0)
+GPU_STACK = StackLimits(images=4096, padding=2.0, of="kind")
 """A GPU wants much work at once more than little."""
 
 
@@ -95,13 +100,14 @@ def stack_limits(device: torch.device) -> StackLimits:
 
 
 def divided(members: Sequence[Member], limits: StackLimits) -> list[list[int]]:
-    """The members' numbers in stacks of one optimiser kind and batch size, each within `limits` or of one member.
+    """The members' numbers in stacks of one batch size, each within `limits` or of one member.
 
     Members of like cost go together, so that little is computed on padding.
     """
-    alike: dict[tuple[str, int], list[int]] = defaultdict(list)
+    alike: dict[tuple[Hashable, int], list[int]] = defaultdict(list)
     for id in sorted(range(len(members)), key=lambda id: LeNet.multiply_adds(members[id].widths)):
-        alike[members[id].optimiser.kind, members[id].batch_size].append(id)
+        member = members[id]
+        alike[member.course if limits.of == "course" else member.optimiser.kind, member.batch_size].append(id)
     stacks: list[list[int]] = []
     for ids in alike.values():
         stack: list[int] = []

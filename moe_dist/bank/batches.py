@@ -31,7 +31,8 @@ class Lesson:
 class StackedBatch:
     """One step of the first A members: images [B, A * 3, S, S], targets [A, B], weight [A, B].
 
-    A member's weights are 1 / its samples in this step, and 0 on the rows that fill it up; counts [A]: those samples.
+    Images are [B, 3, S, S] where all members see the same. A member's weights are 1 / its samples in this step, and 0
+    on the rows that fill it up; counts [A]: those samples.
     """
 
     images: Tensor
@@ -48,15 +49,26 @@ def steps(lesson: Lesson | None, batch_size: int) -> int:
 def stacked_batches(
     lessons: Sequence[Lesson], batch_size: int, images_of: ImagesOf, device: torch.device, dtype: torch.dtype
 ) -> Iterator[StackedBatch]:
-    """The steps of an epoch. `lessons` come longest first: the members with a step left are always the first ones."""
+    """The steps of an epoch. `lessons` come longest first: the members with a step left are always the first ones.
+
+    Where all members have one lesson, its images are there once.
+    """
+    shared = all(lesson is lessons[0] for lesson in lessons)
     for start in range(0, len(lessons[0].samples), batch_size):
         rows = slice(start, start + batch_size)
-        active = [lesson for lesson in lessons if start < len(lesson.samples)]
+        active = [lesson for lesson in (lessons[:1] if shared else lessons) if start < len(lesson.samples)]
         samples = [lesson.samples[rows] for lesson in active]
         targets = np.concatenate([lesson.targets[rows] for lesson in active])
         images = images_of(np.concatenate(samples)).to(device, dtype)
         kind = dtype if targets.dtype.kind == "f" else torch.int64
-        yield _side_by_side(images, torch.from_numpy(targets).to(device, kind), [len(part) for part in samples])
+        batch = _side_by_side(images, torch.from_numpy(targets).to(device, kind), [len(part) for part in samples])
+        yield _shared_by(len(lessons), batch) if shared else batch
+
+
+def _shared_by(members: int, batch: StackedBatch) -> StackedBatch:
+    """One member's batch as that of all."""
+    targets, weight = (value.expand(members, -1) for value in (batch.targets, batch.weight))
+    return StackedBatch(batch.images, targets, weight, batch.counts.expand(members))
 
 
 def _side_by_side(images: Tensor, targets: Tensor, counts: list[int]) -> StackedBatch:

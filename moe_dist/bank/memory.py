@@ -12,8 +12,8 @@ from moe_dist.bank.optimisers import STATE_ROWS
 from moe_dist.bank.stack import Member
 from moe_dist.models.lenet import LENET_KERNEL, LeNetWidths
 
-STEP_ROWS = 3
-"""Of a step, beside parameters and state: gradients, and two temporaries of the update (a part of them on a CPU)."""
+STEP_ROWS = 4
+"""Of a step, beside parameters and state: gradients twice, and two temporaries of the update (on a GPU)."""
 
 
 def memory_bytes(
@@ -32,7 +32,7 @@ def memory_bytes(
         stack = [members[id] for id in ids]
         padded = widest([member.widths for member in stack])
         row = len(stack) * row_length(shapes(padded, outputs, image_size))
-        kept += row * (1 + STATE_ROWS[stack[0].optimiser.kind])
+        kept += row + row // len(stack) * sum(STATE_ROWS[member.optimiser.kind] for member in stack)
         images = len(stack) * stack[0].batch_size
         step = STEP_ROWS * row + images * _numbers_of_an_image(padded, image_size, device)
         largest_step = max(largest_step, step)

@@ -1,56 +1,116 @@
 """torch's optimisers for many members at once, each with its own rate and its own count of steps.
 
 Letters: P members, A the first of them, L numbers in a member's row. The arithmetic is that of torch.optim's SGD,
-RMSprop, Adam and AdamW with the defaults that moe_dist/optimisers.py leaves them; what is a number there is a column
-[A, 1] here.
+RMSprop, Adam and AdamW with the defaults that moe_dist/optimisers.py leaves them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from moe_dist.config import OptimiserConfig
 
 RMSPROP_SMOOTHING = 0.99
 ADAM_BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-STATE_ROWS = {"sgd": 1, "rmsprop": 1, "adam": 2, "adamw": 2}
-"""Numbers an optimiser of each kind keeps beside every parameter."""
-CPU_BLOCK = 2**16
-"""Parameters updated at a time on a CPU: they, their gradients, state and temporaries then stay in the cache."""
+STATE_ROWS = {"sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
+"""Numbers an optimiser of each kind keeps beside every parameter, at most."""
 Update = Callable[..., None]
-"""(rows, gradients, *state), all [A, n]: updates the rows and the state in place."""
+"""(rows, gradients, *state, ...): updates the rows and the state in place."""
 
 
-class RowOptimiser:
-    """The optimisers of P members, all of one kind: one row of every tensor is one member."""
+class MemberOptimisers(Protocol):
+    """The optimisers of P members: row by row of every tensor, one member."""
+
+    def step(self, rows: Tensor, gradients: Tensor) -> None:
+        """Update the first A members' parameters in place: `rows` [A, L] by `gradients` [A, L]."""
+
+    def select(self, order: Sequence[int]) -> None:
+        """Keep the members at `order`, in that order."""
+
+
+def member_optimisers(configs: Sequence[OptimiserConfig], rows: Tensor) -> MemberOptimisers:
+    """What is fast where `rows` [P, L] are; on a GPU, all of `configs` are of one kind."""
+    return MatrixOptimiser(configs, rows) if rows.is_cuda else FusedOptimisers(configs, rows)
+
+
+class FusedOptimisers:
+    """For CPUs: member after member by torch's fused kernels, which read and write every number once.
+
+    RMSprop has none, and is Adam without a mean of gradients (beta1 = 0) and without corrections for the first steps
+    (its count of them is infinite).
+    """
+
+    def __init__(self, configs: Sequence[OptimiserConfig], rows: Tensor) -> None:
+        self._updates = [_fused(config, row) for config, row in zip(configs, rows, strict=True)]
+
+    def step(self, rows: Tensor, gradients: Tensor) -> None:
+        """See MemberOptimisers."""
+        for row, gradient, update in zip(rows, gradients, self._updates):
+            update(row, gradient)
+
+    def select(self, order: Sequence[int]) -> None:
+        """See MemberOptimisers."""
+        self._updates = [self._updates[member] for member in order]
+
+
+def _fused(config: OptimiserConfig, row: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """A member's update, (its row, gradient), which holds its state."""
+    numbers: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "maximize": False,
+        "fused": True,
+    }
+    if config.kind == "sgd":
+        numbers |= {"momentum": config.momentum, "dampening": 0.0, "nesterov": False}
+        return partial(_fused_sgd, torch.zeros_like(row), numbers)
+    rmsprop = config.kind == "rmsprop"
+    first, second = (0.0, RMSPROP_SMOOTHING) if rmsprop else ADAM_BETAS
+    numbers |= {"beta1": first, "beta2": second, "eps": EPSILON, "amsgrad": False}
+    state = torch.zeros_like(row), torch.zeros_like(row), torch.tensor(math.inf if rmsprop else 0.0)
+    return partial(_fused_adam, adamw if config.kind == "adamw" else adam, state, numbers)
+
+
+def _fused_sgd(velocity: Tensor, numbers: Mapping[str, Any], row: Tensor, gradient: Tensor) -> None:
+    sgd([row], [gradient], [velocity], **numbers)
+
+
+def _fused_adam(
+    update: Update, state: tuple[Tensor, Tensor, Tensor], numbers: Mapping[str, Any], row: Tensor, gradient: Tensor
+) -> None:
+    mean, square, steps = state
+    update([row], [gradient], [mean], [square], [], [steps], **numbers)
+
+
+class MatrixOptimiser:
+    """For GPUs: members of one kind, all by the same operations; what is a number in torch.optim is a column here."""
 
     def __init__(self, configs: Sequence[OptimiserConfig], rows: Tensor) -> None:
         (self.kind,) = {config.kind for config in configs}
-        self.state = [torch.zeros_like(rows) for _ in range(STATE_ROWS[self.kind])]
+        self._state = [torch.zeros_like(rows) for _ in range(STATE_ROWS[self.kind])]
         columns = [[config.learning_rate, config.weight_decay, config.momentum, 0] for config in configs]
         # In double precision, as torch.optim keeps them in Python; the last column counts the members' steps.
         self._numbers = torch.tensor(columns, dtype=torch.float64, device=rows.device)
         self._decays = any(config.weight_decay for config in configs)
 
-    def step(self, rows: Tensor, gradients: Sequence[Tensor]) -> None:
-        """Update the first A members' parameters in place: `rows` [A, L] by gradients [A, ...], L numbers together."""
-        active, start = len(rows), 0
+    def step(self, rows: Tensor, gradients: Tensor) -> None:
+        """See MemberOptimisers."""
+        active = len(rows)
         self._numbers[:active, 3] += 1
-        update = self._update(self._numbers[:active], rows)
-        for gradient in gradients:
-            flat = gradient.flatten(1)
-            for block in flat.split(flat.shape[1] if flat.is_cuda else max(1, CPU_BLOCK // active), dim=1):
-                columns = slice(start, start + block.shape[1])
-                update(rows[:, columns], block, *(kept[:active, columns] for kept in self.state))
-                start = columns.stop
+        self._update(self._numbers[:active], rows)(rows, gradients, *(kept[:active] for kept in self._state))
 
     def _update(self, numbers: Tensor, rows: Tensor) -> Update:
-        """This step's update of any columns."""
+        """This step's update."""
         rate, decay, momentum, steps = numbers.split(1, dim=1)
         if self.kind == "sgd":
             update = partial(_sgd, rate=rate.to(rows), momentum=momentum.to(rows))
@@ -66,10 +126,11 @@ class RowOptimiser:
             return partial(_decayed, update, kept=(1 - rate * decay).to(rows))
         return partial(_penalised, update, decay=decay.to(rows))
 
-    def select(self, order: Tensor) -> None:
-        """Keep the members at `order` [A] int64, in that order."""
-        self.state = [kept[order] for kept in self.state]
-        self._numbers = self._numbers[order]
+    def select(self, order: Sequence[int]) -> None:
+        """See MemberOptimisers."""
+        members = torch.tensor(order, dtype=torch.int64, device=self._numbers.device)
+        self._state = [kept[members] for kept in self._state]
+        self._numbers = self._numbers[members]
 
 
 def _sgd(rows: Tensor, gradients: Tensor, velocity: Tensor, *, rate: Tensor, momentum: Tensor) -> None:
@@ -77,7 +138,7 @@ def _sgd(rows: Tensor, gradients: Tensor, velocity: Tensor, *, rate: Tensor, mom
     rows.addcmul_(velocity, rate, value=-1)
 
 
-def _rmsprop(rows: Tensor, gradients: Tensor, square: Tensor, *, rate: Tensor) -> None:
+def _rmsprop(rows: Tensor, gradients: Tensor, _: Tensor, square: Tensor, *, rate: Tensor) -> None:
     square.mul_(RMSPROP_SMOOTHING).addcmul_(gradients, gradients, value=1 - RMSPROP_SMOOTHING)
     rows.addcdiv_(gradients * rate, square.sqrt().add_(EPSILON), value=-1)
 

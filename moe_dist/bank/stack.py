@@ -1,4 +1,4 @@
-"""A stack: members of one optimiser kind and one batch size, trained by the same tensor operations.
+"""A stack: members of one batch size (and on a GPU one optimiser kind), trained by the same tensor operations.
 
 Letters: P members, A of them that have a step left in this epoch, B samples, L numbers in a member's row.
 """
@@ -14,19 +14,23 @@ from torch.nn import functional
 
 from moe_dist.bank.batches import ImagesOf, Lesson, StackedBatch, stacked_batches, steps
 from moe_dist.bank.network import cut, pack, shapes, stacked_logits, unpacked, widest
-from moe_dist.bank.optimisers import RowOptimiser
+from moe_dist.bank.optimisers import member_optimisers
 from moe_dist.config import OptimiserConfig
 from moe_dist.models.lenet import LeNetWidths
 
 
 @dataclass(frozen=True)
 class Member:
-    """A network of a bank: its widths, how it is trained, and the weights it starts from, by LeNet's names."""
+    """A network of a bank: its widths, how it is trained, and the weights it starts from, by LeNet's names.
+
+    course: members of one course are given the same lessons, and need their images only once; None: its own lessons.
+    """
 
     widths: LeNetWidths
     optimiser: OptimiserConfig
     batch_size: int
     weights: Mapping[str, Tensor]
+    course: int | None = None
 
 
 class Stack:
@@ -40,7 +44,7 @@ class Stack:
         self._shapes = {id: shapes(member.widths, outputs, image_size) for id, member in members.items()}
         self._padded = shapes(widest([member.widths for member in members.values()]), outputs, image_size)
         self._rows = pack([member.weights for member in members.values()], self._padded, dtype).to(device)
-        self._optimiser = RowOptimiser([member.optimiser for member in members.values()], self._rows)
+        self._optimisers = member_optimisers([member.optimiser for member in members.values()], self._rows)
 
     def train_epoch(self, lessons: Mapping[int, Lesson], images_of: ImagesOf) -> dict[int, float]:
         """One epoch of every member that has a lesson; their mean losses over its samples, before each one's update."""
@@ -60,7 +64,8 @@ class Stack:
         parameters = [value.requires_grad_() for value in unpacked(rows.detach(), self._padded).values()]
         logits = stacked_logits(parameters, batch.images)
         losses = (batch.weight * _sample_losses(logits, batch.targets)).sum(dim=1)
-        self._optimiser.step(rows, torch.autograd.grad(losses.sum(), parameters))
+        gradients = torch.autograd.grad(losses.sum(), parameters)
+        self._optimisers.step(rows, torch.cat([gradient.flatten(1) for gradient in gradients], dim=1))
         return losses.detach()
 
     @torch.no_grad()
@@ -85,9 +90,9 @@ class Stack:
     def _select(self, ids: Sequence[int]) -> None:
         if ids == self.ids:
             return
-        order = torch.tensor([self.ids.index(id) for id in ids], dtype=torch.int64, device=self._rows.device)
+        order = [self.ids.index(id) for id in ids]
         self._rows = self._rows[order]
-        self._optimiser.select(order)
+        self._optimisers.select(order)
         self.ids = list(ids)
 
 

@@ -90,18 +90,44 @@ def test_logits_of_the_same_images_are_every_members_own():
     torch.testing.assert_close(bank.logits(images), torch.stack(expected).detach(), rtol=0, atol=1e-12)
 
 
-def test_stacks_are_of_one_kind_and_batch_size_and_within_their_limits():
-    members = mixed_members(60)
-    stacks = divided(members, StackLimits(images=32, padding=1.5))
+def test_members_of_one_course_share_their_images_and_are_trained_as_alone():
+    """Two courses of seven members of all kinds, in batches of 8; member 1 is dropped, 3 and 10 have fewer epochs."""
+    members = [replace(member, batch_size=8, course=id // 7) for id, member in enumerate(mixed_members(14))]
+    images, asked = pictures(torch.float64), []
+    bank = Bank(members, SIDE, dtype=torch.float64)
+    alone = [Alone(member, 1, torch.float64) for member in members]
+
+    def images_of(samples):
+        asked.append(len(samples))
+        return images[samples]
+
+    for epoch in range(10):
+        courses = [lesson(100 + course, epoch) for course in (0, 1)]
+        lessons = {id: courses[id // 7] for id in bank.members if epoch < 4 or id not in (3, 10)}
+        losses = bank.train_epoch(lessons, images_of)
+        expected = {id: alone[id].train_epoch(lessons[id], images) for id in lessons}
+        assert_same(bank, alone, losses, expected, 1e-9)
+        bank.drop([1])
+    assert sum(asked) < 0.6 * sum(len(lessons[id].samples) for id in lessons) * 10
+    assert max(asked) <= 8
+
+
+@pytest.mark.parametrize(
+    ("of", "alike"), [("course", lambda each: each.course), ("kind", lambda each: each.optimiser.kind)]
+)
+def test_stacks_are_of_one_batch_size_and_course_or_kind_and_within_their_limits(of, alike):
+    members = [replace(member, course=id % 3) for id, member in enumerate(mixed_members(60))]
+    stacks = divided(members, StackLimits(images=32, padding=1.5, of=of))
     assert sorted(chain(*stacks)) == list(range(60))
     assert max(map(len, stacks)) > 1
     for stack in stacks:
-        assert len({(members[id].optimiser.kind, members[id].batch_size) for id in stack}) == 1
+        assert len({members[id].batch_size for id in stack}) == 1
+        assert len({members[id].course if of == "course" else members[id].optimiser.kind for id in stack}) == 1
         assert len(stack) * members[stack[0]].batch_size <= 32
         own = [LeNet.multiply_adds(members[id].widths) for id in stack]
         padded = LeNet.multiply_adds(widest([members[id].widths for id in stack]))
         assert len(stack) * padded <= 1.5 * sum(own)
-    assert all(len(stack) == 1 for stack in divided(members, StackLimits(images=4, padding=9.0)))
+    assert all(len(stack) == 1 for stack in divided(members, StackLimits(images=4, padding=9.0, of=of)))
 
 
 def test_an_image_too_small_for_a_lenet_is_refused():

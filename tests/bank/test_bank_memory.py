@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from alone import SIDE, mixed_members, pictures
 
-from moe_dist.bank.bank import Bank
+from moe_dist.bank.bank import CPU_STACK, Bank
 from moe_dist.bank.batches import Lesson
 from moe_dist.bank.memory import memory_bytes
 
@@ -31,7 +31,7 @@ def test_state_grows_with_members_and_a_step_does_not():
     """Adam's row is kept three times: its share of the estimate grows by exactly that, once a stack is full."""
     member = mixed_members(3)[2]
     row = 4 * sum(value.numel() for value in member.weights.values())
-    full = 64 // member.batch_size
+    full = CPU_STACK.images // member.batch_size
     one, two, three = (memory_bytes([member] * stacks * full, SIDE) for stacks in (1, 2, 3))
     assert member.optimiser.kind == "adam"
     assert two - one == three - two == 3 * row * full

@@ -122,8 +122,9 @@ class _Lessons:
         parts = [
             self.images(rows[start : start + AUGMENTED_AT_ONCE]) for start in range(0, len(rows), AUGMENTED_AT_ONCE)
         ]
-        augmented = torch.cat(parts)
-        return lambda wanted: augmented[torch.from_numpy(np.searchsorted(rows, wanted)).to(augmented.device)]
+        # Channels last, as a bank's convolutions want them: they are gathered many times.
+        augmented = torch.cat(parts).permute(0, 2, 3, 1).contiguous()
+        return lambda wanted: augmented[np.searchsorted(rows, wanted)].permute(0, 3, 1, 2)
 
 
 class _InABank:
@@ -139,6 +140,7 @@ class _InABank:
                 expert_optimiser(each.config),
                 each.config.batch_size,
                 _initialised(each, seed, data).state_dict(),
+                course=each.expert,
             )
             for each in candidates
         ]
