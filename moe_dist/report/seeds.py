@@ -37,9 +37,27 @@ def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:
         notes=(
             f"Seeds {', '.join(str(run.job['seed']) for run, _ in runs)}; in brackets the 95 % Student-t interval of "
             "the mean.",
+            *_gains(runs),
         ),
         corner="Metric",
     )
+
+
+def _gains(runs: Sequence[tuple[RunDirectory, Metrics]]) -> list[str]:
+    """How much better the first model is than each other, seed by seed, where all runs evaluated both."""
+    models = runs[0][0].models
+    first, *others = models
+    lines = []
+    for other in others:
+        if not all({f"{first}/top1", f"{other}/top1"} <= metrics.keys() for _, metrics in runs):
+            continue
+        gains = [metrics[f"{first}/top1"] - metrics[f"{other}/top1"] for _, metrics in runs]
+        mean, interval = mean_interval(gains)
+        lines.append(
+            f"Top-1 of {models[first].title} minus {models[other].title}, seed by seed: {100 * mean:+.2f} points "
+            f"({100 * interval.low:+.2f} to {100 * interval.high:+.2f})."
+        )
+    return lines
 
 
 def _require_one_job(runs: Sequence[RunDirectory]) -> None:

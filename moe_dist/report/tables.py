@@ -21,8 +21,9 @@ def percent(share: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """A time in ms, three significant figures."""
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f} ms"
+    """A time in ms, three significant figures; an interval's end may be 0 or less."""
+    magnitude = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, 2 - magnitude)}f} ms"
 
 
 def duration(seconds: float) -> str:

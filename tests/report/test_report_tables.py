@@ -86,6 +86,18 @@ def test_mean_over_seeds(tmp_path: Path) -> None:
     assert cells(seeds_table(runs), "Top-1 accuracy")[2] == "74.00 % (73.75 % to 74.25 %)"
 
 
+def test_gains_over_seeds_are_of_pairs(tmp_path: Path) -> None:
+    runs = [both(write_run(tmp_path / str(seed), NAMES, seed=seed, methods=("dfcp", "dense"))) for seed in (1, 2, 3)]
+    found = ((0.72, 0.70), (0.83, 0.80), (0.64, 0.60))
+    runs = [(run, metrics | {"dfcp/top1": a, "dense/top1": b}) for (run, metrics), (a, b) in zip(runs, found)]
+    # Gains 2, 3 and 4 points: 4.3027 * 1 / sqrt(3) = 2.484, however much the seeds themselves differ.
+    assert seeds_table(runs).notes[1:] == (
+        "Top-1 of DFCP-MoE minus Dense, seed by seed: +3.00 points (+0.52 to +5.48).",
+    )
+    del runs[0][1]["dense/top1"]
+    assert len(seeds_table(runs).notes) == 1
+
+
 @pytest.mark.parametrize("seeds", [(1,), (1, 1)])
 def test_a_table_over_seeds_needs_different_seeds(tmp_path: Path, seeds: tuple[int, ...]) -> None:
     runs = [both(write_run(tmp_path / str(n), NAMES, seed=seed)) for n, seed in enumerate(seeds)]
@@ -136,7 +148,15 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.01234, "0.0123 ms"), (0.9, "0.900 ms"), (51.27, "51.3 ms"), (1234.5, "1234 ms")]
+    ("value", "text"),
+    [
+        (0.01234, "0.0123 ms"),
+        (0.9, "0.900 ms"),
+        (51.27, "51.3 ms"),
+        (1234.5, "1234 ms"),
+        (0.0, "0.00 ms"),
+        (-0.284, "-0.284 ms"),
+    ],
 )
 def test_milliseconds_have_three_figures(value: float, text: str) -> None:
     assert milliseconds(value) == text
