@@ -52,6 +52,12 @@ class OpenedData:
     split_digest: str
     bad_samples: BadSamples
 
+    @property
+    def untested_classes(self) -> list[str]:
+        """The classes of which the test split has no image."""
+        counts = class_counts(self.test.labels[self.test_samples], self.info.classes)
+        return [name for name, count in zip(self.info.class_names, counts) if not count]
+
 
 def open_data(config: DataConfig, seed: int, cache: Path) -> OpenedData:
     """Open the job's dataset; the split depends on the labels, the groups, `val_fraction` and the seed alone."""

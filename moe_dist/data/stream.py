@@ -210,13 +210,16 @@ def evaluation_batches(
     batch_size: int,
     device: str | torch.device = "cpu",
 ) -> Iterator[Batch]:
-    """The batches of `samples` [N] with `labels` [N] once, in order and unchanged; the last is padded with weight 0."""
+    """The batches of `samples` [N] with `labels` [N] once, in order and unchanged; the last is padded with weight 0.
+
+    None has more than N rows: padding is computed like any image.
+    """
     stream = Stream(
         images,
         TrainingSet(samples, labels),
         config,
         seed=0,
-        global_batch=batch_size,
+        global_batch=min(batch_size, len(samples)),
         rank=0,
         world=1,
         shuffle=False,

@@ -305,12 +305,12 @@ class Method(ABC):
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The loss terms by name (already weighted); the objective is their sum."""
 
-    def gradient_sizes(self, network: nn.Module) -> Tensor | None:
-        """How large each expert's gradient is [E], 0 for one that another rank holds; None: the log has no shares.
+    def compared_parameters(self, network: nn.Module) -> Sequence[nn.Parameter | None]:
+        """Of each expert, the parameter whose gradient tells the expert's share in the log; empty: it has no shares.
 
-        Asked between the backward pass and the update of every step.
+        None for an expert that another rank holds.
         """
-        return None
+        return ()
 
     @abstractmethod
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:

@@ -191,14 +191,13 @@ def feature_count(config: NetworkConfig) -> int:
         return _parts(config.model_copy(update={"weights": None})).features
 
 
-def gradient_sizes(network: BranchNetwork, experts: int) -> Tensor:
-    """The mean absolute gradient of each expert's last convolution [M]; 0 for one that another rank holds."""
-    sizes = torch.zeros(experts, device=network.fresh.device)
+def last_convolutions(network: BranchNetwork, experts: int) -> list[nn.Parameter | None]:
+    """The weights of each expert's last convolution; None for an expert that another rank holds."""
+    weights: list[nn.Parameter | None] = [None] * experts
     for expert, branch in cast(nn.ModuleDict, network.experts.members).items():
         last = [part for part in cast(Branch, branch).stage.modules() if isinstance(part, nn.Conv2d)][-1]
-        if last.weight.grad is not None:
-            sizes[int(expert)] = last.weight.grad.abs().mean()
-    return sizes
+        weights[int(expert)] = last.get_parameter("weight")
+    return weights
 
 
 def _channels_last(maps: Tensor) -> Tensor:

@@ -101,7 +101,10 @@ def best_table(run: RunDirectory, record: SearchRecord) -> Table:
 
 
 def _written(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    """As in Table 1, to four decimals; of a smaller number two digits, where that would leave nothing of it."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _comparison_table(run: RunDirectory, record: SearchRecord) -> list[Table]:

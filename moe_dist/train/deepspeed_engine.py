@@ -53,6 +53,7 @@ class DeepSpeedEngine(Engine):
         self._engine.module_forward_pre_hook.remove()
         self._engine.module_forward_post_hook.remove()
         self._flat: list[FlatGroup] = flat_groups(self._engine.optimizer, network) if self.zero else []
+        self._names = {parameter: name for name, parameter in network.named_parameters()}
 
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(tie_exchanges(loss, self.network), scale_wrt_gas=False)
@@ -96,6 +97,16 @@ class DeepSpeedEngine(Engine):
         gradients = self._owned_gradients()
         norm = self._squares().sqrt()
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+    def _gradient_size(self, parameter: nn.Parameter) -> Tensor | float:
+        if not self.zero:
+            return super()._gradient_size(parameter)
+        # ZeRO clears .grad as soon as it has averaged the gradient, and keeps this rank's slice of it.
+        name = self._names[parameter]
+        for number, group in enumerate(self._flat):
+            if name in group.offsets:
+                return group.magnitude(name, self._engine.optimizer.averaged_gradients[number]) / parameter.numel()
+        return 0.0
 
     def _owned_gradients(self) -> list[Tensor]:
         """The gradients that this rank's update reads: its partitions', or without ZeRO its parameters'."""

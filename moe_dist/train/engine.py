@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -48,6 +48,21 @@ class Engine(ABC):
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Add one micro-batch's gradients; `loss` is a scalar. Collective over ranks."""
+
+    def gradient_sizes(self, parameters: Sequence[nn.Parameter | None]) -> Tensor:
+        """The mean absolute gradient of each of `parameters` [E], 0 for None and for what this stage does not train.
+
+        Asked between the last backward pass of an accumulation and its step. A parameter counts once on every rank
+        that holds it, or, where ZeRO divides its gradient, once over all of them.
+        """
+        sizes = torch.zeros(len(parameters), device=self.device)
+        for number, parameter in enumerate(parameters):
+            if parameter is not None:
+                sizes[number] = self._gradient_size(parameter)
+        return sizes
+
+    def _gradient_size(self, parameter: nn.Parameter) -> Tensor | float:
+        return 0.0 if parameter.grad is None else parameter.grad.abs().mean()
 
     @abstractmethod
     def step(self) -> bool:

@@ -95,9 +95,8 @@ def _test_batches(data: OpenedData, classes: int, of_a_class: int, device: torch
     by_size = largest_first(np.asarray(data.info.class_counts))
     shown = spaced(by_size[np.isin(by_size, labels)], classes)
     chosen = np.concatenate([data.test_samples[labels == label][:of_a_class] for label in shown])
-    size = min(BATCH, len(chosen))
     return evaluation_batches(
-        data.test.images, chosen, data.test.labels[chosen], data.config, batch_size=size, device=device
+        data.test.images, chosen, data.test.labels[chosen], data.config, batch_size=BATCH, device=device
     )
 
 

@@ -9,7 +9,7 @@ from moe_dist.train.worker import sum_over_ranks
 
 
 class GradientShares:
-    """Sums of the experts' gradient sizes [E] over the steps of an epoch so far.
+    """Sums of the experts' gradient sizes [E] over the steps of an epoch so far, as `Engine.gradient_sizes` tells them.
 
     A rank tells 0 for experts it does not hold, and every expert is held by equally many ranks, so shares of the
     ranks' sum are shares of the experts.
@@ -19,9 +19,9 @@ class GradientShares:
         self._rank, self._world = rank, world
         self._sums: Tensor | None = None
 
-    def add(self, sizes: Tensor | None) -> None:
-        """Count one step's gradient sizes; None: the method has none."""
-        if sizes is not None:
+    def add(self, sizes: Tensor) -> None:
+        """Count one step's gradient sizes [E]; E is 0 where the method compares none."""
+        if len(sizes):
             self._sums = sizes.double() if self._sums is None else self._sums + sizes
 
     def take(self) -> dict[str, float]:

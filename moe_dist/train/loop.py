@@ -72,12 +72,14 @@ def train(worker: Worker, task: TrainingTask) -> None:
 def train_step(method: Method, session: Session, batch: Batch, progress: Progress) -> dict[str, Tensor]:
     """One optimiser step on this rank's share of a global batch; the loss terms, detached."""
     totals: dict[str, Tensor] = {}
-    for part in batch.split(session.accumulate):
+    parts = batch.split(session.accumulate)
+    for part in parts:
         with session.engine.autocast():
             terms = method.loss(session.engine.network, part, progress)
         loss = torch.stack(list(terms.values())).sum()
         session.engine.backward(loss)
-        session.gradients.add(method.gradient_sizes(session.engine.network))
+        if part is parts[-1]:  # before, gradients are not whole, and not yet averaged over ranks
+            session.gradients.add(session.engine.gradient_sizes(method.compared_parameters(session.engine.network)))
         session.engine.step()
         for name, value in terms.items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()

@@ -6,7 +6,7 @@ group an equal slice, for which it keeps the master weights and the optimiser's 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,18 @@ class FlatGroup:
             flat[start : start + self.shapes[name].numel()] = tensors[name].flatten()
         rank = dist.get_rank(self.process_group)
         return flat[rank * size : (rank + 1) * size]
+
+    def magnitude(self, name: str, gradients: Sequence[Tensor]) -> Tensor:
+        """The sum of absolute gradients [] of what of `name` lies in this rank's slice, which is `gradients` joined."""
+        total = self.partition.new_zeros(())
+        position = dist.get_rank(self.process_group) * self.partition.numel()
+        for gradient in gradients:
+            start = self.offsets[name] - position
+            own = gradient.flatten()[max(0, start) : max(0, start + self.shapes[name].numel())]
+            if own.numel():
+                total += own.abs().sum()
+            position += gradient.numel()
+        return total
 
 
 def flat_groups(zero: Any, network: nn.Module) -> list[FlatGroup]:

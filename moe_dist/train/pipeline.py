@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,8 @@ def run_steps(
     A step is out of date when its settings, the data's split, the seed or an earlier step's fingerprint changed.
     last: the step to end with; None: all are run.
     """
-    seen = data.config.model_dump(mode="json", include={"image_size", "crop_roi", "mean", "std", "window_shards"})
-    inputs = fingerprint(data.split_digest, job.seed, seen)
     results = Results(folder)
-    for step in method.steps():
-        inputs = fingerprint(inputs, step.name, step.settings)
+    for step, inputs in _planned(method, job, data, last):
         finished = done(folder / step.name)
         if finished and finished["fingerprint"] == inputs:
             show.skipped(step.title, finished["seconds"])
@@ -50,9 +48,27 @@ def run_steps(
                 result = step.run(_workspace(step, method, job, data, results, run_tasks))
                 save_result(folder / step.name, result, inputs, time.perf_counter() - started)
             results = Results(folder)
+    return results, inputs_of(method, job, data, last)
+
+
+def inputs_of(method: Method, job: Job, data: OpenedData, last: str | None = None) -> str:
+    """The fingerprint over all that leads to the results of the steps up to `last`, before any of them is run."""
+    return [_data_inputs(job, data), *(inputs for _, inputs in _planned(method, job, data, last))][-1]
+
+
+def _planned(method: Method, job: Job, data: OpenedData, last: str | None) -> Iterator[tuple[Step, str]]:
+    """The steps up to `last`, each with the fingerprint of what it depends on."""
+    inputs = _data_inputs(job, data)
+    for step in method.steps():
+        inputs = fingerprint(inputs, step.name, step.settings)
+        yield step, inputs
         if step.name == last:
-            break
-    return results, inputs
+            return
+
+
+def _data_inputs(job: Job, data: OpenedData) -> str:
+    seen = data.config.model_dump(mode="json", include={"image_size", "crop_roi", "mean", "std", "window_shards"})
+    return fingerprint(data.split_digest, job.seed, seen)
 
 
 def _workspace(

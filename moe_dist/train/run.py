@@ -28,6 +28,7 @@ from moe_dist.report.paper import paper_table
 from moe_dist.train.checkpoint import read_state
 from moe_dist.train.evaluate import evaluate_task, save_evaluation
 from moe_dist.train.launcher import Launcher, open_launcher
+from moe_dist.train.one_driver import LOCK, only_driver
 from moe_dist.train.pipeline import fingerprint, run_steps
 from moe_dist.train.refusals import refuse_early
 from moe_dist.train.results import Results, done, write_json, write_text
@@ -54,12 +55,23 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     with show.working("data"):
         ensure_shards(job.data, cache_folder(), show.shards)
         data = open_data(job.data, job.seed, cache_folder())
+    if untested := data.untested_classes:
+        names = ", ".join(untested[:5]) + (", ..." if len(untested) > 5 else "")
+        show.notice(
+            f"{len(untested)} of {data.info.classes} classes have no test image ({names}) and are in no average"
+        )
     for label in job.models:
         refuse_early(job, open_method(job, label, data), len(data.val_samples))
         if job.kind == "tune":
-            from moe_dist.tune.run import refuse_search  # Optuna, which no other kind of job waits for
+            from moe_dist.tune.refusals import refuse_search  # Optuna, which no other kind of job waits for
 
-            refuse_search(job, open_method(job, label, data), len(data.val_samples))
+            refuse_search(job, open_method(job, label, data), data, run / label)
+    with only_driver(run, show):
+        return _drive(job, run, data, launcher_name, show, started)
+
+
+def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, started: float) -> Path:
+    """What a run does once nothing speaks against it."""
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
     record = _record(job, data, launcher_name, started)
@@ -192,7 +204,7 @@ def refuse_other_run(run: Path, job: Job) -> None:
                 raise UserError(
                     f"{run}: is the run directory of another {field}, {was}, not {now}; choose another folder"
                 )
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and any(path.name != LOCK for path in run.iterdir()):
         raise UserError(f"{run}: is not empty and holds no run; choose another folder")
 
 

@@ -43,9 +43,9 @@ class Show:
     @contextlib.contextmanager
     def working(self, title: str) -> Iterator[None]:
         """A step under way; a failure leaves a mark and goes on up."""
-        started = self._started = time.perf_counter()
-        self._done_before, self._split = 0.0, ""
-        self._next_line = started + LINE_EVERY_SECONDS
+        self._split = ""
+        self.count_from(0)
+        started = self._started
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -66,8 +66,13 @@ class Show:
                 self._progress = self._task = None
         self.console.print(f"  [green]+[/] {title} [dim]{_duration(time.perf_counter() - started)}[/]")
 
+    def count_from(self, done: float) -> None:
+        """From now on time left is told from what is done beyond `done`, which tells nothing of it."""
+        self._started, self._done_before = time.perf_counter(), done
+        self._next_line = self._started + LINE_EVERY_SECONDS
+
     def update(self, done: float, total: float, note: str = "") -> None:
-        """How far the step under way is; time left is told from what was done since it began."""
+        """How far the step under way is, with the time left (`count_from`)."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total, note=note)
         now = time.perf_counter()
@@ -78,9 +83,10 @@ class Show:
 
     def shards(self, split: str, done: int, total: int) -> None:
         """How far the building of a split's shards is, and how many images a second it writes."""
+        if split != self._split:
+            self._split = split
+            self.count_from(done)
         now = time.perf_counter()
-        if split != self._split:  # what came before tells nothing of this split's time
-            self._split, self._done_before, self._started = split, done, now
         rate = (done - self._done_before) / (now - self._started) if now > self._started else 0
         self.update(done, total, f"{split} {done:,}/{total:,} images, {rate:,.0f}/s")
 
@@ -106,16 +112,32 @@ class Show:
 
 def watch_training(show: Show, folder: Path) -> contextlib.AbstractContextManager[None]:
     """Show a training's progress from the metrics.jsonl its rank 0 writes in `folder`, wherever that rank runs."""
+    return show.watching(training_progress(show, folder / "metrics.jsonl"))
+
+
+def training_progress(show: Show, metrics: Path) -> Callable[[], tuple[float, float, str] | None]:
+    """What `watching` asks: (done, total, note) of the newest line, None before this run has written one.
+
+    Lines that are there already are an earlier run's; some of them stay when this one goes on from its checkpoint. The
+    first line that is newer is where this run's time begins: starting workers tells nothing of the time left.
+    """
+    earlier = last_metrics(metrics)
+    written_before = earlier["time"] if earlier else 0.0
+    counting = False
 
     def look() -> tuple[float, float, str] | None:
-        line = last_metrics(folder / "metrics.jsonl")
-        if line is None:
+        nonlocal counting
+        line = last_metrics(metrics)
+        if line is None or line["time"] <= written_before:
             return None
+        if not counting:
+            counting = True
+            show.count_from(line["step"])
         rate = f", {line['images_per_second']:.0f} images/s" if "images_per_second" in line else ""
         note = f"{line['stage']} epoch {line['epoch'] + 1}, loss {line['loss']:.4f}{rate}"
         return line["step"], line["of_steps"], note
 
-    return show.watching(look)
+    return look
 
 
 def last_metrics(path: Path) -> dict | None:

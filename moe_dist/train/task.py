@@ -119,12 +119,13 @@ class Training:
         samples = self.data.val_samples
         if not len(samples):
             return None
+        share = -(-len(samples) // worker.world)
         return Stream(
             self.data.val.images,
             TrainingSet(samples, self.data.val.labels[samples]),
             self.data.config,
             seed=self.job.seed,
-            global_batch=EVALUATION_BATCH * worker.world,
+            global_batch=min(EVALUATION_BATCH, share) * worker.world,  # a small split is not padded to a whole batch
             rank=worker.rank,
             world=worker.world,
             augment=None,

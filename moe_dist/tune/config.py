@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -22,6 +23,8 @@ class Range(Strict):
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ValueError(f"low = {self.low} and high = {self.high} must be numbers that are not infinite")
         if self.low >= self.high:
             raise ValueError(f"low = {self.low} is not below high = {self.high}")
         if self.log and self.low <= 0:
@@ -34,6 +37,9 @@ def _range_or_choices(value: Any) -> Any:
     if isinstance(value, dict):
         return Range.model_validate(value)
     if isinstance(value, list | tuple) and len(value) > 0:
+        for choice in value:
+            if not isinstance(choice, Value):
+                raise ValueError(f"a choice is a number, a word, true or false, not {choice!r}")
         return tuple(value)
     if isinstance(value, Range):
         return value
@@ -50,7 +56,7 @@ class TuneConfig(Strict):
 
     of: tuple[Literal["experts", "method"], ...] = ("experts",)
     """experts: every expert alone, scored by F1 on the validation split; method: the method as the job describes it,
-    scored by top-1 on the validation split."""
+    scored by top-1 on the validation split. Both: the experts first, and then the method with those that were found."""
     experts: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Numbers of the experts that are searched; default: all."""
     space: Space | None = None
@@ -60,7 +66,8 @@ class TuneConfig(Strict):
     trials: Count | None = 16
     """Of each study; with sharing = gain, on the average of the studies. null: until the time is up."""
     seconds: Positive | None = None
-    """No trial is begun later than so many seconds after the search began; earlier runs of it count."""
+    """No trial is begun later than so many seconds after the search began; earlier runs of it count. With both kinds
+    `of`, each of the two searches has so many."""
     sharing: Literal["fair", "gain"] = "fair"
     """Whose turn it is: the study with fewest trials, or the one whose next trials promise the largest gain."""
     batch: Count = 8
@@ -88,6 +95,8 @@ class TuneConfig(Strict):
     def _can_be_searched(self) -> TuneConfig:
         if not self.of:
             raise ValueError("of: name what is searched: experts, method or both")
+        if self.experts == ():
+            raise ValueError("experts is empty; name the experts to search, or leave experts out for all")
         if self.trials is None and self.seconds is None:
             raise ValueError("no budget; give trials, seconds or both")
         if list(self.rungs) != sorted(set(self.rungs)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,13 @@ class Journal:
         Raises UserError where the file is of another search, naming what differs, or is no journal.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.records: list[dict[str, Any]] = []
-        header = {"journal": VERSION, "search": json.loads(json.dumps(search))}
         lines = _whole_lines(path)
-        if lines:
-            first, *self.records = [_read(path, number, line) for number, line in enumerate(lines, 1)]
-            _require_same(path, first, header)
+        self.records = _records(path, lines, search)
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._file.seek(sum(map(len, lines)))
         self._file.truncate()
         if not lines:
-            self.write(header)
+            self.write({"journal": VERSION, "search": search})
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; it is on disk when this returns."""
@@ -49,10 +45,27 @@ class Journal:
         self._file.close()
 
 
+def refuse_other_search(path: Path, search: Mapping[str, Any]) -> None:
+    """Raise UserError where `Journal(path, search)` would; nothing is written."""
+    _records(path, _whole_lines(path), search)
+
+
 def _whole_lines(path: Path) -> list[bytes]:
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _records(path: Path, lines: Sequence[bytes], search: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What stands under the header, which must be of this search."""
+    if not lines:
+        return []
+    header, *records = [_read(path, number, line) for number, line in enumerate(lines, 1)]
+    _require_same(path, header, json.loads(json.dumps(search)))
+    for number, record in enumerate(records, 2):
+        if not ({"study", "asked"} <= set(record) or {"study", "told", "at"} <= set(record)):
+            raise _no_record(path, number)
+    return records
 
 
 def _read(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -61,17 +74,19 @@ def _read(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise UserError(
-            f"{path}: line {number} is no record of a search; restore the file, or search in another folder"
-        )
+        raise _no_record(path, number)
     return record
 
 
-def _require_same(path: Path, found: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-    if found.get("journal") != VERSION or not isinstance(found.get("search"), dict):
+def _no_record(path: Path, number: int) -> UserError:
+    return UserError(f"{path}: line {number} is no record of a search; restore the file, or search in another folder")
+
+
+def _require_same(path: Path, header: Mapping[str, Any], search: Mapping[str, Any]) -> None:
+    if header.get("journal") != VERSION or not isinstance(header.get("search"), dict):
         raise UserError(f"{path}: is no journal of a search that this version reads; search in another folder")
-    before, now = found["search"], header["search"]
-    different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    before = header["search"]
+    different = [name for name in {**before, **search} if before.get(name) != search.get(name)]
     if different:
         raise UserError(
             f"{path}: is the journal of another search, which differs in {', '.join(different)}; search in another "

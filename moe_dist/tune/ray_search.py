@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from ray.tune.search import Searcher
 from moe_dist.config import ResourceConfig
 from moe_dist.errors import UserError
 from moe_dist.train.launcher import device_of, use_threads
-from moe_dist.tune.runner import Backend, failure
+from moe_dist.tune.runner import Backend, OpenBackend, failure
 from moe_dist.tune.search import Search
 from moe_dist.tune.trials import Round, all_failed, pack_outcome, pack_round, unpack_outcome, unpack_round
 
-OpenBackend = Callable[[Any, Any], Backend]
-"""(packed task, device) -> the backend, in a worker. A module-level function, so that another process can import it."""
 METRIC = "trials"
 WORKER_LOST = "the worker died (out of memory, or killed)"
 QUIET = {

@@ -12,7 +12,7 @@ import yaml
 from moe_dist.report.metrics import mean_interval
 from moe_dist.schema import Strict
 from moe_dist.train.results import write_json, write_text
-from moe_dist.tune.search import Search, Searched
+from moe_dist.tune.search import Searched
 from moe_dist.tune.space import configured
 from moe_dist.tune.trials import Outcome, Trial
 
@@ -30,12 +30,14 @@ class StudyFacts:
     base: Strict
 
 
-def write_results(folder: Path, search: Search, facts: Mapping[str, StudyFacts], about: Mapping[str, Any]) -> None:
+def write_results(
+    folder: Path, searched: Mapping[str, Searched], facts: Mapping[str, StudyFacts], about: Mapping[str, Any]
+) -> None:
     """Write results.json: `about`, every study with its trials, and how the best configurations compare."""
-    studies = {name: _study(each, facts[name]) for name, each in search.searched.items()}
+    studies = {name: _study(each, facts[name]) for name, each in searched.items()}
     work_seconds = sum(trial["seconds"] for study in studies.values() for trial in study["trials"])
-    content = {**about, "seconds": search.elapsed, "trial_seconds": work_seconds, "studies": studies}
-    write_json(folder / RESULTS, content | {"comparison": comparison(list(search.searched.values()))})
+    content = {**about, "trial_seconds": work_seconds, "studies": studies}
+    write_json(folder / RESULTS, content | {"comparison": comparison(list(searched.values()))})
 
 
 def _study(each: Searched, facts: StudyFacts) -> dict[str, Any]:
@@ -104,23 +106,32 @@ def _means(each: Searched) -> tuple[float, float] | None:
     return sum(default for default, _ in known) / len(known), sum(best for _, best in known) / len(known)
 
 
-def write_experts_recipe(path: Path, search: Search, defaults: Sequence[Strict], names: Sequence[str]) -> None:
-    """A YAML list with every expert's best configuration, in Table 1's layout; `experts: best.yaml` loads it.
+def best_experts(searched: Mapping[str, Searched], defaults: Sequence[Strict]) -> list[tuple[Strict, str]]:
+    """Every expert's best configuration, and how it was found.
 
     An expert that was not searched, or of which no trial was trained to its end, keeps the job's own.
     """
-    lines = ["# Each expert's best configuration of a search; a job loads this file by `experts: best.yaml`."]
-    for expert, (default, name) in enumerate(zip(defaults, names, strict=True)):
-        each = search.searched.get(str(expert))
+    found: list[tuple[Strict, str]] = []
+    for expert, default in enumerate(defaults):
+        each = searched.get(str(expert))
         best = each.study.best if each else None
-        config = default.model_dump(mode="json")
-        note = "not tuned"
-        if each and best is not None:
-            config = _configuration(default, each.study.trials[best])
+        if each is None or best is None:
+            found.append((default, "not tuned"))
+        else:
             note = f"score {each.study.outcomes[best].last.score:.4f}"
-        shown = " ".join(name.split())
-        lines.append(f"- {yaml.safe_dump(config, default_flow_style=True, sort_keys=False, width=10_000).strip()}")
-        lines[-1] += f"  # {shown}: {note}"
+            found.append((configured(default, each.study.trials[best].values), note))
+    return found
+
+
+def write_experts_recipe(
+    path: Path, searched: Mapping[str, Searched], defaults: Sequence[Strict], names: Sequence[str]
+) -> None:
+    """A YAML list with every expert's best configuration, in Table 1's layout; `experts: best.yaml` loads it."""
+    lines = ["# Each expert's best configuration of a search; a job loads this file by `experts: best.yaml`."]
+    for (config, note), name in zip(best_experts(searched, defaults), names, strict=True):
+        content = config.model_dump(mode="json")
+        shown = yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10_000).strip()
+        lines.append(f"- {shown}  # {' '.join(name.split())}: {note}")
     write_text(path, "\n".join(lines) + "\n")
 
 

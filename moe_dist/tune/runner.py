@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,10 @@ class Backend(Protocol):
 
     def run(self, work: Round) -> list[list[Outcome]]:
         """The outcomes of each batch, in the order of its trials; what goes wrong with a trial is its outcome."""
+
+
+OpenBackend = Callable[[Any, Any], Backend]
+"""(packed task, device) -> the backend, in a worker. A module-level function, so that another process can import it."""
 
 
 @dataclass

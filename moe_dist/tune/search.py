@@ -52,8 +52,7 @@ class Searched:
 class Search:
     """The studies of a job by name, their budget, and the journal that makes them outlive this process.
 
-    seed: of the trials' trainings; rungs: epochs at which a study's trials are stopped; together: studies in a round;
-    apart: studies that never share a round.
+    seed: of the trials' trainings; rungs: epochs at which a study's trials are stopped; together: studies in a round.
     """
 
     def __init__(
@@ -65,11 +64,10 @@ class Search:
         seed: int = 0,
         rungs: Sequence[int] = (),
         together: int = 1,
-        apart: Sequence[str] = (),
     ) -> None:
         self.searched = {each.study.name: each for each in searched}
         self._budget, self._journal, self._seed, self._rungs = budget, journal, seed, tuple(rungs)
-        self._together, self._apart = together, frozenset(apart)
+        self._together = together
         self._studies = [each.study for each in searched]
         self._earlier, self._rounds = 0.0, 0
         for record in journal.records:
@@ -94,20 +92,16 @@ class Search:
     def next_round(self) -> Round | None:
         """What to run next; None: nothing, until a round that is under way has come back, or at all."""
         batches: list[Batch] = []
-        while len(batches) < self._together and (batch := self._next_batch(first=not batches)):
+        while len(batches) < self._together and (batch := self._next_batch()):
             batches.append(batch)
             self.searched[batch.study].out = batch
-            if batch.study in self._apart:
-                break
         if not batches:
             return None
         self._rounds += 1
         return Round(self._rounds, tuple(batches))
 
-    def _next_batch(self, first: bool) -> Batch | None:
-        idle = [
-            each for each in self.searched.values() if not each.out and (first or each.study.name not in self._apart)
-        ]
+    def _next_batch(self) -> Batch | None:
+        idle = [each for each in self.searched.values() if not each.out]
         for each in idle:
             if each.study.open_trials:  # asked for by a run that was killed
                 return self._batch(each.study)

@@ -23,7 +23,12 @@ def read_space(values: Mapping[str, Any]) -> Space:
     return TypeAdapter(Space).validate_python(dict(values))
 
 
-def configured(base: Configuration, values: Mapping[str, Value]) -> Configuration:
+def write_space(space: Space) -> dict[str, Any]:
+    """A space as plain values."""
+    return TypeAdapter(Space).dump_python(space, mode="json")
+
+
+def configured(base: Configuration, values: Mapping[str, Any]) -> Configuration:
     """`base` with the parameters `values`, named by their paths. Raises pydantic's ValidationError."""
     content = base.model_dump(mode="json")
     for path, value in values.items():
@@ -82,7 +87,10 @@ def _validated(path: str, value: Value, base: Strict, where: str) -> Any:
 
 
 def nearest(distribution: BaseDistribution, value: Any) -> Value:
-    """The value of a distribution that is nearest to `value`; of words that are not among its choices, the first."""
+    """The value of a distribution that is nearest to `value`.
+
+    To a word that is not among its choices, the first; to null, which a range has no place for, the lowest.
+    """
     if isinstance(distribution, CategoricalDistribution):
         choices: tuple[Any, ...] = distribution.choices
         numbers = [choice for choice in choices if isinstance(choice, int | float)]
@@ -90,5 +98,5 @@ def nearest(distribution: BaseDistribution, value: Any) -> Value:
             return value if value in choices else choices[0]
         return min(numbers, key=lambda choice: abs(choice - value))
     assert isinstance(distribution, IntDistribution | FloatDistribution)
-    clamped = min(max(value, distribution.low), distribution.high)
+    clamped = distribution.low if value is None else min(max(value, distribution.low), distribution.high)
     return math.floor(clamped + 0.5) if isinstance(distribution, IntDistribution) else float(clamped)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
 import tempfile
@@ -14,9 +13,6 @@ from typing import Any
 
 import torch
 
-from moe_dist.config import Job
-from moe_dist.errors import UserError
-from moe_dist.methods.base import Method
 from moe_dist.train.loop import train
 from moe_dist.train.show import last_metrics
 from moe_dist.train.task import TrainingTask
@@ -75,8 +71,11 @@ class MethodBackend:
         task = trial_task(self._task, trial.number, trial.values)
 
         def epoch_done() -> None:
-            curve.append(_last_point(task.folder, len(curve) + 1))
-            if trial.number not in rungs.survivors(curve[-1].epoch, {trial.number: curve[-1].rank}):
+            line = _last_epoch(task.folder)
+            point = Point(len(curve) + 1, line["val/top1"], line["val/loss"])
+            curve.append(point)
+            is_last = line["step"] == line["of_steps"]
+            if not is_last and trial.number not in rungs.survivors(point.epoch, {trial.number: point.rank}):
                 raise Stopped
 
         try:
@@ -101,20 +100,8 @@ def trial_task(task: TrainingTask, number: int, values: Mapping[str, Any]) -> Tr
     return TrainingTask(job, task.label, run, task.cache, task.fingerprint)
 
 
-def _last_point(folder: Path, epoch: int) -> Point:
+def _last_epoch(folder: Path) -> dict[str, Any]:
+    """The log's line of the epoch that has just ended; the loop has ended a training whose loss is not finite."""
     line = last_metrics(folder / "metrics.jsonl")
     assert line is not None and line["kind"] == "epoch"
-    assert math.isfinite(line["val/loss"])
-    return Point(epoch, line["val/top1"], line["val/loss"])
-
-
-def refuse_parameters_of_steps(job: Job, label: str, make: Callable[[Job], Method], paths: Mapping[str, Any]) -> None:
-    """Raise UserError where a searched parameter is one of a step before training, which is run once for all trials."""
-    settings = [(step.name, step.settings) for step in make(job).steps()]
-    for path, value in paths.items():
-        changed = job.model_copy(update={"method": configured(job.models[label], {path: value})})
-        for (name, before), after in zip(settings, make(changed).steps()):
-            if dict(before) != dict(after.settings):
-                raise UserError(
-                    f"tune.method_space.{path}: is of the step {name}, which is run once for all trials; leave it out"
-                )
+    return line

@@ -274,6 +274,11 @@ def test_evaluation_sees_every_sample_once_in_order_and_unchanged():
     assert np.abs(images.numpy() - (PICTURES.pixels[samples] / 127.5 - 1)).max() < 1e-6
 
 
+def test_evaluation_of_few_samples_is_not_padded_to_a_whole_batch():
+    (batch,) = evaluation_batches(PICTURES, np.array([4, 9, 2]), np.zeros(3, np.int64), CONFIG, batch_size=256)
+    assert batch.samples.tolist() == [4, 9, 2] and (batch.weight > 0).all()
+
+
 def disk_stream(shards: Path, workers: int) -> Stream:
     opened = ShardSet.open(shards / "train")
     config = DataConfig(image_size=8, hold="disk", loader_workers=workers)

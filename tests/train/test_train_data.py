@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from small_jobs import GATE, NARROW, quiet, traditional
 
 from moe_dist.config import Job
@@ -18,6 +19,7 @@ from moe_dist.data.opened import open_data
 from moe_dist.data.shards import ShardSet
 from moe_dist.errors import UserError
 from moe_dist.train.run import run_job
+from moe_dist.train.show import Show
 
 CLASSES = ("dark", "grey", "light")
 
@@ -202,3 +204,14 @@ def test_a_split_of_bad_images_alone_is_one_sentence(
 def test_a_bad_image_ends_the_run_where_none_is_to_be_skipped(pictures: Path, damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train-000000.tar: \S+.png: changed or cut short"):
         run(picture_job(pictures, damaged, hold="disk"), tmp_path / "run")
+
+
+def test_a_class_without_a_test_image_is_told_before_the_training(pictures: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(pictures, source)
+    shutil.rmtree(source / "test" / "light")
+    show = Show(Console(file=io.StringIO(), width=200))
+    run_job(picture_job(source, tmp_path / "shards", {"epochs": 1}), tmp_path / "run", "local", show)
+    told = show.console.file.getvalue()
+    sentence = "! 1 of 3 classes have no test image (light) and are in no average"
+    assert 0 < told.index(sentence) < told.index("training on 1 worker")

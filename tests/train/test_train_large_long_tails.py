@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,20 @@ import pytest
 from safetensors.numpy import load_file
 from small_jobs import quiet
 
+import moe_dist.train.evaluate as evaluate
+import moe_dist.train.run as run_module
 from moe_dist.config import Job, load_job
+from moe_dist.report.latency import measure_latency
 from moe_dist.train.run import run_job
 from moe_dist.train.worker import checkpoints
 from tests.data.pictures import encode, gradient
 
 JOBS = Path(__file__).parents[2] / "jobs" / "icl"
+LABEL = "icl_2experts"
 CLASSES = ("n01440764", "n01443537", "n01484850")
-IMAGES = {"train": (5, 2, 1), "val": (1, 1, 1), "test": (1, 1, 1)}
+IMAGES = {"train": (2, 1, 1), "val": (1, 1, 1), "test": (1, 1, 1)}
 """Of each class."""
-STAGE = "{epochs: 1, batch_size: 4, learning_rate: 0.01, warmup_epochs: 0, augment: {resized_crop: [0.08, 1]}}"
+STAGE = "{epochs: 1, batch_size: 2, learning_rate: 0.01, warmup_epochs: 0, augment: {resized_crop: [0.08, 1]}}"
 
 
 def labels_of(split: str) -> list[int]:
@@ -59,19 +65,19 @@ def write_inat2018(root: Path) -> None:
         (root / table).write_text(json.dumps(content))
 
 
-def tiny(dataset: str, label: str, source: Path) -> Job:
-    """The shipped job with one epoch a stage, two steps each, and the model `label` alone."""
+def tiny(dataset: str, source: Path) -> Job:
+    """The shipped job with one epoch a stage, two steps each, and the model LABEL alone."""
     overrides = [
         f"data.source={source}",
         "data.loader_workers=1",
         "workers=2",
         "resources={cpus_per_worker: 1}",
-        f"methods.{label}.features={STAGE}",
-        f"methods.{label}.classifiers={STAGE}",
-        f"methods.{label}.t_cl=0",
+        f"methods.{LABEL}.features={STAGE}",
+        f"methods.{LABEL}.classifiers={STAGE}",
+        f"methods.{LABEL}.t_cl=0",
     ]
     job = load_job(JOBS / f"{dataset}.yaml", overrides)
-    return job.model_copy(update={"methods": {label: job.methods[label]}})
+    return job.model_copy(update={"methods": {LABEL: job.methods[LABEL]}})
 
 
 def tensors(checkpoint: Path) -> dict[str, np.ndarray]:
@@ -83,25 +89,32 @@ def tensors(checkpoint: Path) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.fixture
+def one_timed_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image's latency is measured on one image instead of 220, which take minutes on a busy machine."""
+    monkeypatch.setattr(evaluate, "measure_latency", partial(measure_latency, warm_up=0, images=1))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    ("dataset", "label", "write"),
-    [("imagenet_lt", "icl", write_imagenet_lt), ("inat2018", "icl_2experts", write_inat2018)],
-)
-def test_it_trains_and_goes_on_from_its_checkpoint(dataset: str, label: str, write, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("one_timed_image")
+@pytest.mark.parametrize(("dataset", "write"), [("imagenet_lt", write_imagenet_lt), ("inat2018", write_inat2018)])
+def test_it_trains_and_goes_on_from_its_checkpoint(
+    dataset: str, write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Gone on with after stage one, the run ends bit-identical."""
     write(tmp_path / "source")
-    job, run = tiny(dataset, label, tmp_path / "source"), tmp_path / "run"
+    job, run = tiny(dataset, tmp_path / "source"), tmp_path / "run"
     run_job(job, run, "local", quiet())
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics[f"{label}/test_images"] == 3
+    assert metrics[f"{LABEL}/test_images"] == 3
 
-    (training,) = (run / label / "checkpoints").iterdir()
+    monkeypatch.setattr(run_module, "build_report", lambda path: path)  # one is enough
+    (training,) = (run / LABEL / "checkpoints").iterdir()
     first, last = checkpoints(training)
     whole = tensors(last)
     shutil.rmtree(last)
-    (run / label / "training.json").unlink()
+    (run / LABEL / "training.json").unlink()
     run_job(job, run, "local", quiet())
     after = checkpoints(training)
     assert [path.name for path in after] == [first.name, last.name]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 import moe_dist.train.show as show_module
-from moe_dist.train.show import Show, last_metrics
+from moe_dist.train.show import Show, last_metrics, training_progress
 
 
 def shown(show: Show) -> str:
@@ -31,7 +32,7 @@ def test_a_log_gets_a_line_with_share_note_and_time_left(show: Show, monkeypatch
 
 
 def test_images_of_shards_are_counted_by_the_second(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([100.0, 100.0, 110.0, 110.0, 112.0, 112.0, 113.0, 113.0])
+    times = iter([100.0, 100.0, 100.0, 110.0, 110.0, 112.0, 112.0, 112.0, 113.0, 113.0])
     monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(show_module.time, "perf_counter", lambda: next(times))
     show.shards("train", 1000, 9000)  # the first thousand were there already
@@ -41,6 +42,38 @@ def test_images_of_shards_are_counted_by_the_second(show: Show, monkeypatch: pyt
     # 4,000 images in 10 s are 400 a second, and 4,000 are left: the first thousand say nothing of the time.
     assert "train 5,000/9,000 images, 400/s, about 10.0 s left" in shown(show)
     assert "test 10/50 images, 10/s, about 4.0 s left" in shown(show)
+
+
+def line_of(step: int, written: float) -> str:
+    """A line of metrics.jsonl of a training of 1,001 steps; its log is written at `written`, in seconds."""
+    line = {"time": written, "kind": "step", "stage": "features", "epoch": 1, "step": step, "of_steps": 1001}
+    return json.dumps(line | {"loss": 0.5, "images_per_second": 64.0}) + "\n"
+
+
+def test_the_time_left_of_a_resumed_training_is_told_from_its_own_steps(
+    show: Show, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """10 steps in 20 s, and 840 are left: 1,680 s. With the 151 from before it would be 161 in 25 s, and 130 s left."""
+    clock = [0.0]
+    monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(show_module.time, "perf_counter", lambda: clock[0])
+    path = tmp_path / "metrics.jsonl"
+    checkpoint, lost = line_of(150, 999.0), line_of(157, 1000.0)
+    first, later = line_of(151, 2000.0), line_of(161, 2020.0)
+    path.write_text(checkpoint + lost)
+    with show.working("train"):
+        look = training_progress(show, path)
+        assert look() is None
+        path.write_text(checkpoint)  # the log is cut back to the checkpoint
+        assert look() is None
+        for seconds, text in ((5.0, checkpoint + first), (25.0, checkpoint + first + later)):
+            clock[0] = seconds
+            path.write_text(text)
+            seen = look()
+            assert seen is not None
+            show.update(*seen)
+    (told,) = [line for line in shown(show).splitlines() if "left" in line]
+    assert told.strip() == "16% features epoch 2, loss 0.5000, 64 images/s, about 28 min 00 s left"
 
 
 def test_a_failed_step_leaves_a_mark(show: Show) -> None:

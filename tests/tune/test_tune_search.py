@@ -123,6 +123,12 @@ def test_a_journal_of_another_search_is_refused(tmp_path):
     (tmp_path / "journal.jsonl").write_text("what\n")
     with pytest.raises(UserError, match="line 1 is no record of a search"):
         search(tmp_path, [0])
+    (tmp_path / "journal.jsonl").unlink()
+    search(tmp_path, [0], seed=0)
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"study": "0"}\n')
+    with pytest.raises(UserError, match="line 2 is no record of a search"):
+        search(tmp_path, [0])
 
 
 def test_rungs_are_of_one_study_alone(tmp_path):
@@ -172,14 +178,23 @@ def test_expected_gain_gives_more_trials_to_those_that_still_win(tmp_path):
     assert counts["1"] == 3
 
 
-def test_the_time_budget_ends_the_search_and_counts_earlier_runs(tmp_path):
-    found = search(tmp_path, [0, 1], trials=None, seconds=0.2, batch=1)
-    run_here(found, FormulaBackend(seconds=0.02).run)
-    told = found.told
-    assert 1 <= told <= 11  # rounds of 0.02 s and more, one of them begun before the end
-    again = search(tmp_path, [0, 1], trials=None, seconds=0.2, batch=1)
-    assert again.next_round() is None
-    assert again.told == told
+def test_the_time_budget_ends_the_search_and_counts_earlier_runs(tmp_path, monkeypatch):
+    """Rounds of 3 s: the seventh begins at 18 s of 20, and ends the search."""
+    now = [100.0]
+    monkeypatch.setattr("moe_dist.tune.search.time.monotonic", lambda: now[0])
+
+    def three_seconds(work: Round) -> list[list[Outcome]]:
+        now[0] += 3
+        return FormulaBackend().run(work)
+
+    found = search(tmp_path, [0, 1], trials=None, seconds=20, batch=1)
+    for _ in range(4):
+        work = found.next_round()
+        found.tell(work, three_seconds(work))
+    now[0] += 1_000  # the machine is off
+    again = search(tmp_path, [0, 1], trials=None, seconds=20, batch=1)
+    run_here(again, three_seconds)
+    assert again.told == 7
 
 
 def test_the_best_is_compared_with_the_default_from_other_seeds(tmp_path):

@@ -62,6 +62,7 @@ def test_starting_points_are_brought_into_the_space():
     assert nearest(FloatDistribution(0.1, 0.2), 0.01) == 0.1
     assert nearest(CategoricalDistribution((16, 32, 64)), 50) == 64
     assert nearest(CategoricalDistribution(("sgd", "adam")), "rmsprop") == "sgd"
+    assert nearest(FloatDistribution(0.1, 5.0), None) == 0.1  # as clip_norm, which is off by default
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,10 @@ def test_starting_points_are_brought_into_the_space():
         ({"rungs": [3, 1]}, "rungs = [3, 1] are not in ascending order"),
         ({"space": {"conv1": {"low": 9, "high": 3}}}, "tune.space.conv1: low = 9 is not below high = 3"),
         ({"space": {"conv1": {"low": 0, "high": 3, "log": True}}}, "log needs low above 0, not 0"),
+        ({"space": {"conv1": {"low": 1, "high": float("inf")}}}, "must be numbers that are not infinite"),
+        ({"space": {"conv1": [None, 3]}}, "tune.space.conv1: a choice is a number, a word, true or false, not None"),
+        ({"experts": []}, "experts is empty; name the experts to search, or leave experts out for all"),
+        ({"trails": 3}, "tune.trails: unknown field"),
         ({"space": {"conv1": 3}}, "give {low: ..., high: ...}, or a list of values to choose from"),
         ({"of": []}, "name what is searched: experts, method or both"),
     ],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -124,6 +124,16 @@ class SparseMoe(Method):
                 config.sampling,
             ),
         )
+
+    def search_space(self) -> Mapping[str, Any]:
+        """Rates of trunk and gate, and what routes the tokens."""
+        return {
+            "optimiser.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+            "gate_optimiser.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+            "balance": {"low": 1e-3, "high": 0.1, "log": True},
+            "top_k": [1, 2],
+            "batch_size": [16, 32, 64],
+        }
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Cross-entropy and alpha times the balancing loss (Switch Transformer, Eq 4).

@@ -6,7 +6,7 @@ Experts are C-way softmax classifiers; there are no clusters and no conditioning
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -84,6 +84,15 @@ class TraditionalMoe(Method):
                 config.sampling,
             ),
         )
+
+    def search_space(self) -> Mapping[str, Any]:
+        """The managing network's, as DFCP-MoE's, and the training's."""
+        return {
+            "gate.optimiser.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+            "gate.optimiser.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+            "gate.dropout": {"low": 0.0, "high": 0.7},
+            "batch_size": [16, 32, 64],
+        }
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """L_com (Eq 16)."""

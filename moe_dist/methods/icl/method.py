@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,16 @@ class Icl(BranchMethod):
             width = feature_count(self.config.network)
             network.add_module("memory", Memory(self.config.experts, self.info.classes, width))
         return network
+
+    def search_space(self) -> Mapping[str, Any]:
+        """Of stage one, with the weights of what ICL adds to it."""
+        return {
+            **super().search_space(),
+            "distillation_weight": {"low": 0.0, "high": 2.0},
+            "diversity_weight": {"low": 0.0, "high": 2.0},
+            "contrast_weight": {"low": 0.0, "high": 2.0},
+            "temperature": {"low": 0.03, "high": 0.3, "log": True},
+        }
 
     def feature_loss(
         self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from moe_dist.models.branches import (
     branch_costs,
     build_branches,
     feature_count,
-    gradient_sizes,
+    last_convolutions,
 )
 
 FEATURES, CLASSIFIERS = "features", "classifiers"
@@ -89,6 +89,14 @@ class BranchMethod(Method):
             return (first,)
         return first, classifiers.stage(CLASSIFIERS, dict.fromkeys(fresh, classifiers.optimiser()))
 
+    def search_space(self) -> Mapping[str, Any]:
+        """Of stage one, which decides what both have to work with."""
+        return {
+            "features.learning_rate": {"low": 5e-3, "high": 0.5, "log": True},
+            "features.weight_decay": {"low": 5e-5, "high": 5e-3, "log": True},
+            "features.batch_size": [64, 128, 256],
+        }
+
     def set_training(self, network: nn.Module, stage: str) -> None:
         """In stage two the fresh classifiers speak, and all else keeps its batch statistics."""
         if stage == CLASSIFIERS:
@@ -105,9 +113,9 @@ class BranchMethod(Method):
             adjusted = batch.mean_over_labels(lambda y: balanced_softmax(outputs.logits, y, log_counts).sum(1))
             return {"logit_adjusted": adjusted}
 
-    def gradient_sizes(self, network: nn.Module) -> Tensor:
-        """The mean absolute gradient of each branch's last convolution [M]."""
-        return gradient_sizes(cast(BranchNetwork, network), self.config.experts)
+    def compared_parameters(self, network: nn.Module) -> Sequence[nn.Parameter | None]:
+        """Each branch's last convolution."""
+        return last_convolutions(cast(BranchNetwork, network), self.config.experts)
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """The mean of the experts' logits; no adjustment at test time."""

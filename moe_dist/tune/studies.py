@@ -1,0 +1,204 @@
+"""What a job searches: a study of each expert, or one of the method; where it starts, and what makes it this search."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moe_dist.config import Job
+from moe_dist.data.opened import OpenedData
+from moe_dist.errors import UserError
+from moe_dist.methods.base import Method, TrainingSet
+from moe_dist.methods.search import ExpertSearch
+from moe_dist.train.pipeline import inputs_of
+from moe_dist.tune.config import METHOD, Space, TuneConfig
+from moe_dist.tune.results import StudyFacts
+from moe_dist.tune.search import Comparison, Searched
+from moe_dist.tune.space import Distributions, distributions, nearest, parameters, read_space, write_space
+from moe_dist.tune.study import SamplerSettings, Study
+
+FOLDER = "search"
+"""Of the searches' journals and results, in the method's folder."""
+SHARED = frozenset({"batch", "sampler", "random_trials", "starts", "rungs", "rung_factor"})
+"""Fields of `tune` that decide what any study suggests. Budget, backend and resources may change from run to run."""
+
+
+def tune_settings(job: Job) -> TuneConfig:
+    """The section `tune` of a job of that kind."""
+    assert job.tune is not None
+    return job.tune
+
+
+class Studies(ABC):
+    """Studies of one kind, all in one search."""
+
+    journal: str
+    """Its file in the search's folder."""
+    space_field: ClassVar[str]
+    own_settings: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `tune` that decide what these studies suggest, beside SHARED and the space."""
+
+    def __init__(self, job: Job, method: Method) -> None:
+        self.job, self.method, self.settings = job, method, tune_settings(job)
+
+    @property
+    @abstractmethod
+    def space(self) -> Space:
+        """The job's, or the method's own."""
+
+    @property
+    @abstractmethod
+    def last_step(self) -> str | None:
+        """The step before training whose result the trials need; None: all are run."""
+
+    @abstractmethod
+    def distributions(self) -> Distributions:
+        """The space, checked; raises UserError where it does not fit."""
+
+    @abstractmethod
+    def facts(self, class_names: tuple[str, ...], training_set: TrainingSet) -> dict[str, StudyFacts]:
+        """What is searched, by the study's name."""
+
+    @abstractmethod
+    def searched(self, facts: Mapping[str, StudyFacts]) -> list[Searched]:
+        """The studies, from their starting points."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What is searched, in words."""
+
+    @property
+    def sampler(self) -> SamplerSettings:
+        """Of every study."""
+        return SamplerSettings(self.settings.sampler, self.settings.random_trials, self.job.seed)
+
+    def identity(self, data: OpenedData) -> dict[str, Any]:
+        """What makes it this search and no other; known before any step is run."""
+        named = self.settings.model_dump(mode="json", include=set(SHARED | self.own_settings))
+        named[self.space_field] = write_space(self.space)
+        return {
+            "job": self.job.name,
+            "seed": self.job.seed,
+            "data and steps": inputs_of(self.method, self.job, data, self.last_step),
+            "method": self.method.config.model_dump(mode="json", exclude={"top_k"}),
+        } | {f"tune.{name}": value for name, value in named.items()}
+
+
+class ExpertStudies(Studies):
+    """A study of each expert that is searched, called by the expert's number."""
+
+    journal = "experts.jsonl"
+    space_field = "space"
+    own_settings = frozenset({"epochs", "validate_every"})
+
+    @property
+    def search(self) -> ExpertSearch:
+        """The method's; raises UserError where it has none."""
+        found = self.method.expert_search()
+        if found is None:
+            raise UserError(
+                f"tune.of: the experts of {self.method.config.name} are not trained alone, so there is no search of "
+                "each; set tune.of to [method], or choose a method that has one (dfcp)"
+            )
+        return found
+
+    @property
+    def title(self) -> str:
+        """See Studies."""
+        return f"{len(self.experts)} expert{'s' if len(self.experts) > 1 else ''}"
+
+    @property
+    def experts(self) -> Sequence[int]:
+        """The numbers of those that are searched."""
+        return self.settings.experts or range(len(self.search.defaults()))
+
+    @property
+    def space(self) -> Space:
+        """See Studies."""
+        return self.settings.space or read_space(self.search.space)
+
+    @property
+    def last_step(self) -> str:
+        """See Studies."""
+        return self.search.last_step
+
+    def distributions(self) -> Distributions:
+        """See Studies."""
+        return distributions(self.space, self.search.defaults()[0], "tune.space")
+
+    def facts(self, class_names: tuple[str, ...], training_set: TrainingSet) -> dict[str, StudyFacts]:
+        """See Studies."""
+        defaults = self.search.defaults()
+        samples = np.bincount(training_set.labels, minlength=len(defaults))
+        return {
+            str(expert): StudyFacts(class_names[expert], int(samples[expert]), defaults[expert])
+            for expert in self.experts
+        }
+
+    def searched(self, facts: Mapping[str, StudyFacts]) -> list[Searched]:
+        """See Studies."""
+        found = self.distributions()
+        seeds = tuple(self.job.seed + 1 + number for number in range(self.settings.compare_seeds))
+        return [
+            Searched(
+                Study(name, found, self.sampler, self._starts(found, about)),
+                Comparison({path: parameters(about.base)[path] for path in found}, seeds),
+            )
+            for name, about in facts.items()
+        ]
+
+    def _starts(self, found: Distributions, about: StudyFacts) -> list[dict[str, Any]]:
+        """The job's own configuration and the one that the number of samples suggests, as the space allows."""
+        if self.settings.starts == "none":
+            return []
+        own = _fitted(found, parameters(about.base))
+        suggested = _fitted(found, parameters(about.base) | dict(self.search.suggestion(about.samples)))
+        return [own] if suggested == own else [own, suggested]
+
+
+class MethodStudy(Studies):
+    """The one study of the method as a whole."""
+
+    space_field = "method_space"
+    last_step = None
+
+    def __init__(self, job: Job, method: Method, tuned: str = "") -> None:
+        """tuned: digest of the experts, where a search found them: with other experts it is another study."""
+        super().__init__(job, method)
+        self.journal = f"{METHOD}-{tuned}.jsonl" if tuned else f"{METHOD}.jsonl"
+
+    @property
+    def title(self) -> str:
+        """See Studies."""
+        return f"{self.method.config.name} as a whole"
+
+    @property
+    def space(self) -> Space:
+        """See Studies."""
+        space = self.settings.method_space or read_space(self.method.search_space())
+        if not space:
+            raise UserError(f"tune.method_space: {self.method.config.name} has no search space of its own; give one")
+        return space
+
+    def distributions(self) -> Distributions:
+        """See Studies."""
+        return distributions(self.space, self.method.config, "tune.method_space")
+
+    def facts(self, class_names: tuple[str, ...], training_set: TrainingSet) -> dict[str, StudyFacts]:
+        """See Studies."""
+        config = self.method.config
+        return {METHOD: StudyFacts(config.name, len(training_set.samples), config)}
+
+    def searched(self, facts: Mapping[str, StudyFacts]) -> list[Searched]:
+        """See Studies."""
+        found = self.distributions()
+        own = _fitted(found, parameters(self.method.config))
+        return [Searched(Study(METHOD, found, self.sampler, [] if self.settings.starts == "none" else [own]))]
+
+
+def _fitted(found: Distributions, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {path: nearest(distribution, values[path]) for path, distribution in found.items()}
