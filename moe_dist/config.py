@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -208,6 +208,8 @@ class MethodConfig(Strict):
     """What every method's configuration starts with."""
 
     name: str
+    evaluation_only: ClassVar[frozenset[str]] = frozenset()
+    """Fields that only prediction reads: a training goes on, and is kept, where they change."""
 
     def check(self, classes: int) -> None:
         """Raise UserError where this configuration cannot work with a dataset of `classes` classes."""

@@ -23,7 +23,7 @@ RMSPROP_SMOOTHING = 0.99
 ADAM_BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 STATE_ROWS = {"sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
-"""Numbers an optimiser of each kind keeps beside every parameter, at most."""
+"""Numbers an optimiser of each kind keeps beside every parameter, at most (RMSprop: one on a GPU)."""
 Update = Callable[..., None]
 """(rows, gradients, *state, ...): updates the rows and the state in place."""
 
@@ -97,7 +97,7 @@ class MatrixOptimiser:
 
     def __init__(self, configs: Sequence[OptimiserConfig], rows: Tensor) -> None:
         (self.kind,) = {config.kind for config in configs}
-        self._state = [torch.zeros_like(rows) for _ in range(STATE_ROWS[self.kind])]
+        self._state = [torch.zeros_like(rows) for _ in range(1 if self.kind == "rmsprop" else STATE_ROWS[self.kind])]
         columns = [[config.learning_rate, config.weight_decay, config.momentum, 0] for config in configs]
         # In double precision, as torch.optim keeps them in Python; the last column counts the members' steps.
         self._numbers = torch.tensor(columns, dtype=torch.float64, device=rows.device)
@@ -138,7 +138,7 @@ def _sgd(rows: Tensor, gradients: Tensor, velocity: Tensor, *, rate: Tensor, mom
     rows.addcmul_(velocity, rate, value=-1)
 
 
-def _rmsprop(rows: Tensor, gradients: Tensor, _: Tensor, square: Tensor, *, rate: Tensor) -> None:
+def _rmsprop(rows: Tensor, gradients: Tensor, square: Tensor, *, rate: Tensor) -> None:
     square.mul_(RMSPROP_SMOOTHING).addcmul_(gradients, gradients, value=1 - RMSPROP_SMOOTHING)
     rows.addcdiv_(gradients * rate, square.sqrt().add_(EPSILON), value=-1)
 

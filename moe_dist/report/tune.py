@@ -112,7 +112,7 @@ def _comparison_table(run: RunDirectory, record: SearchRecord) -> list[Table]:
     if found is None:
         return []
     interval = f"{found['gain']:+.4f} ({found['gain_low']:+.4f} to {found['gain_high']:+.4f})"
-    seeds = record.content["settings"]["compare_seeds"]
+    seeds = max(len(study["compared"]) for study in record.experts.values())
     return [
         Table(
             title=f"Tuned against default experts, validation split of {run.record['dataset']}",

@@ -98,8 +98,8 @@ def require_finite(term: str, value: float, step: int, stage: str) -> None:
     """Raise UserError where a loss is no number any more; it ends the training before anything is saved."""
     if not math.isfinite(value):
         raise UserError(
-            f"the loss diverged: term `{term}` is {value} at step {step} of stage {stage}; checkpoints of "
-            "before are kept; lower the learning rate or set clip_norm, and run again with --resume"
+            f"the loss diverged: term `{term}` is {value} at step {step} of stage {stage}; lower "
+            "the learning rate or set clip_norm, and train anew; steps before the training are kept by --resume"
         )
 
 

@@ -50,6 +50,7 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     """Run `job` into the run directory `run` and return its report.html."""
     started = time.time()
     refuse_other_run(run, job)
+    begun_before = (run / "job.yaml").exists()
     if job.paper_table:
         paper_table(job.paper_table)  # refuses a table there is not
     with show.working("data"):
@@ -67,6 +68,10 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
 
             refuse_search(job, open_method(job, label, data), data, run / label)
     with only_driver(run, show):
+        if not begun_before and (run / "job.yaml").exists():
+            raise UserError(
+                f"{run}: another moe-dist has begun a run here meanwhile; choose another folder, or --resume"
+            )
         return _drive(job, run, data, launcher_name, show, started)
 
 
@@ -160,7 +165,7 @@ def _seconds_of(results: Results, name: str) -> float:
 
 def _training_settings(job: Job, label: str) -> dict[str, Any]:
     """What, beside the steps, decides a training's result. Workers, launcher and placement do not."""
-    method = job.models[label].model_dump(mode="json", exclude={"top_k"})
+    method = job.models[label].model_dump(mode="json", exclude=set(job.models[label].evaluation_only))
     return {"method": method, "precision": job.resources.precision}
 
 

@@ -135,13 +135,17 @@ def write_experts_recipe(
     write_text(path, "\n".join(lines) + "\n")
 
 
-def write_method_recipe(path: Path, each: Searched) -> None:
-    """A file of overrides with the best values; `--set @best.set` loads it. Nothing where no trial was finished."""
+def write_method_recipe(path: Path, each: Searched, experts: Path | None) -> None:
+    """A file of overrides with the best values; `--set @best.set` loads it. Nothing where no trial was finished.
+
+    experts: the recipe of the experts that they were found with; None: the job's own.
+    """
     best = each.study.best
     if best is None:
         return
     values = each.study.trials[best].values
     score = each.study.outcomes[best].last.score
     lines = [f"# best of {len(each.study.outcomes)} trials, validation top-1 {score:.4f}"]
+    lines += [f"method.experts={experts.absolute()}"] if experts else []
     lines += [f"method.{path}={yaml.safe_dump(value).splitlines()[0]}" for path, value in values.items()]
     write_text(path, "\n".join(lines) + "\n")

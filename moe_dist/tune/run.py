@@ -71,11 +71,10 @@ class _Tuning:
         with closing(Journal(folder / FOLDER / studies.journal, studies.identity(self._data))) as journal:
             search = _open_search(studies, facts, journal)
             task = TrainingTask(job, self._label, self._run, self._cache, inputs)
-            with (
-                self._show.working(f"search of {studies.title} ({self._launcher.name})"),
-                self._show.watching(lambda: _progress(search, studies.settings)),
-            ):
-                _run_search(search, open_backend, task, self._launcher.name)
+            with self._show.working(f"search of {studies.title} ({self._launcher.name})"):
+                self._show.count_from(_progress(search, studies.settings)[0])
+                with self._show.watching(lambda: _progress(search, studies.settings)):
+                    _run_search(search, open_backend, task, self._launcher.name)
         self.found |= search.searched
         self._facts |= facts
         self._seconds += search.elapsed
@@ -87,8 +86,10 @@ class _Tuning:
             self._scored_by = studies.search.scored_by
             names = studies.method.info.class_names
             write_experts_recipe(folder / EXPERTS_RECIPE, self.found, studies.search.defaults(), names)
+            (folder / METHOD_RECIPE).unlink(missing_ok=True)  # it may be of other experts
         else:
-            write_method_recipe(folder / METHOD_RECIPE, self.found[METHOD])
+            experts = folder / EXPERTS_RECIPE if "experts" in studies.settings.of else None
+            write_method_recipe(folder / METHOD_RECIPE, self.found[METHOD], experts)
         about = {
             "settings": studies.settings.model_dump(mode="json"),
             "seconds": self._seconds,
@@ -99,7 +100,7 @@ class _Tuning:
 
 def _open_search(studies: Studies, facts: dict[str, StudyFacts], journal: Journal) -> Search:
     settings = studies.settings
-    budget = Budget(settings.trials, settings.seconds, settings.sharing, settings.batch)
+    budget = Budget(settings.trials, settings.seconds, settings.sharing, studies.batch)
     return Search(
         studies.searched(facts),
         budget,

@@ -131,7 +131,10 @@ class Search:
         each = self.searched[name]
         each.out = None
         if compared is None:
+            before = each.study.best
             each.study.tell(outcomes)
+            if each.study.best != before:
+                each.compared.clear()  # a longer search found a better one than the one that was compared
         else:
             default, best = outcomes
             each.compared[compared] = default, best

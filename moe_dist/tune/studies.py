@@ -22,7 +22,7 @@ from moe_dist.tune.study import SamplerSettings, Study
 
 FOLDER = "search"
 """Of the searches' journals and results, in the method's folder."""
-SHARED = frozenset({"batch", "sampler", "random_trials", "starts", "rungs", "rung_factor"})
+SHARED = frozenset({"sampler", "random_trials", "starts", "rungs", "rung_factor"})
 """Fields of `tune` that decide what any study suggests. Budget, backend and resources may change from run to run."""
 
 
@@ -48,6 +48,11 @@ class Studies(ABC):
     @abstractmethod
     def space(self) -> Space:
         """The job's, or the method's own."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Trials of a study that are asked for together."""
 
     @property
     @abstractmethod
@@ -84,7 +89,7 @@ class Studies(ABC):
             "job": self.job.name,
             "seed": self.job.seed,
             "data and steps": inputs_of(self.method, self.job, data, self.last_step),
-            "method": self.method.config.model_dump(mode="json", exclude={"top_k"}),
+            "method": self.method.config.model_dump(mode="json", exclude=set(self.method.config.evaluation_only)),
         } | {f"tune.{name}": value for name, value in named.items()}
 
 
@@ -93,7 +98,7 @@ class ExpertStudies(Studies):
 
     journal = "experts.jsonl"
     space_field = "space"
-    own_settings = frozenset({"epochs", "validate_every"})
+    own_settings = frozenset({"batch", "epochs", "validate_every"})
 
     @property
     def search(self) -> ExpertSearch:
@@ -120,6 +125,11 @@ class ExpertStudies(Studies):
     def space(self) -> Space:
         """See Studies."""
         return self.settings.space or read_space(self.search.space)
+
+    @property
+    def batch(self) -> int:
+        """See Studies."""
+        return self.settings.batch
 
     @property
     def last_step(self) -> str:
@@ -165,6 +175,8 @@ class MethodStudy(Studies):
 
     space_field = "method_space"
     last_step = None
+    batch = 1
+    """Its trials are trained one after another: each is told, and learned from, before the next."""
 
     def __init__(self, job: Job, method: Method, tuned: str = "") -> None:
         """tuned: digest of the experts, where a search found them: with other experts it is another study."""

@@ -68,10 +68,9 @@ class MethodBackend:
         curve: list[Point] = []
         state: State = "finished"
         reason = ""
-        task = trial_task(self._task, trial.number, trial.values)
 
-        def epoch_done() -> None:
-            line = _last_epoch(task.folder)
+        def epoch_done(folder: Path) -> None:
+            line = _last_epoch(folder)
             point = Point(len(curve) + 1, line["val/top1"], line["val/loss"])
             curve.append(point)
             is_last = line["step"] == line["of_steps"]
@@ -79,7 +78,8 @@ class MethodBackend:
                 raise Stopped
 
         try:
-            train(TrialWorker(self._device, epoch_done), task)
+            task = trial_task(self._task, trial.number, trial.values)  # values that do not go together are refused
+            train(TrialWorker(self._device, lambda: epoch_done(task.folder)), task)
         except Stopped:
             state = "stopped"
         except Exception as error:

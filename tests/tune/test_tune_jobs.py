@@ -15,6 +15,7 @@ from moe_dist.config import load_job
 from moe_dist.errors import UserError
 from moe_dist.methods.base import DatasetInfo
 from moe_dist.methods.registry import METHODS, method_class
+from moe_dist.models.branches import NetworkConfig
 from moe_dist.tune.space import distributions, read_space
 
 JOBS = Path(__file__).parents[2] / "jobs" / "dfcp"
@@ -144,6 +145,14 @@ def test_a_search_of_which_every_trial_failed_says_why(tmp_path):
     with pytest.raises(UserError, match="without a trial that was trained to its end; the first one said: the loss"):
         run(mixture_search(method_space=space), tmp_path)
     assert (tmp_path / "traditional_moe" / "search" / "results.json").exists()
+
+
+def test_values_that_do_not_go_together_are_a_trial_that_failed(tmp_path):
+    """Each value alone fits the job's network; a ResNet-50 of width 32 there is not."""
+    job = icl_search(method_space={"network.kind": ["resnet50"], "network.width": [32]})
+    job = job.model_copy(update={"method": job.method.model_copy(update={"network": NetworkConfig()})})
+    with pytest.raises(UserError, match=r"the first one said: .*width is resnet32's alone"):
+        run(job, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from made_up import FormulaBackend, score, search, suggestions
 
 from moe_dist.errors import UserError
-from moe_dist.tune.search import Search, run_here
+from moe_dist.tune.search import Search, Searched, run_here
 from moe_dist.tune.trials import Outcome, Round, Trial
 
 FORK = multiprocessing.get_context("fork")
@@ -60,6 +60,23 @@ def test_learning_from_results_beats_random_draws(tmp_path):
         return sum(outcome.last.score for outcome in last) / len(last)
 
     assert mean_last("tpe") > mean_last("random") + 0.1
+
+
+def test_a_longer_search_compares_its_new_best(tmp_path):
+    short = finished(tmp_path, [3], trials=2, batch=2, compared=(7,), rungs=()).searched["3"]
+    assert compared_best(short) == best_score(short)
+    longer = finished(tmp_path, [3], trials=14, batch=2, compared=(7,), rungs=()).searched["3"]
+    assert best_score(longer) > best_score(short)
+    assert compared_best(longer) == best_score(longer)
+
+
+def compared_best(each: Searched) -> float:
+    """The score of what was trained again; a formula's trial scores the same from every seed."""
+    return each.compared[7][1].last.score
+
+
+def best_score(each: Searched) -> float:
+    return score(each.study.name, each.study.trials[each.study.best].values)
 
 
 def go_on(folder: Path, seconds: float) -> None:

@@ -21,6 +21,7 @@ class TraditionalMoeConfig(MethodConfig):
     """The mixture's experts, gate and training."""
 
     name: Literal["traditional_moe"] = "traditional_moe"
+    evaluation_only = frozenset({"top_k"})
     experts: Experts = ExpertConfig()
     gate: GateConfig = GateConfig()
     epochs: Count = 100

@@ -128,6 +128,7 @@ class DfcpConfig(MethodConfig):
     """DFCP-MoE as a job describes it."""
 
     name: Literal["dfcp"] = "dfcp"
+    evaluation_only = frozenset({"top_k"})
     trusted_fraction: Fraction = 0.1
     """Share of the training images whose labels may be seen."""
     features: FeaturesConfig = FeaturesConfig()
