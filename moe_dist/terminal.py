@@ -6,7 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+LOG_COLUMNS = 120
+"""Width of what is printed into a file or a pipe: with 80 the cells of a search's table are cut."""
+
 console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = LOG_COLUMNS
 
 
 def short(path: Path) -> str:

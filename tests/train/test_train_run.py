@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_jobs import dfcp, quiet, traditional
+from small_jobs import dfcp, quiet, sparse, traditional
 
 import moe_dist.train.loop as loop
+import moe_dist.train.run as run_module
 from moe_dist.config import Job
+from moe_dist.data.opened import OpenedData
 from moe_dist.errors import UserError
 from moe_dist.train.results import load_result
 from moe_dist.train.run import choose_run_directory, refuse_other_run, run_job
@@ -121,6 +123,30 @@ def test_a_changed_setting_trains_again(whole: Path, tmp_path: Path) -> None:
     run(traditional(epochs=1), folder)
     assert max(step for step, _ in curve(folder, "traditional_moe")) == 6
     assert len(list((folder / "traditional_moe" / "checkpoints").iterdir())) == 1, "the other training's are dropped"
+
+
+@pytest.mark.parametrize(("job", "top_k", "again"), [(sparse, 1, True), (traditional, [2], False)])
+def test_only_a_top_k_that_training_uses_trains_again(job: Any, top_k: Any, again: bool, tmp_path: Path) -> None:
+    """The sparse mixture sends a token to so many experts; the other one is only evaluated with so many."""
+    run(job(epochs=1), tmp_path)
+    (checkpoints,) = tmp_path.glob("*/checkpoints/*")
+    run(job(epochs=1, top_k=top_k), tmp_path)
+    assert ([checkpoints] != list(tmp_path.glob("*/checkpoints/*"))) is again
+
+
+def test_a_run_that_another_began_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both found the folder empty; the other is done before this one has its data."""
+    folder, open_data = tmp_path / "run", run_module.open_data
+
+    def slow_data(*given: Any) -> OpenedData:
+        folder.mkdir()
+        (folder / "job.yaml").write_text("the other's")
+        return open_data(*given)
+
+    monkeypatch.setattr(run_module, "open_data", slow_data)
+    with pytest.raises(UserError, match="another moe-dist has begun a run here meanwhile"):
+        run(traditional(epochs=1), folder)
+    assert (folder / "job.yaml").read_text() == "the other's"
 
 
 def test_a_diverged_loss_names_term_and_step_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moe_dist.config import AugmentConfig, Count, MethodConfig, Positive, Sampling, ScheduleConfig
 from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, StepResult
 from moe_dist.methods.dfcp import losses
-from moe_dist.methods.dfcp.config import ExpertConfig, Experts, GateConfig, check_experts, expert_list
+from moe_dist.methods.dfcp.config import GATE_SPACE, ExpertConfig, Experts, GateConfig, check_experts, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
 
 
@@ -88,12 +88,7 @@ class TraditionalMoe(Method):
 
     def search_space(self) -> Mapping[str, Any]:
         """The managing network's, as DFCP-MoE's, and the training's."""
-        return {
-            "gate.optimiser.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
-            "gate.optimiser.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
-            "gate.dropout": {"low": 0.0, "high": 0.7},
-            "batch_size": [16, 32, 64],
-        }
+        return {**GATE_SPACE, "batch_size": [16, 32, 64]}
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """L_com (Eq 16)."""

@@ -109,6 +109,14 @@ class GateConfig(Strict):
     optimiser: OptimiserConfig = OptimiserConfig(kind="adam", learning_rate=1e-4, weight_decay=1e-4)
 
 
+GATE_SPACE: dict[str, Any] = {
+    "gate.optimiser.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+    "gate.optimiser.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
+    "gate.dropout": {"low": 0.0, "high": 0.7},
+}
+"""What a search of a method with a managing network looks at, of the network."""
+
+
 class JointConfig(Strict):
     """The joint stage: objective L_com + lambda_e L_e + lambda_g L_gate."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, Step, StepResult, TrainingSet
 from moe_dist.methods.dfcp import losses, steps
 from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
-from moe_dist.methods.dfcp.config import DfcpConfig, expert_list
+from moe_dist.methods.dfcp.config import GATE_SPACE, DfcpConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.search import ExpertSearch
@@ -119,12 +119,7 @@ class Dfcp(Method):
 
     def search_space(self) -> Mapping[str, Any]:
         """The managing network's and the joint stage's; the experts have searches of their own."""
-        return {
-            "gate.optimiser.learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
-            "gate.optimiser.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
-            "gate.dropout": {"low": 0.0, "high": 0.7},
-            "joint.batch_size": [16, 32, 64],
-        }
+        return {**GATE_SPACE, "joint.batch_size": [16, 32, 64]}
 
     def expert_search(self) -> ExpertSearch:
         """Table 1's."""
