@@ -80,10 +80,12 @@ def kept_numbers(labels: np.ndarray, classes: int, long_tail: LongTail) -> np.nd
     counts = class_counts(labels, classes)
     sizes = profile(int(counts.max()), long_tail.imbalance, classes)
     if (short := np.flatnonzero(counts < sizes)).size:
-        label = int(short[0])
+        label, largest = int(short[0]), int(counts.argmax())
+        # The first class keeps as many as the largest has, whatever the imbalance.
+        way_out = "choose a larger imbalance" if label else "it is cut from classes of equal size: even them out first"
         raise ValueError(
-            f"class {label} has {counts[label]} images, a long tail of imbalance {long_tail.imbalance:g} "
-            f"asks for {sizes[label]}; choose a larger imbalance"
+            f"class {label} has {counts[label]} images, a long tail of imbalance {long_tail.imbalance:g} asks for "
+            f"{sizes[label]}, as the largest class, {largest}, has {counts[largest]}; {way_out}"
         )
     by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
     random = np.random.RandomState(long_tail.seed)  # its stream is frozen, a Generator's is not
