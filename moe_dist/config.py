@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -120,7 +121,7 @@ class DataConfig(Strict):
     shards: Place | None = None
     """Its shards: a folder, where they are built if they are not there yet, or a URL, which must hold them. Default:
     runs/cache/shards/<dataset>-<fingerprint>."""
-    imbalance: Annotated[float, Field(ge=1)] | None = None
+    imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """Long-tailed form: class c of C keeps int(n * (1 / imbalance)^(c / (C - 1))) training images, n: the largest's."""
     imbalance_choice: Literal["first", "random"] = "first"
     """Which images a class keeps: its first ones, or ones drawn with `imbalance_seed`."""
@@ -213,6 +214,10 @@ class MethodConfig(Strict):
 
     def check(self, classes: int) -> None:
         """Raise UserError where this configuration cannot work with a dataset of `classes` classes."""
+
+    def notices(self) -> Sequence[str]:
+        """What the user should know of settings that are allowed and do nothing: a sentence each."""
+        return ()
 
 
 def _method_config(value: Any, info: ValidationInfo) -> Any:

@@ -76,6 +76,15 @@ def test_run_resume_and_report(tmp_path: Path) -> None:
     assert json.loads((latest / "metrics.json").read_text()) == metrics
 
 
+def test_a_setting_that_does_nothing_is_told_before_any_work(tmp_path: Path) -> None:
+    icl = {"name": "icl", "network": {"width": 2}, "experts": 2, "features": {"epochs": 60, "batch_size": 33}}
+    job = write_job(tmp_path, method=icl)
+    told = "icl: CCL is never trained on: t_cl = 120, and features.epochs = 60"
+    refused = moe_dist("run", job, "--launcher", "local", "--set", "workers=2", cwd=tmp_path)
+    assert told in refused.stdout and "set it to 32 or 34" in sentence(refused)
+    assert told.removeprefix("icl: ") in moe_dist("show", job, cwd=tmp_path).stdout
+
+
 def test_show_runs_nothing(tmp_path: Path) -> None:
     result = moe_dist("show", write_job(tmp_path), "--set", "workers=2", "--set", "parallel.expert=2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -185,10 +185,11 @@ class Stream:
 
 def require_divisible(global_batch: int, world: int) -> None:
     """Raise UserError where a batch cannot be divided evenly over the workers."""
-    if global_batch % world:
+    if rest := global_batch % world:
+        near = f"{global_batch - rest} or {global_batch - rest + world}" if global_batch > world else f"{world}"
         raise UserError(
             f"batch_size = {global_batch} is the batch over all workers and no multiple of workers = {world}; "
-            "change one of the two"
+            f"set it to {near}, or change workers"
         )
 
 

@@ -127,9 +127,11 @@ class RunDirectory:
         self.models = {label: self._model(label, method) for label, method in _methods(self.job).items()}
 
     def _model(self, label: str, settings: Mapping[str, Any]) -> ModelRun:
-        # The paper's name belongs to a label; a model called otherwise keeps its own, also beside its method's figures.
+        # The paper's name belongs to a label. A model called otherwise keeps its own; its method's figures stand beside
+        # it where no other model of the job is called as the method.
         titles = self.paper.titles if self.paper else {}
-        column = next((key for key in (label, settings["name"]) if key in titles), None)
+        names = (label,) if settings["name"] in _methods(self.job) else (label, settings["name"])
+        column = next((name for name in names if name in titles), None)
         return ModelRun(self.path / label, settings, titles.get(label, label).replace("_", " "), column)
 
     @property

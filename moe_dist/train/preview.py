@@ -41,6 +41,8 @@ def preview(job: Job, console: Console) -> None:
     console.print(f"{job.data.dataset}: about {info.train_images} training images, {info.classes} classes")
     for label, config in job.models.items():
         console.print(f"\n[bold]{label}[/]")
+        for sentence in config.notices():
+            console.print(f"[yellow]![/] {sentence}")
         _preview_method(job, method_class(config.name)(config, info), console)
 
 

@@ -61,7 +61,9 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
         show.notice(
             f"{len(untested)} of {data.info.classes} classes have no test image ({names}) and are in no average"
         )
-    for label in job.models:
+    for label, config in job.models.items():
+        for sentence in config.notices():
+            show.notice(f"{label}: {sentence}")
         refuse_early(job, open_method(job, label, data), len(data.val_samples))
         if job.kind == "tune":
             from moe_dist.tune.refusals import refuse_search  # Optuna, which no other kind of job waits for

@@ -74,7 +74,11 @@ def test_any_long_tail_of_a_balanced_set_has_its_profile(classes: int, largest: 
         ([0] * 10, LongTail(2), "two classes or more, got 1"),
         ([0, 1], LongTail(0.5), "1 or more, got 0.5"),
         ([0, 1], LongTail(float("nan")), "1 or more, got nan"),
-        ([0] * 10 + [1] * 9, LongTail(1), "class 1 has 9 images, a long tail of imbalance 1 asks for 10.*; choose a larger"),
+        (
+            [0] * 10 + [1] * 9,
+            LongTail(1),
+            "class 1 has 9 images, a long tail of imbalance 1 asks for 10.* a larger",
+        ),
         ([0] * 9 + [1] * 10, LongTail(2), "class 0 has 9 images.*largest class, 1, has 10.* even them out first"),
         ([0] * 10 + [1] * 9, LongTail(11), "last class keeps no image, as the largest has 10; choose 10 or less"),
     ],

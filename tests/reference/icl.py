@@ -56,7 +56,13 @@ def most_confused(confusion: np.ndarray, prototypes: np.ndarray, c: int, k: int)
 
 
 def contrast(
-    features: np.ndarray, labels: Sequence[int], confusion: np.ndarray, prototypes: np.ndarray, k: int, tau: float
+    features: np.ndarray,
+    labels: Sequence[int],
+    confusion: np.ndarray,
+    prototypes: np.ndarray,
+    k: int,
+    tau: float,
+    negatives: str = "sum",
 ) -> np.ndarray:
     """Eq 6 for each sample, summed over experts; features [B, M, D], confusion [M, C, C], prototypes [M, C, D]."""
     losses = []
@@ -66,6 +72,8 @@ def contrast(
             own = math.exp(cosine(h, prototypes[expert, c]) / tau)
             others = most_confused(confusion[expert], prototypes[expert], c, k)
             rest = sum(math.exp(cosine(h, prototypes[expert, other]) / tau) for other in others)
+            if negatives == "mean" and len(others):
+                rest /= len(others)
             total -= math.log(own / (own + rest))
         losses.append(total)
     return np.array(losses)

@@ -64,6 +64,16 @@ def test_two_models_of_one_method_keep_their_labels(tmp_path: Path) -> None:
         ("dense", "Dense"),
         ("dense", "dense small"),
     ]
+    assert [model.paper_column for model in run.models.values()] == ["dense", None]
+
+
+def test_the_papers_figures_stand_beside_the_only_model_of_its_method(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", NAMES)
+    methods = {"dense_small": "dense"}
+    job = parse_job({"name": "one", "kind": "reproduce", "methods": methods, "paper_table": "dfcp/table3"}, "test")
+    (path / "job.yaml").write_text(dump_job(job))
+    (model,) = RunDirectory(path).models.values()
+    assert (model.title, model.paper_column) == ("dense small", "dense")
 
 
 @pytest.mark.parametrize("missing", ["job.yaml", "run.json"])

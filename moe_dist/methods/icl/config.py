@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from moe_dist.config import Count, Fraction, NonNegative, Positive
@@ -27,6 +28,10 @@ class IclConfig(BranchConfig):
     t_cl: Epoch = 120
     diversity_weight: NonNegative = 1.0
     contrast_weight: NonNegative = 1.0
+    contrast_alone: bool = False
+    """From t_cl on, CCL is all that trains, in place of CoL + CCL (released code; Eq 12 adds them)."""
+    contrast_negatives: Literal["sum", "mean"] = "sum"
+    """Over N(c), in the denominator of Eq 6 (released code: mean)."""
     confused_classes: Count = 7
     """k of Eq 6."""
     temperature: Positive = 0.07
@@ -34,3 +39,9 @@ class IclConfig(BranchConfig):
     confusion_momentum: Fraction = 0.9
     prototype_momentum: Fraction = 0.9
     """alpha of Eq 4 and beta of Eq 5, the weights of the old values (the paper writes 0.1)."""
+
+    def notices(self) -> Sequence[str]:
+        """Where CCL is on and its epoch never comes."""
+        if not self.dol or self.t_cl < self.features.epochs:
+            return ()
+        return (f"CCL is never trained on: t_cl = {self.t_cl}, and features.epochs = {self.features.epochs}",)

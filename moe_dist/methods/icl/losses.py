@@ -9,6 +9,8 @@ class has no prototype yet, there are fewer negatives; where there are none, the
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -35,10 +37,19 @@ def most_confused(confusion: Tensor, prototypes: Tensor, labels: Tensor, k: int)
     return classes, times > 0
 
 
-def contrast(features: Tensor, labels: Tensor, confusion: Tensor, prototypes: Tensor, k: int, tau: float) -> Tensor:
+def contrast(
+    features: Tensor,
+    labels: Tensor,
+    confusion: Tensor,
+    prototypes: Tensor,
+    k: int,
+    tau: float,
+    negatives: Literal["sum", "mean"] = "sum",
+) -> Tensor:
     """CCL, Eq 6: [B], summed over the experts as in Eq 7; features and prototypes are L2-normalised.
 
-    features [B, M, D], labels [B], confusion [M, C, C], prototypes [M, C, D], temperature tau.
+    features [B, M, D], labels [B], confusion [M, C, C], prototypes [M, C, D], temperature tau. negatives: the sum over
+    N(c) in the denominator, or their mean in its place (released code).
     """
     unit = functional.normalize(features, dim=2).transpose(0, 1)
     own = functional.normalize(prototypes[:, labels], dim=2)
@@ -48,6 +59,8 @@ def contrast(features: Tensor, labels: Tensor, confusion: Tensor, prototypes: Te
     positive = (unit * own).sum(2) / tau
     negative = (others @ unit[..., None]).squeeze(3) / tau
     negative = negative.masked_fill(~counted, float("-inf"))
+    if negatives == "mean":
+        negative = negative - counted.sum(2, keepdim=True).clamp_min(1).to(negative).log()
     both = torch.cat([positive[..., None], negative], 2)
     return (both.logsumexp(2) - positive).sum(0)
 

@@ -54,6 +54,9 @@ class Icl(BranchMethod):
         terms = self._collaboration(outputs.logits, batch)
         if self.config.dol:
             terms |= self._independence(network, *outputs, batch, progress.epoch)
+        if self.config.contrast_alone and "contrast" in terms:
+            # Times 0 instead of left out: weight decay goes on with what they alone train, as in the released code.
+            return {name: 0 * term for name, term in terms.items()} | {"contrast": terms["contrast"]}
         return terms
 
     def _collaboration(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -88,6 +91,7 @@ class Icl(BranchMethod):
                 memory.prototypes,
                 config.confused_classes,
                 config.temperature,
+                config.contrast_negatives,
             )
             terms["contrast"] = config.contrast_weight * batch.mean(contrast)
         return terms

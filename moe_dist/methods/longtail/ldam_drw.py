@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -34,6 +35,15 @@ class MarginConfig(BranchConfig):
                 f"method {self.name}: its margins are differences of cosines, and method.network.classifier is linear; "
                 "set it to cosine"
             )
+
+    def notices(self) -> Sequence[str]:
+        """Where the epoch of the deferred weights never comes."""
+        if self.reweight_from < self.features.epochs:
+            return ()
+        return (
+            f"samples are never weighed by their class: reweight_from = {self.reweight_from}, and features.epochs = "
+            f"{self.features.epochs}",
+        )
 
 
 class LdamDrwConfig(MarginConfig):

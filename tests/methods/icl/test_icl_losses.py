@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -46,18 +47,20 @@ def test_features_of_length_zero_have_finite_gradients() -> None:
 
 
 @pytest.mark.parametrize("experts", EXPERTS)
+@pytest.mark.parametrize("negatives", ["sum", "mean"])
 @pytest.mark.parametrize("k", [1, 3, 5, 99])
-def test_contrast_follows_eq_6(experts: int, k: int) -> None:
+def test_contrast_follows_eq_6(experts: int, k: int, negatives: Literal["sum", "mean"]) -> None:
     """Six classes: k = 5 takes all others, k = 99 has no more to take."""
     random = np.random.default_rng(10 * experts + k)
     features, prototypes = random.normal(0, 1, (9, experts, 4)), random.normal(0, 1, (experts, 6, 4))
     labels, confusion = random.integers(0, 6, 9), distinct_counts(experts, 6)
-    ours = losses.contrast(*map(tensor, (features, labels, confusion, prototypes)), k, 0.2)
-    expected = reference.contrast(features, labels, confusion, prototypes, k, 0.2)
+    ours = losses.contrast(*map(tensor, (features, labels, confusion, prototypes)), k, 0.2, negatives)
+    expected = reference.contrast(features, labels, confusion, prototypes, k, 0.2, negatives)
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-11)
 
 
-def test_contrast_with_fewer_confused_classes_than_k() -> None:
+@pytest.mark.parametrize("negatives", ["sum", "mean"])
+def test_contrast_with_fewer_confused_classes_than_k(negatives: Literal["sum", "mean"]) -> None:
     """Class 0 was taken for 2 alone, class 1 for nothing, class 2 for 0 and for 3, which has no prototype yet."""
     random = np.random.default_rng(3)
     features, prototypes = random.normal(0, 1, (6, 2, 4)), random.normal(0, 1, (2, 4, 4))
@@ -65,8 +68,9 @@ def test_contrast_with_fewer_confused_classes_than_k() -> None:
     labels, confusion = np.array([0, 1, 2, 2, 1, 0]), np.zeros((2, 4, 4))
     confusion[:, 0, 2] = 0.4
     confusion[:, 2, 0], confusion[:, 2, 3] = 0.1, 0.3
-    ours = losses.contrast(*map(tensor, (features, labels, confusion, prototypes)), 3, 0.07).numpy()
-    np.testing.assert_allclose(ours, reference.contrast(features, labels, confusion, prototypes, 3, 0.07), atol=1e-12)
+    ours = losses.contrast(*map(tensor, (features, labels, confusion, prototypes)), 3, 0.07, negatives).numpy()
+    expected = reference.contrast(features, labels, confusion, prototypes, 3, 0.07, negatives)
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
     assert ours[1] == ours[4] == 0, "without negatives the fraction is one"
     assert (ours[[0, 2, 3, 5]] > 0).all()
 
@@ -83,7 +87,16 @@ def test_contrast_by_hand() -> None:
     assert float(loss) == pytest.approx(math.log(1 + 1 / math.e), rel=1e-12)
 
 
-def test_gradient_of_contrast_reaches_features_alone() -> None:
+def test_mean_of_negatives_by_hand() -> None:
+    """As above with two confused classes, at cosines 1/2 and -1: (e^1 + e^-2) / 2 beside e^2."""
+    features = torch.tensor([[[3.0, 0.0]]], dtype=torch.float64)
+    prototypes = torch.tensor([[[0.1, 0.0], [1.0, math.sqrt(3)], [-1.0, 0.0]]], dtype=torch.float64)
+    confusion = torch.tensor([[[0.0, 0.9, 0.1], [0, 0, 0], [0, 0, 0]]], dtype=torch.float64)
+    loss = losses.contrast(features, torch.tensor([0]), confusion, prototypes, 7, 0.5, "mean")
+    assert float(loss) == pytest.approx(math.log(1 + (math.exp(-1) + math.exp(-4)) / 2), rel=1e-12)
+
+
+def test_gradient_of_contrast_reaches_every_feature() -> None:
     features = torch.randn(3, 2, 4, requires_grad=True)
     prototypes, confusion = torch.randn(2, 5, 4), torch.from_numpy(distinct_counts(2, 5)).float()
     losses.contrast(features, torch.tensor([0, 1, 1]), confusion, prototypes, 3, 0.07).sum().backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -125,6 +125,50 @@ def test_the_parallel_loss_of_one_expert_is_its_cross_entropy() -> None:
     network, batch = built(one).eval(), batch_of([0, 1, 4])
     parallel = one.loss(network, batch, at(50))["parallel"]
     torch.testing.assert_close(parallel, plain.loss(network, batch, at(50))["cross_entropy"])
+
+
+def test_contrast_can_train_alone_from_its_epoch_on() -> None:
+    """As in the released code: what came before counts 0 from t_cl on, and the classifiers only decay."""
+    plain, alone = icl(t_ad=180), icl(t_ad=180, contrast_alone=True)
+    network, batch = built(plain).eval(), batch_of([0, 0, 1, 3])
+    before = {name: term.item() for name, term in alone.loss(network, batch, at(119)).items()}
+    assert before.keys() == {"parallel", "distill", "diversity"} and before["parallel"] > 0
+
+    fresh, other = built(plain).eval(), built(alone).eval()
+    expected, terms = plain.loss(fresh, batch, at(120)), alone.loss(other, batch, at(120))
+    assert {name for name, term in terms.items() if term.item()} == {"contrast"}
+    torch.testing.assert_close(terms["contrast"], expected["contrast"])
+    assert terms.keys() == expected.keys()
+
+    network = built(alone)
+    old = copy_of(network)
+    step(alone, network, batch_of([0, 0, 1, 3]), epoch=120)
+    stage, name = alone.stages()[0], "experts.members.0.classifiers.0.weight"
+    optimiser = stage.optimisers[""]
+    assert optimiser is not None
+    decayed = old[name] * (1 - optimiser.learning_rate * optimiser.weight_decay)
+    torch.testing.assert_close(network.state_dict()[name], decayed)
+
+
+@pytest.mark.parametrize("negatives", ["sum", "mean"])
+def test_negatives_of_the_contrast_are_a_setting(negatives: str) -> None:
+    """Of the network's own features, with two classes that class 0 was taken for."""
+    method = icl(**EVERYWHERE, contrast_negatives=negatives)
+    network, labels = built(method).eval(), [0, 1, 2, 3, 4, 4]
+    batch = batch_of(labels)
+    features, logits = (output.detach().double().numpy() for output in network(batch.images))
+    valid, predicted = [True] * len(labels), logits.argmax(2)
+    confusion = reference.confusion_after(np.zeros((3, CLASSES, CLASSES)), predicted, labels, valid, 0.9)
+    prototypes = reference.prototypes_after(np.zeros((3, CLASSES, 8)), features, labels, valid, 0.9)
+    confusion[:, 0, 1:3] += 0.05  # two negatives of class 0, so that the mean differs from the sum
+    cast(Memory, network.get_submodule("memory")).confusion[:, 0, 1:3] += 0.05 / 0.9
+    expected = reference.contrast(features, labels, confusion, prototypes, 7, 0.07, negatives).mean()
+    assert method.loss(network, batch, at(0))["contrast"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("t_cl", "dol", "told"), [(119, True, 0), (120, True, 1), (120, False, 0)])
+def test_a_contrast_whose_epoch_never_comes_is_told(t_cl: int, dol: bool, told: int) -> None:
+    assert len(icl(t_cl=t_cl, dol=dol, features={"epochs": 120}).config.notices()) == told
 
 
 def test_times_experts_is_a_setting() -> None:

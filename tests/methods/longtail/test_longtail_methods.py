@@ -51,6 +51,13 @@ def numbers(terms: dict[str, Tensor]) -> dict[str, float]:
     return {name: term.item() for name, term in terms.items()}
 
 
+@pytest.mark.parametrize("name", ["ldam_drw", "ride"])
+def test_weights_whose_epoch_never_comes_are_told(name: str) -> None:
+    told = "samples are never weighed by their class: reweight_from = 160, and features.epochs = 160"
+    assert rival(name, features={"epochs": 160}).config.notices() == (told,)
+    assert not rival(name, features={"epochs": 161}).config.notices()
+
+
 def weighted_ldam(logits: np.ndarray, labels: list[int]) -> float:
     """LDAM under deferred weights: the weighted mean over samples, summed over experts."""
     margins = [30 * margin for margin in reference.margins(COUNTS, 0.5)]
