@@ -129,7 +129,7 @@ def test_the_papers_table_3_as_printed() -> None:
 
 
 def test_a_label_is_looked_up_before_its_method(tmp_path: Path) -> None:
-    """Three models of one method: two labels are columns; the third goes by its method, under its own name."""
+    """Three models of one method: two labels are columns; the third is a variant of one of them, with no figures."""
     path = write_run(tmp_path / "run", NAMES)
     methods = {"moe": {"name": "icl", "col": False}, "icl": {"name": "icl"}, "wide": {"name": "icl"}}
     job = parse_job({"name": "x", "kind": "reproduce", "methods": methods, "paper_table": "icl/table4"}, "test")
@@ -138,7 +138,7 @@ def test_a_label_is_looked_up_before_its_method(tmp_path: Path) -> None:
     assert [(model.title, model.paper_column) for model in models] == [
         ("MoE", "moe"),
         ("MoE + CoL + DOL (ICL)", "icl"),
-        ("wide", "icl"),
+        ("wide", None),
     ]
 
 
