@@ -25,6 +25,11 @@ def refuse_early(job: Job, method: Method, validation_images: int) -> None:
             f"parallel.micro_batches = {job.parallel.micro_batches}: a loss of {method.config.name} is no sum over the "
             f"samples of a batch, which can therefore not be cut into parts; set it to 1, or workers higher"
         )
+    if job.resources.compile and job.parallel.expert > 1:
+        raise UserError(
+            f"resources.compile with parallel.expert = {job.parallel.expert}: what ranks exchange inside the network "
+            "cannot be compiled; set one of the two to its default"
+        )
     if method.expert_costs() and job.parallel.expert > 1:
         place(method.expert_costs(), job.parallel.expert)  # refuses more ranks than experts
 

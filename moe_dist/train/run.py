@@ -168,7 +168,8 @@ def _seconds_of(results: Results, name: str) -> float:
 def _training_settings(job: Job, label: str) -> dict[str, Any]:
     """What, beside the steps, decides a training's result. Workers, launcher and placement do not."""
     method = job.models[label].model_dump(mode="json", exclude=set(job.models[label].evaluation_only))
-    return {"method": method, "precision": job.resources.precision}
+    compiled = {"compile": True} if job.resources.compile else {}  # other rounding
+    return {"method": method, "precision": job.resources.precision, **compiled}
 
 
 def _drop_other_trainings(task: TrainingTask) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,8 @@ def open_training(task: TrainingTask, worker: Worker) -> Training:
     labels = method.visible_labels(results, data.train.labels)
     make = makers(job.parallel.expert, worker.deepspeed)
     network = method.build(make, results, job.seed).to(worker.device)
+    if job.resources.compile:
+        compile_calls(network, worker.device)
     return Training(
         job=job,
         method=method,
@@ -159,6 +163,23 @@ def open_method(job: Job, label: str, data: OpenedData) -> Method:
     """The method of the job that carries `label`, checked against the dataset."""
     config = job.models[label]
     return method_class(config.name)(config, data.info)
+
+
+def compile_calls(network: nn.Module, device: torch.device) -> None:
+    """From now on, calls of `network` go through torch.compile; names of parameters and buffers stay.
+
+    Raises UserError where the CPU's code cannot be compiled for want of a compiler.
+    """
+    if device.type == "cuda":
+        network.compile(mode="reduce-overhead")  # CUDA graphs
+        return
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"resources.compile needs a C++ compiler, and there is no {compiler} on the path: install one or name it "
+            "in CXX, or leave the setting out"
+        )
+    network.compile()
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -55,8 +55,7 @@ class Icl(BranchMethod):
         if self.config.dol:
             terms |= self._independence(network, *outputs, batch, progress.epoch)
         if self.config.contrast_alone and "contrast" in terms:
-            # Times 0 instead of left out: weight decay goes on with what they alone train, as in the released code.
-            return {name: 0 * term for name, term in terms.items()} | {"contrast": terms["contrast"]}
+            return {"contrast": terms["contrast"]}  # what nothing trains now, the classifiers, goes on decaying
         return terms
 
     def _collaboration(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ def test_the_parallel_loss_of_one_expert_is_its_cross_entropy() -> None:
 
 
 def test_contrast_can_train_alone_from_its_epoch_on() -> None:
-    """As in the released code: what came before counts 0 from t_cl on, and the classifiers only decay."""
+    """As in the released code: what came before counts nothing from t_cl on, and the classifiers only decay."""
     plain, alone = icl(t_ad=180), icl(t_ad=180, contrast_alone=True)
     network, batch = built(plain).eval(), batch_of([0, 0, 1, 3])
     before = {name: term.item() for name, term in alone.loss(network, batch, at(119)).items()}
@@ -136,9 +136,8 @@ def test_contrast_can_train_alone_from_its_epoch_on() -> None:
 
     fresh, other = built(plain).eval(), built(alone).eval()
     expected, terms = plain.loss(fresh, batch, at(120)), alone.loss(other, batch, at(120))
-    assert {name for name, term in terms.items() if term.item()} == {"contrast"}
+    assert terms.keys() == {"contrast"} < expected.keys()
     torch.testing.assert_close(terms["contrast"], expected["contrast"])
-    assert terms.keys() == expected.keys()
 
     network = built(alone)
     old = copy_of(network)
