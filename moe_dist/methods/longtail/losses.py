@@ -98,7 +98,8 @@ def hard_negatives(logits: Tensor, labels: Tensor) -> Tensor:
 
     The hardest negative is the class, other than the label, of the largest mean logit. The teacher's logit is the mean
     over experts there and the maximum over experts at all others, so that it makes the hardest one less likely. Both
-    sides are softmaxes over all classes but the label; both have a gradient, as in the released code.
+    sides are softmaxes over all classes but the label, as published (the released code leaves the label in the teacher,
+    with a logit of 0); both have a gradient, as in the released code.
     """
     own = functional.one_hot(labels, logits.shape[2]).bool()
     mean = logits.mean(1)
