@@ -204,6 +204,8 @@ class CheckpointConfig(Strict):
     every_steps: Annotated[int, Field(ge=0)] = 0
     """Also inside an epoch, every so many steps; 0: only at epoch ends."""
     keep: Count = 2
+    """So many of the newest stay, and besides them the one that did best on the validation split; under Ray Train, so
+    many that did best there, and besides them the newest."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often a training is restarted from its last checkpoint after a worker died."""
 

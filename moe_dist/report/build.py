@@ -68,6 +68,9 @@ def _evaluation_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
     yield "top1", metrics["top1"]
     yield "top1_low", metrics["top1_interval"].low
     yield "top1_high", metrics["top1_interval"].high
+    if evaluation.chosen is not None and evaluation.chosen_epoch is not None:
+        yield "top1_chosen", float((evaluation.chosen == evaluation.labels).mean())
+        yield "chosen_epoch", evaluation.chosen_epoch
     yield "map", metrics["map"]
     yield "balanced_accuracy", metrics["balanced_accuracy"]
     yield "nll", metrics["nll"]

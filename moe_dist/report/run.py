@@ -47,9 +47,11 @@ class Evaluation:
     labels [N]; log_probs [N, C]; gate [N, E] or None; choices [N, E]: the class each expert predicts by itself, and
     divergence [N]: how far their predictions lie apart (metrics.pairwise_divergence), both None where experts predict
     no classes; top_k: k -> log_probs [N, C] of the k experts of largest gate weight; latency: "all" or "top<k>" ->
-    median_ms, p99_ms, mean_ms, images; train_seconds: by the wall clock, and summed over experts that trained side by
-    side; tsne: points [n, 2] and labels [n]; grad_cam: images, labels, predicted and cams, as train/explain.py leaves
-    them; both empty where the method shows none.
+    median_ms, p99_ms, mean_ms, images; chosen [N]: the classes that the checkpoint of highest top-1 on validation
+    predicts, and chosen_epoch, its epoch of the last stage, counted from 1, both None without a validation;
+    train_seconds: by the wall clock, and summed over experts that trained side by side; tsne: points [n, 2] and labels
+    [n]; grad_cam: images, labels, predicted and cams, as train/explain.py leaves them; both empty where the method
+    shows none.
     """
 
     labels: np.ndarray
@@ -59,6 +61,8 @@ class Evaluation:
     divergence: np.ndarray | None
     top_k: Mapping[int, np.ndarray]
     latency: Mapping[str, Mapping[str, float]]
+    chosen: np.ndarray | None
+    chosen_epoch: int | None
     train_seconds: float
     train_seconds_summed: float
     labels_used: str
@@ -190,6 +194,8 @@ def _read_evaluation(folder: Path) -> Evaluation:
         divergence=predictions.get("experts_divergence"),
         top_k={int(k.removeprefix(prefix)): value for k, value in predictions.items() if k.startswith(prefix)},
         latency=about["latency"],
+        chosen=predictions.get("chosen_argmax"),
+        chosen_epoch=about["chosen"]["epoch"] if "chosen" in about else None,
         train_seconds=wall,
         # A model trained in one piece is its own sum: so the paper counts its dense model.
         train_seconds_summed=wall if summed is None else summed,

@@ -38,6 +38,7 @@ SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
         ("map", "Mean average precision (mAP)", percent),
         ("balanced_accuracy", "Balanced accuracy", "{:.3f}".format),
         ("top1", "Top-1 accuracy", percent),
+        ("top1_chosen", "Top-1, chosen on validation", percent),
         ("top1_many", "Top-1, many", percent),
         ("top1_medium", "Top-1, medium", percent),
         ("top1_few", "Top-1, few", percent),
@@ -130,6 +131,12 @@ def _result_notes(run: RunDirectory) -> tuple[str, ...]:
         "between seeds is not in it.",
         "Time per image: batch size 1 after warm-up, the network alone; p99 is the 99th percentile.",
     ]
+    epochs = [f"{model.title}: {of.chosen_epoch}" for model, of in run.evaluated if of.chosen_epoch is not None]
+    if epochs:
+        notes.append(
+            "Chosen on validation: of the last stage's epochs with a checkpoint, the model of highest top-1 on the "
+            f"validation split ({', '.join(epochs)}). All other figures are the last epoch's."
+        )
     if run.class_groups:
         notes.append(GROUPS_NOTE)
     if _top_ks(run):

@@ -28,13 +28,17 @@ EXPERTS_BYTES = 64 * 2**20
 """Up to this size the experts' own log-probabilities are kept; beyond it, only their choices."""
 
 
-def evaluate_task(packed: dict[str, Any], checkpoint: str, context: TaskContext) -> dict[str, Any]:
-    """Predictions of the test split by all experts and by each top-k, and how long one image takes with each."""
+def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], context: TaskContext) -> dict[str, Any]:
+    """Predictions of the test split by all experts and by each top-k, and how long one image takes with each.
+
+    checkpoints: the last one, which all of that is of, and the one chosen on validation, whose choices are kept beside.
+    """
+    last, chosen = checkpoints
     task = TrainingTask.unpack(packed)
     data = open_data(task.job.data, task.job.seed, task.cache)
     data.bad_samples.write_to(task.bad_samples)
     method = open_method(task.job, task.label, data)
-    network = load_network(task, method, Path(checkpoint)).to(context.device)
+    network = load_network(task, method, Path(last)).to(context.device)
     arrays = predict_test(method, network, data, context)
     image = next(
         evaluation_batches(data.test.images, data.test_samples[:1], data.test.labels[:1], data.config, batch_size=1)
@@ -46,6 +50,11 @@ def evaluate_task(packed: dict[str, Any], checkpoint: str, context: TaskContext)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     pictures = {"tsne": project_features(method, network, data, context.device)}
     pictures["grad_cam"] = look_at_images(method, network, data, context.device)
+    if chosen == last:
+        arrays["chosen_argmax"] = arrays["log_probs"].argmax(1).astype(np.int16)
+    elif chosen is not None:
+        load_weights(Path(chosen), network)
+        arrays["chosen_argmax"] = choose_classes(method, network, data, context.device)
     return {"arrays": arrays, "pictures": pictures, "latency": latency, "parameters": parameters}
 
 
@@ -84,6 +93,19 @@ def predict_test(method: Method, network: nn.Module, data: OpenedData, context: 
         context.progress(min(done, len(labels)), len(labels) + 1)  # the last one is the latency's
     require_readable(sum(map(len, collected["labels"])), "test")
     return {name: np.concatenate(parts) for name, parts in collected.items()}
+
+
+@torch.inference_mode()
+def choose_classes(method: Method, network: nn.Module, data: OpenedData, device: torch.device) -> np.ndarray:
+    """The class [N] int16 that `network` chooses for each test image, bad samples left out."""
+    labels = data.test.labels[data.test_samples]
+    chosen = [
+        method.predict(network, batch.images).log_probs.argmax(1)[batch.weight > 0]
+        for batch in evaluation_batches(
+            data.test.images, data.test_samples, labels, data.config, batch_size=EVALUATION_BATCH, device=device
+        )
+    ]
+    return torch.cat(chosen).to(torch.int16).cpu().numpy()
 
 
 def _of_experts(experts: Tensor | None, images: int) -> dict[str, Tensor]:

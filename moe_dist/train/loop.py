@@ -17,7 +17,7 @@ from moe_dist.train.log import TrainingLog
 from moe_dist.train.random_state import seed_random
 from moe_dist.train.session import Session, open_session
 from moe_dist.train.task import TrainingTask, open_training
-from moe_dist.train.worker import Worker, mean_over_ranks, sum_over_ranks
+from moe_dist.train.worker import Worker, mean_over_ranks, standing, sum_over_ranks
 
 
 def train(worker: Worker, task: TrainingTask) -> None:
@@ -64,7 +64,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
             values |= {"rate_factor": session.rate.factor} | session.gradients.take()
             log.write("epoch", stage.name, epoch, step, values, of_steps=total_steps)
             if session.epoch_save_due(epoch):
-                save(worker, session, number, step, time.perf_counter() - clock)
+                save(worker, session, number, step, time.perf_counter() - clock, values.get("val/top1"))
         session.engine.close()
     log.close()
 
@@ -122,11 +122,14 @@ def evaluate(method: Method, session: Session, world: int) -> dict[str, float]:
     return {"val/loss": loss_sum / count, "val/top1": correct_sum / count}
 
 
-def save(worker: Worker, session: Session, stage: int, step: int, seconds: float) -> None:
-    """Publish everything that a training needs to go on from here."""
+def save(
+    worker: Worker, session: Session, stage: int, step: int, seconds: float, validation_top1: float | None = None
+) -> None:
+    """Publish everything that a training needs to go on from here, with what the validation said of it, if it did."""
     for name, parameter in session.engine.network.named_parameters():
         if not torch.isfinite(parameter).all():  # the step's loss was finite, its update was not
             require_finite(name, math.nan, step, session.stage.name)
-    state: dict[str, Any] = {"stage": stage, "step": step, "seconds": seconds, **session.state()}
-    with worker.saving({"step": step}) as folder:
+    state: dict[str, Any] = {"stage": stage, "step": step, "seconds": seconds, "validation_top1": validation_top1}
+    state |= session.state()
+    with worker.saving({"step": step, "standing": standing(stage, validation_top1)}) as folder:
         save_checkpoint(folder, session.engine, rank=worker.rank, world=worker.world, state=state)

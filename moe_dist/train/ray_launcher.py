@@ -20,7 +20,7 @@ from moe_dist.train.progress import ProgressFile, progress_folder, read_progress
 from moe_dist.train.results import write_text
 from moe_dist.train.show import Show, watch_training
 from moe_dist.train.task import TrainingTask
-from moe_dist.train.worker import RayWorker, checkpoints, newest_checkpoint
+from moe_dist.train.worker import RayWorker, newest_checkpoint, superseded
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of an embedded Ray, whose default is 30 % of the machine's memory; images travel by file, not through the store."""
@@ -151,7 +151,7 @@ def forget_ray_snapshot(task: TrainingTask) -> None:
     Ray Train would go on from what its own snapshot names, which a local run in between has passed or removed.
     """
     (task.checkpoints / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
-    for old in checkpoints(task.checkpoints)[: -task.job.checkpoint.keep]:
+    for old in superseded(task.checkpoints, task.job.checkpoint.keep):
         shutil.rmtree(old)
 
 
@@ -197,7 +197,9 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
             name=task.checkpoints.name,  # type: ignore[call-arg]  # Ray declares its older class to type checkers
             storage_path=str(task.checkpoints.parent),
             failure_config=FailureConfig(max_failures=job.checkpoint.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoint.keep),
+            checkpoint_config=CheckpointConfig(  # and the newest, whatever its standing
+                num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="standing"
+            ),
             worker_runtime_env={"env_vars": environment},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

@@ -34,7 +34,7 @@ from moe_dist.train.refusals import refuse_early
 from moe_dist.train.results import Results, done, write_json, write_text
 from moe_dist.train.show import Show
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
-from moe_dist.train.worker import newest_checkpoint
+from moe_dist.train.worker import best_on_validation, newest_checkpoint
 
 RUNS = Path("runs")
 BAD_SAMPLES_NAMED = 20
@@ -142,9 +142,18 @@ def _evaluate(
     if path.is_file() and json.loads(path.read_text())["fingerprint"] == asked:
         show.skipped("evaluation on the test split", 0.0)
         return
+    chosen = best_on_validation(task.checkpoints)
+    asked_of = (str(checkpoint), str(chosen) if chosen else None)
     with show.working("evaluation on the test split"):
-        outcome = next(iter(launcher.run_tasks(evaluate_task, [str(checkpoint)], task.pack())))
+        outcome = next(iter(launcher.run_tasks(evaluate_task, [asked_of], task.pack())))
     facts = {"fingerprint": asked, "training": times, "labels_used": method.labels_used()}
+    if chosen:
+        state = read_state(chosen)
+        facts["chosen"] = {
+            "checkpoint": chosen.name,
+            "epoch": state["stream"]["epoch"],
+            "validation_top1": state["validation_top1"],
+        }
     save_evaluation(folder, outcome, facts)
 
 

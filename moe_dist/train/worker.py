@@ -29,7 +29,10 @@ class Worker(Protocol):
         """The folder of the last whole checkpoint, or None. The same on every rank."""
 
     def saving(self, metrics: dict[str, Any]) -> contextlib.AbstractContextManager[Path]:
-        """A folder to write a checkpoint into; leaving the block publishes it. Every rank takes part."""
+        """A folder to write a checkpoint into; leaving the block publishes it. Every rank takes part.
+
+        metrics: the step, and the checkpoint's `standing`.
+        """
 
 
 class LocalWorker:
@@ -58,7 +61,7 @@ class LocalWorker:
             final = self.folder / f"checkpoint_{metrics['step']:08d}"
             shutil.rmtree(final, ignore_errors=True)
             os.replace(hidden, final)
-            for old in checkpoints(self.folder)[: -self.keep]:
+            for old in superseded(self.folder, self.keep):
                 shutil.rmtree(old)
         self._barrier()
 
@@ -112,6 +115,32 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The whole checkpoint with the most steps, or None."""
     return next(iter(reversed(checkpoints(folder))), None)
+
+
+def best_on_validation(folder: Path) -> Path | None:
+    """Of the newest checkpoint's stage, the one of highest top-1 on the validation split, the later of equals.
+
+    None where no epoch of that stage was validated.
+    """
+    found = [(read_state(path), path) for path in checkpoints(folder)]
+    last_stage = found[-1][0]["stage"] if found else None
+    validated = [
+        (state["validation_top1"], state["step"], path)
+        for state, path in found
+        if state["stage"] == last_stage and state.get("validation_top1") is not None
+    ]
+    return max(validated)[2] if validated else None
+
+
+def superseded(folder: Path, keep: int) -> list[Path]:
+    """The whole checkpoints that can go: neither among the newest `keep` nor the best one on validation."""
+    best = best_on_validation(folder)
+    return [path for path in checkpoints(folder)[:-keep] if path != best]
+
+
+def standing(stage: int, validation_top1: float | None) -> float:
+    """A number by which Ray Train orders checkpoints: later stages first, then higher top-1, then those without one."""
+    return stage if validation_top1 is None else stage + (1 + validation_top1) / 3
 
 
 def mean_over_ranks(values: torch.Tensor, world: int) -> torch.Tensor:

@@ -43,6 +43,18 @@ def test_our_figures_stand_beside_the_papers(tmp_path: Path) -> None:
     assert cells(table, "Time per image, median, k = 1") == ("0.400 ms", "–", "0.400 ms", "–", "–", "–")
 
 
+def test_the_epoch_chosen_on_validation_stands_beside_the_last(tmp_path: Path) -> None:
+    run, metrics = both(write_run(tmp_path / "run", NAMES))
+    table = results_table(run, metrics)
+    headings = [row.heading for row in table.rows]
+    assert headings[headings.index("Top-1 accuracy") + 2] == "Top-1, chosen on validation"
+    images = len(run.models["dense"].evaluation.labels)  # type: ignore[union-attr]
+    chosen = f"{100 * (images - -(-images // 5)) / images:.2f} %"
+    assert cells(table, "Top-1, chosen on validation") == (chosen, "–") * 3
+    title = run.models["dense"].title
+    assert any(f"{title}: 17" in note and "All other figures are the last epoch's" in note for note in table.notes)
+
+
 def test_notes_name_the_source_and_the_other_dataset(tmp_path: Path) -> None:
     notes = " ".join(results_table(*both(write_run(tmp_path / "a", NAMES))).notes)
     assert "As printed in Badjie" in notes and "not measured here" in notes

@@ -80,6 +80,21 @@ def test_two_ray_workers_give_the_curve_of_one(ray: Launcher, tmp_path: Path) ->
     assert np.allclose(left["log_probs"], right["log_probs"], atol=1e-4)
 
 
+def test_ray_keeps_the_epoch_chosen_on_validation(ray: Launcher, tmp_path: Path) -> None:
+    """Steps this large jump about, so that the last epoch is not the best one."""
+    gate = traditional().method.gate.model_dump() | {"optimiser": {"kind": "adam", "learning_rate": 0.1}}
+    job = traditional(gate=gate, epochs=8, checkpoint={"keep": 1})
+    run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
+    run_locally(job, tmp_path / "local")
+    by_ray, locally = (tmp_path / name / "traditional_moe" / "evaluation" for name in ("ray", "local"))
+    chosen = [json.loads((folder / "evaluation.json").read_text())["chosen"] for folder in (by_ray, locally)]
+    assert chosen[0]["epoch"] == chosen[1]["epoch"] < 8
+    assert chosen[0]["validation_top1"] == chosen[1]["validation_top1"]
+    with np.load(by_ray / "predictions.npz") as left, np.load(locally / "predictions.npz") as right:
+        assert np.array_equal(left["chosen_argmax"], right["chosen_argmax"])
+        assert not np.array_equal(left["chosen_argmax"], left["log_probs"].argmax(1))
+
+
 @pytest.mark.chaos
 def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher, tmp_path: Path) -> None:
     """kill -9 of a worker in the middle of training: Ray Train restarts it and it goes on from its last checkpoint."""

@@ -19,7 +19,7 @@ from moe_dist.data.opened import OpenedData
 from moe_dist.errors import UserError
 from moe_dist.train.results import load_result
 from moe_dist.train.run import choose_run_directory, refuse_other_run, run_job
-from moe_dist.train.worker import newest_checkpoint
+from moe_dist.train.worker import checkpoints, newest_checkpoint
 
 
 def run(job: Job, folder: Path) -> dict[str, Any]:
@@ -115,6 +115,52 @@ def test_a_run_killed_at_a_step_ends_bit_identical(
     run(job, folder)
     assert_equal(last_weights(folder, "traditional_moe"), last_weights(whole, "traditional_moe"))
     assert curve(folder, "traditional_moe") == curve(whole, "traditional_moe")
+
+
+@pytest.mark.parametrize("die_at", [None, 27])
+def test_the_epoch_chosen_on_validation_is_kept_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: int | None
+) -> None:
+    """The fourth of six epochs, of 6 steps each; also where the run dies in the fifth and is gone on with."""
+    real_step, folder, job = loop.train_step, tmp_path / "run", traditional(epochs=6, checkpoint={"keep": 1})
+
+    def validated(method: Any, session: Any, world: int) -> dict[str, float]:
+        return {"val/loss": 1.0, "val/top1": [0.1, 0.9, 0.2, 0.9, 0.3, 0.2][session.stream.position.epoch - 1]}
+
+    def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
+        if progress.step == die_at:
+            raise Killed
+        return real_step(method, session, batch, progress)
+
+    monkeypatch.setattr(loop, "evaluate", validated)
+    monkeypatch.setattr(loop, "train_step", step_or_die)
+    if die_at:
+        with pytest.raises(Killed):
+            run(job, folder)
+        monkeypatch.setattr(loop, "train_step", real_step)
+    metrics = run(job, folder)
+
+    (kept,) = (folder / "traditional_moe" / "checkpoints").iterdir()
+    assert [path.name for path in checkpoints(kept)] == ["checkpoint_00000024", "checkpoint_00000036"]
+    about = json.loads((folder / "traditional_moe" / "evaluation" / "evaluation.json").read_text())
+    assert about["chosen"] == {"checkpoint": "checkpoint_00000024", "epoch": 4, "validation_top1": 0.9}
+    predictions = np.load(folder / "traditional_moe" / "evaluation" / "predictions.npz")
+    assert not np.array_equal(predictions["chosen_argmax"], predictions["log_probs"].argmax(1)), "epochs differ"
+    assert metrics["traditional_moe/top1_chosen"] == (predictions["chosen_argmax"] == predictions["labels"]).mean()
+    assert metrics["traditional_moe/top1"] == (predictions["log_probs"].argmax(1) == predictions["labels"]).mean()
+
+    # Nothing lowers the rate so early: epoch 4 of 6 is epoch 4 of 4.
+    four = run(traditional(epochs=4), tmp_path / "four")
+    assert four["traditional_moe/top1"] == metrics["traditional_moe/top1_chosen"]
+    last_of_four = np.load(tmp_path / "four" / "traditional_moe" / "evaluation" / "predictions.npz")["log_probs"]
+    assert np.array_equal(predictions["chosen_argmax"], last_of_four.argmax(1))
+
+
+def test_without_a_validation_no_epoch_is_chosen(tmp_path: Path) -> None:
+    data = sparse().data.model_dump() | {"val_fraction": 0}
+    metrics = run(sparse(epochs=1, data=data), tmp_path / "run")
+    assert "sparse_moe/top1" in metrics and "sparse_moe/top1_chosen" not in metrics
+    assert "chosen on validation" not in (tmp_path / "run" / "results.md").read_text()
 
 
 def test_a_changed_setting_trains_again(whole: Path, tmp_path: Path) -> None:
