@@ -342,6 +342,7 @@ def _set(content: dict[str, Any], override: str) -> None:
     if not equals or not field:
         raise UserError(f"--set {override}: write it as field=value, for example --set workers=2")
     *parents, last = field.split(".")
+    _refuse_other_kind(content, parents, override)
     node = content
     for depth, parent in enumerate(parents):
         child = {} if node.get(parent) is None else node[parent]
@@ -354,6 +355,15 @@ def _set(content: dict[str, Any], override: str) -> None:
         node[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+
+
+def _refuse_other_kind(content: dict[str, Any], parents: list[str], override: str) -> None:
+    """Say what to write where an override speaks of one method and the job has several, or the other way round."""
+    if parents[:1] == ["method"] and content.get("methods"):
+        labels = ", ".join(content["methods"])
+        raise UserError(f"--set {override}: the job has several methods ({labels}); write methods.LABEL.FIELD=VALUE")
+    if parents[:1] == ["methods"] and content.get("method"):
+        raise UserError(f"--set {override}: the job has one method; write method.FIELD=VALUE, without a label")
 
 
 def explain(error: ValidationError) -> str:

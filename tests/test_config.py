@@ -113,6 +113,19 @@ def test_a_set_that_cannot_be_applied_is_refused(job_file: Path, override: str, 
     assert said in str(caught.value)
 
 
+def test_a_set_for_the_other_kind_of_job_says_which_one_it_is(job_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"one method; write method\.FIELD=VALUE"):
+        load_job(job_file, ["methods.dfcp.joint.epochs=3"])
+    several = tmp_path / "several.yaml"
+    methods = {"ours": SMALL["method"], "dense": {"name": "dense"}}
+    several.write_text(
+        yaml.safe_dump({**SMALL, "kind": "reproduce", "methods": methods, "method": None}, sort_keys=False)
+    )
+    with pytest.raises(UserError, match=r"\(ours, dense\); write methods\.LABEL\.FIELD=VALUE"):
+        load_job(several, ["method.joint.epochs=3"])
+    assert load_job(several, ["methods.ours.joint.epochs=3"]).methods["ours"].joint.epochs == 3
+
+
 def test_a_job_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such job file"):
         load_job(tmp_path / "absent.yaml")
