@@ -114,8 +114,8 @@ def _time(seconds: float | None, started: str) -> str:
 def _notes(run: RunDirectory) -> str:
     """What a reader must know about data, selection and comparison."""
     notes = [
-        "Training, schedules and thresholds see the training and validation parts alone; the test split is read once, "
-        "at the end.",
+        "Training, schedules and thresholds see the training and validation parts alone, and so does the choice of an "
+        "epoch; the test split is read at the end.",
         "Labels that a method must not see are used only to score its pseudo-labels and clusters, never to train.",
         "Mean average precision: area under each class's one-against-the-rest precision-recall curve (the step-wise "
         "sum, not interpolated), averaged over the classes with a test image. Balanced accuracy: recall averaged "

@@ -187,9 +187,9 @@ def training_curves(heading: str, log: Sequence[Mapping[str, Any]]) -> Figure:
     figure = new_figure(heading, 3.6)
     losses, *beside = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
     for number, key in enumerate(terms):
-        losses.plot(
-            *epoch_means(log, epochs, key), color=COLOURS[number % len(COLOURS)], label=key.removeprefix("loss/")
-        )
+        line = epoch_means(log, epochs, key)
+        alone = "o" if len(line[0]) == 1 else ""  # a single epoch makes no line
+        losses.plot(*line, color=COLOURS[number % len(COLOURS)], marker=alone, label=key.removeprefix("loss/"))
     if validated:
         losses.plot(*epoch_means(log, epochs, "val/loss"), color=MUTED, linestyle="--", label="validation")
     losses.set_title("Loss")

@@ -110,3 +110,10 @@ def test_curves_without_a_validation_are_the_loss_terms_alone() -> None:
     (axes,) = plots.training_curves("Training", log).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cross_entropy"]
     assert axes.lines[0].get_xydata().tolist() == [[1, 2.0], [2, 1.0]]
+
+
+def test_a_loss_term_of_a_single_epoch_is_a_point() -> None:
+    log = [{"kind": "epoch", "stage": "features", "epoch": epoch, "step": epoch, "loss/a": 1.0} for epoch in range(2)]
+    log[1]["loss/b"] = 2.0
+    (axes,) = plots.training_curves("Training", log).axes
+    assert [line.get_marker() for line in axes.lines[:2]] == ["", "o"]
