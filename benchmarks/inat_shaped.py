@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moe_dist.data.files import file_sha256
 from moe_dist.data.index import Index, ShardInfo, write_index
 from moe_dist.data.scan import scan_shard
+from moe_dist.files import file_sha256
 
 CLASSES, IMAGES = 8142, 437_513
 SMALLEST, LARGEST = 2, 1000

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from moe_dist.config import RemoteConfig
-from moe_dist.data.files import file_sha256
 from moe_dist.data.index import INDEX_FILE, Index, read_index
 from moe_dist.data.rows import row_states
 from moe_dist.data.samples import SPLITS
@@ -19,6 +18,7 @@ from moe_dist.data.scan import scan_shard
 from moe_dist.data.shard_files import fetch_index
 from moe_dist.data.store import exists, get_file, is_url, join, list_names
 from moe_dist.errors import UserError
+from moe_dist.files import file_sha256
 
 
 def check_shards(place: str | Path, remote: RemoteConfig | None = None) -> list[str]:

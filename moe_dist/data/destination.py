@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol
 
 from moe_dist.config import RemoteConfig
-from moe_dist.data.files import file_sha256, whole_file
 from moe_dist.data.index import INDEX_FILE, ROWS_FILE, Index, ShardInfo, read_index
 from moe_dist.data.plan import PLAN_FILE
 from moe_dist.data.samples import SPLITS
@@ -24,6 +23,7 @@ from moe_dist.data.shard_files import fetch_index
 from moe_dist.data.store import exists, get_bytes, is_url, join, put_file
 from moe_dist.data.transfer import protocol, shown
 from moe_dist.errors import UserError
+from moe_dist.files import file_sha256, whole_file
 
 
 class Destination(Protocol):
@@ -89,7 +89,6 @@ class FolderDestination:
     def new_file(self, name: str) -> Iterator[Path]:
         """A path beside the file's own."""
         path = self.work / "shards" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             yield partial
 

@@ -15,9 +15,9 @@ from moe_dist.config import DataConfig
 from moe_dist.data.bad_samples import NONE_ALLOWED, BadSample, BadSamples
 from moe_dist.data.crops import RandomCrop, Region
 from moe_dist.data.decode import Frame, decode_resized, image_size, resize
-from moe_dist.data.files import whole_file
 from moe_dist.data.shards import ShardSet
 from moe_dist.errors import UserError
+from moe_dist.files import whole_file
 from moe_dist.methods.base import Images
 
 MEMORY_LIMIT_BYTES = 2 * 2**30

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from moe_dist.data.files import whole_file
 from moe_dist.data.longtail import LongTail, class_counts
 from moe_dist.data.shrink import Shrink
 from moe_dist.errors import UserError
+from moe_dist.files import whole_file, write_json
 
 INDEX_VERSION = 1
 INDEX_FILE, ROWS_FILE = "index.json", "index.npy"
@@ -101,8 +101,7 @@ def write_index(folder: Path, index: Index) -> None:
     }
     with whole_file(folder / ROWS_FILE) as partial, partial.open("wb") as file:
         np.save(file, index.rows)
-    with whole_file(folder / INDEX_FILE) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(folder / INDEX_FILE, content)
 
 
 def read_index(folder: Path) -> Index:

@@ -11,12 +11,12 @@ import numpy as np
 
 from moe_dist.config import RemoteConfig
 from moe_dist.data.check import SplitFolder, shard_problems, splits_at
-from moe_dist.data.files import file_sha256
 from moe_dist.data.index import INDEX_FILE, ROWS_FILE, Index, ShardInfo, read_index, write_index
 from moe_dist.data.rows import RowState, row_states
 from moe_dist.data.scan import label_problem
 from moe_dist.data.store import is_url, shown
 from moe_dist.errors import UserError
+from moe_dist.files import file_sha256
 
 BACKUP = ".before-repair"
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from moe_dist.data.decode import decode
 from moe_dist.data.destination import Destination
-from moe_dist.data.files import file_sha256
 from moe_dist.data.index import ShardInfo
 from moe_dist.data.order import epoch_order
 from moe_dist.data.plan import Plan
@@ -20,6 +19,7 @@ from moe_dist.data.samples import Contents, Sample
 from moe_dist.data.scan import MEMBER_NAME, label_problem, region_problem, scan_shard
 from moe_dist.data.shrink import Shrink, shrunk
 from moe_dist.errors import UserError
+from moe_dist.files import file_sha256
 
 NAMED_SAMPLES = 20
 """Bad samples that a message names, at most; the rest is counted."""

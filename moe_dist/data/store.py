@@ -14,9 +14,9 @@ from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from moe_dist.config import RemoteConfig
-from moe_dist.data.files import file_sha256
 from moe_dist.data.transfer import Failed, Progress, explain, http_status, operate, protocol, shown
 from moe_dist.errors import UserError
+from moe_dist.files import file_sha256
 
 LONGEST_PAUSE_SECONDS = 30
 _DEFAULTS = RemoteConfig()

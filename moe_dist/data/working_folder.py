@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_dist.data.files import whole_file
 from moe_dist.data.index import ShardInfo
 from moe_dist.data.plan import PLAN_FILE, Plan
 from moe_dist.data.shard_writer import WrittenShard
 from moe_dist.errors import UserError
+from moe_dist.files import whole_file, write_text
 
 SHARDS, RECORDS = "shards", "records"
 
@@ -38,8 +38,7 @@ def working_folder(work: Path, plan: Plan) -> Iterator[None]:
         if begun.is_file():
             plan.demand_same(begun.read_text(), str(work))
         else:
-            with whole_file(begun) as partial:
-                partial.write_text(plan.text())
+            write_text(begun, plan.text())
         try:
             yield
         except UserError:
@@ -52,7 +51,6 @@ def save_record(work: Path, split: str, written: WrittenShard) -> None:
     """Remember that a shard is finished."""
     about = json.dumps({"info": asdict(written.info), "image_kinds": dict(written.image_kinds)})
     path = _record(work, split, written.info.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, rows=written.rows, keys=np.array(written.keys), about=np.array(about))
 

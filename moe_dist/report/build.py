@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from moe_dist.files import write_json, write_text
 from moe_dist.report.figures import draw_figures
 from moe_dist.report.metrics import classification_metrics, group_accuracy
 from moe_dist.report.page import render_page
@@ -27,10 +27,10 @@ def build_report(path: Path) -> Path:
     metrics = flat_metrics(run)
     tables = [results_table(run, metrics), experts_table(run, metrics), *search_tables(run)]
     results = [table for table in tables if table.rows]
-    (path / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    (path / "results.md").write_text("\n".join(map(to_markdown, results)), encoding="utf-8")
+    write_json(path / "metrics.json", metrics)
+    write_text(path / "results.md", "\n".join(map(to_markdown, results)))
     page = path / "report.html"
-    page.write_text(render_page(run, results, draw_figures(run)), encoding="utf-8")
+    write_text(page, render_page(run, results, draw_figures(run)))
     return page
 
 
@@ -41,8 +41,7 @@ def build_seeds_table(paths: Sequence[Path], folder: Path) -> Table:
     """
     runs = [RunDirectory(path) for path in paths]
     table = seeds_table([(run, flat_metrics(run)) for run in runs])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "seeds.md").write_text(to_markdown(table), encoding="utf-8")
+    write_text(folder / "seeds.md", to_markdown(table))
     return table
 
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from moe_dist.data.files import whole_file
 from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE, shot_groups
+from moe_dist.files import whole_file
 from moe_dist.report.plots import WIDTH
 from moe_dist.report.style import COLOURS, MUTED, style
 
@@ -56,5 +56,5 @@ def draw_counts(axes: Axes, counts: np.ndarray, colours: Mapping[str, str]) -> N
 
 def save_class_profile(path: Path, heading: str, counts: np.ndarray) -> None:
     """Write `class_profile` to `path`, a PNG."""
-    with style(), whole_file(path) as partial:
+    with style(), whole_file(path, lasting=False) as partial:
         class_profile(heading, counts).savefig(partial, format="png", metadata={"Software": None})

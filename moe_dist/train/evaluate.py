@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from moe_dist.data.bad_samples import require_readable
 from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.data.stream import evaluation_batches
+from moe_dist.files import whole_file, write_json
 from moe_dist.methods.base import Method, TaskContext
 from moe_dist.report.latency import Latency, measure_latency
 from moe_dist.report.metrics import pairwise_divergence
 from moe_dist.train.checkpoint import load_weights
 from moe_dist.train.explain import look_at_images, project_features
 from moe_dist.train.makers import IN_ONE_PROCESS
-from moe_dist.train.results import Results, write_json
+from moe_dist.train.results import Results
 from moe_dist.train.task import EVALUATION_BATCH, TrainingTask, open_method
 
 ALL = "all"
@@ -128,7 +129,7 @@ def save_evaluation(folder: Path, outcome: dict[str, Any], facts: dict[str, Any]
         path = folder / f"{name}.npz"
         path.unlink(missing_ok=True)
         if arrays:
-            with path.open("wb") as file:
+            with whole_file(path) as partial, partial.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
     about = {"latency": outcome["latency"], "parameters": outcome["parameters"], "finished": time.time(), **facts}
     write_json(folder / "evaluation.json", about)

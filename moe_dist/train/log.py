@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moe_dist.train.results import write_text
+from moe_dist.files import write_text
 
 
 class TrainingLog:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from moe_dist.files import write_text
 
 WRITE_EVERY_SECONDS = 0.25
 
@@ -25,9 +26,9 @@ class ProgressFile:
         if now < self._next and done < total:
             return
         self._next = now + WRITE_EVERY_SECONDS
-        beside = self._path.with_suffix(".writing")
-        beside.write_text(json.dumps([done, total]))
-        os.replace(beside, self._path)
+        if not self._path.parent.is_dir():  # nobody reads it any more
+            return
+        write_text(self._path, json.dumps([done, total]), lasting=False)
 
 
 @contextlib.contextmanager

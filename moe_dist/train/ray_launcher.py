@@ -14,10 +14,10 @@ from typing import Any
 
 from moe_dist.config import Job, ResourceConfig
 from moe_dist.errors import UserError
+from moe_dist.files import write_text
 from moe_dist.methods.base import TaskFunction
 from moe_dist.train.launcher import Context, device_of, use_threads
 from moe_dist.train.progress import ProgressFile, progress_folder, read_progress
-from moe_dist.train.results import write_text
 from moe_dist.train.show import Show, watch_training
 from moe_dist.train.task import TrainingTask
 from moe_dist.train.worker import RayWorker, newest_checkpoint, superseded

@@ -7,7 +7,6 @@ is renamed into place last, so that a step without it counts as not done.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,20 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from moe_dist.files import read_json, whole_file, write_json
 from moe_dist.methods.base import StepResult
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside `path` and rename into place: nobody sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`content` as a JSON file, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def save_result(folder: Path, result: StepResult, fingerprint: str, seconds: float) -> None:
@@ -36,15 +23,14 @@ def save_result(folder: Path, result: StepResult, fingerprint: str, seconds: flo
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "done.json").unlink(missing_ok=True)
     write_json(folder / "result.json", {"values": result.values})
-    with (folder / "arrays.npz").open("wb") as file:
+    with whole_file(folder / "arrays.npz") as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **result.arrays)
     write_json(folder / "done.json", {"fingerprint": fingerprint, "seconds": seconds, "finished": time.time()})
 
 
 def done(folder: Path) -> dict[str, Any] | None:
     """What done.json says, or None where the step is not done."""
-    path = folder / "done.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(folder / "done.json")
 
 
 def load_result(folder: Path) -> StepResult:

@@ -22,6 +22,7 @@ from moe_dist.data.bad_samples import read_bad_samples
 from moe_dist.data.job_shards import ensure_shards
 from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.errors import UserError
+from moe_dist.files import write_json, write_text
 from moe_dist.methods.base import Method, Step
 from moe_dist.report.build import build_report
 from moe_dist.report.paper import paper_table
@@ -31,7 +32,7 @@ from moe_dist.train.launcher import Launcher, open_launcher
 from moe_dist.train.one_driver import LOCK, only_driver
 from moe_dist.train.pipeline import fingerprint, run_steps
 from moe_dist.train.refusals import refuse_early
-from moe_dist.train.results import Results, done, write_json, write_text
+from moe_dist.train.results import Results, done
 from moe_dist.train.show import Show
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
 from moe_dist.train.worker import best_on_validation, newest_checkpoint

@@ -16,13 +16,13 @@ from pictures import encode, gradient, write_tar
 from moe_dist.config import DataConfig
 from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.check import check_shards
-from moe_dist.data.files import file_sha256
 from moe_dist.data.images import open_images
 from moe_dist.data.index import Index, ShardInfo, read_index, write_index
 from moe_dist.data.scan import scan_shard
 from moe_dist.data.shards import ShardSet
 from moe_dist.data.stream import Stream
 from moe_dist.errors import UserError
+from moe_dist.files import file_sha256
 from moe_dist.methods.base import TrainingSet
 
 Members = list[tuple[str, bytes]]

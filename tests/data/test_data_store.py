@@ -20,7 +20,6 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from moe_dist.config import DataConfig, RemoteConfig
 from moe_dist.data.cache import ShardCache
-from moe_dist.data.files import file_sha256
 from moe_dist.data.images import DiskImages
 from moe_dist.data.index import ShardInfo, read_index
 from moe_dist.data.opened import open_data
@@ -28,6 +27,7 @@ from moe_dist.data.shards import ShardSet
 from moe_dist.data.store import exists, get_bytes, get_file, is_url, join, list_names, put_file, shown
 from moe_dist.data.stream import Stream
 from moe_dist.errors import UserError
+from moe_dist.files import file_sha256
 from moe_dist.methods.base import TrainingSet
 
 PATIENT = RemoteConfig(timeout_seconds=30, retries=2)

@@ -1,0 +1,71 @@
+"""The one way files are written: whole or not at all; and read back where a power cut may have emptied them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
+    """A name beside `path` to write to; when the block ends, what it wrote is called `path`.
+
+    The name is random: processes of several nodes may write to one folder. lasting: a power cut after the block loses
+    nothing; without it (progress, pictures) the block does not wait for the disk. Where the block fails nothing is
+    left; a killed process leaves a name that starts with a dot. The folder is made where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        yield partial
+        if lasting:
+            flush_to_disk(partial)  # or the new name could outlive the bytes
+        os.replace(partial, path)
+        if lasting:
+            flush_to_disk(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
+    """`text` as a file in UTF-8, whole or not at all (`whole_file`)."""
+    with whole_file(path, lasting=lasting) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, *, lasting: bool = True) -> None:
+    """`content` as a JSON file, whole or not at all (`whole_file`)."""
+    write_text(path, json.dumps(content, indent=1) + "\n", lasting=lasting)
+
+
+def read_json(path: Path) -> Any | None:
+    """What the JSON file `path` holds; None where it is missing, empty or cut: whoever wrote it writes it again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the file or folder `path` is on the disk, where its file system can say so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
