@@ -41,7 +41,7 @@ from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
 from moe_dist.optimisers import torch_optimiser
-from moe_dist.train.run import hardware
+from moe_dist.train.provenance import hardware
 
 RESULTS = Path(__file__).parent / "results" / "bank.json"
 TABLE_1 = Path(__file__).parents[1] / "jobs" / "dfcp" / "table1.yaml"

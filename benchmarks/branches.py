@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_dist.models import cifar_resnet
-from moe_dist.train.run import hardware
+from moe_dist.train.provenance import hardware
 
 RESULTS = Path(__file__).parent / "results" / "branches.json"
 EXPERTS, BATCH, CHANNELS, SIDE = 3, 128, 32, 16

@@ -42,7 +42,7 @@ from moe_dist.train import loop
 from moe_dist.train.engine import make_engine
 from moe_dist.train.gradient_shares import GradientShares
 from moe_dist.train.makers import IN_ONE_PROCESS
-from moe_dist.train.run import hardware
+from moe_dist.train.provenance import hardware
 from moe_dist.train.schedule import RateFactor
 from moe_dist.train.session import Session
 

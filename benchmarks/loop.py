@@ -24,8 +24,9 @@ import torch
 import moe_dist.train.loop as loop
 from moe_dist.config import Job, load_job
 from moe_dist.methods.base import Batch, Progress
+from moe_dist.places import cache_folder
 from moe_dist.train.log import TrainingLog
-from moe_dist.train.run import cache_folder, hardware
+from moe_dist.train.provenance import hardware
 from moe_dist.train.session import Session, open_session
 from moe_dist.train.task import Training, TrainingTask, open_training
 from moe_dist.train.worker import LocalWorker
@@ -54,7 +55,7 @@ def main() -> None:
 
 def measure(job: Job, label: str, folder: Path, steps: int, rounds: int) -> dict[str, Any]:
     """Images per second of both loops, by round, and the median of their ratios."""
-    task = TrainingTask(job, label, folder, cache_folder(), "benchmark")
+    task = TrainingTask(job, label, folder, cache_folder(), folder / label, {})
     worker = LocalWorker(folder, 1, 0, 1, torch.device("cpu"))
     training = open_training(task, worker)
     (stage,) = training.method.stages()

@@ -43,7 +43,7 @@ from moe_dist.methods.dfcp.network import widths
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.search import SearchData
 from moe_dist.models.lenet import LeNet
-from moe_dist.train.run import hardware
+from moe_dist.train.provenance import hardware
 from moe_dist.tune.budget import Budget
 from moe_dist.tune.config import TuneConfig
 from moe_dist.tune.journal import Journal

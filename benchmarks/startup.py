@@ -19,9 +19,10 @@ from typing import Any
 from rich.console import Console
 
 from moe_dist.config import load_job
+from moe_dist.places import cache_folder
 from moe_dist.train.launcher import open_launcher
+from moe_dist.train.provenance import hardware
 from moe_dist.train.ray_launcher import fit
-from moe_dist.train.run import cache_folder, hardware
 from moe_dist.train.show import Show
 from moe_dist.train.task import TrainingTask
 
@@ -48,9 +49,9 @@ def main() -> None:
         stamps = {"start": time.time()}
         with open_launcher("ray", job, folder, show):
             stamps["ray"] = time.time()
-            first = stamps | run(TrainingTask(job, options.label, folder, cache_folder(), "first"))
+            first = stamps | run(TrainingTask(job, options.label, folder, cache_folder(), folder / "first", {}))
             again = {"ray": time.time()}
-            again |= run(TrainingTask(job, options.label, folder, cache_folder(), "again"))
+            again |= run(TrainingTask(job, options.label, folder, cache_folder(), folder / "again", {}))
     command = f"{options.job} --label {options.label} --workers {options.workers}"
     result = {"command": command, "hardware": hardware(), "seconds": seconds(first), "second training": seconds(again)}
     print(json.dumps(result, indent=1))

@@ -60,7 +60,7 @@ def build(
     from moe_dist.data.build import build_shards
     from moe_dist.data.longtail import LongTail
     from moe_dist.data.shrink import Shrink
-    from moe_dist.train.run import cache_folder
+    from moe_dist.places import cache_folder
     from moe_dist.train.show import Show
 
     shower = Show(console)
@@ -90,7 +90,7 @@ def list_datasets() -> None:
 
     from moe_dist.data.catalog import DATASETS
     from moe_dist.data.inventory import cached_shards
-    from moe_dist.train.run import cache_folder
+    from moe_dist.places import cache_folder
 
     cached = cached_shards(cache_folder())
     for entry in DATASETS.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -20,7 +20,7 @@ from pydantic import (
 
 from moe_dist.errors import UserError
 from moe_dist.methods.registry import METHODS, method_class
-from moe_dist.schema import AbsolutePath, Count, Fraction, NonNegative, Positive, Strict
+from moe_dist.schema import AbsolutePath, Count, Fraction, NonNegative, Part, Positive, Strict
 from moe_dist.tune.config import TuneConfig
 
 Place = Annotated[
@@ -112,20 +112,23 @@ class RemoteConfig(Strict):
 
 
 class DataConfig(Strict):
-    """Which images, where they are, and how they are split and held."""
+    """Which images, where they are, and how they are split and held.
 
-    dataset: str = "digits"
+    What only decides which images those are is a part of none: the digests of the samples are counted instead.
+    """
+
+    dataset: Annotated[str, Part.NONE] = "digits"
     """A name of the catalogue (`moe-dist shards list` shows them)."""
-    source: AbsolutePath | None = None
+    source: Annotated[AbsolutePath | None, Part.NONE] = None
     """The downloaded dataset: a folder or a tar. Not needed for digits."""
-    shards: Place | None = None
+    shards: Annotated[Place | None, Part.NONE] = None
     """Its shards: a folder, where they are built if they are not there yet, or a URL, which must hold them. Default:
     runs/cache/shards/<dataset>-<fingerprint>."""
-    imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    imbalance: Annotated[float | None, Field(ge=1, allow_inf_nan=False), Part.NONE] = None
     """Long-tailed form: class c of C keeps int(n * (1 / imbalance)^(c / (C - 1))) training images, n: the largest's."""
-    imbalance_choice: Literal["first", "random"] = "first"
+    imbalance_choice: Annotated[Literal["first", "random"], Part.NONE] = "first"
     """Which images a class keeps: its first ones, or ones drawn with `imbalance_seed`."""
-    imbalance_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    imbalance_seed: Annotated[int, Field(ge=0, lt=2**31), Part.NONE] = 0
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Side of the square images the networks see, in pixels."""
     crop_roi: bool = False
@@ -135,23 +138,23 @@ class DataConfig(Strict):
     """Per RGB channel, on pixels scaled to [0, 1]: what networks see is (pixel - mean) / std."""
     frame: Literal["stretch", "centre_crop"] = "stretch"
     """How an image becomes a square: stretched; or its centre, the short side resized to 8/7 of the square's."""
-    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    val_fraction: Annotated[float, Field(ge=0, lt=1), Part.NONE] = 0.1
     """Share of the training images set aside for validation, stratified by class and kept by group (track). A dataset
     with a published validation split uses that and sets none aside. 0: no validation, and the last epoch counts."""
-    on_bad_sample: Literal["fail", "skip"] = "fail"
+    on_bad_sample: Annotated[Literal["fail", "skip"], Part.NONE] = "fail"
     """An image that cannot be read or decoded ends the run, or is left out (a black image of weight 0 in training, no
     part of any accuracy), counted and named in the report. Steps before a training see it black."""
-    bad_samples_limit: Count = 100
+    bad_samples_limit: Annotated[Count, Part.NONE] = 100
     """skip: more bad samples than this end the run after all."""
-    max_train_images: Count | None = None
+    max_train_images: Annotated[Count | None, Part.NONE] = None
     """Keep only about this many training images (whole groups, stratified): to try a job out."""
-    max_test_images: Count | None = None
+    max_test_images: Annotated[Count | None, Part.NONE] = None
     """The same for the test images, and for a published validation split."""
-    hold: Literal["auto", "memory", "disk"] = "auto"
+    hold: Annotated[Literal["auto", "memory", "disk"], Part.NONE] = "auto"
     """memory: decode once into one shared array per node; disk: decode each time; auto: memory up to 2 GiB."""
-    loader_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    loader_workers: Annotated[int, Field(ge=0, le=64), Part.NONE] = 0
     """disk: decoding processes per rank."""
-    remote: RemoteConfig = RemoteConfig()
+    remote: Annotated[RemoteConfig, Part.NONE] = RemoteConfig()
     window_shards: Annotated[int, Field(ge=0)] = 0
     """disk: shuffle inside a window of so many shuffled shards (slow storage); 0 shuffles the whole epoch."""
 
@@ -165,13 +168,16 @@ def _zero_stage(stage: int) -> int:
 
 
 class ParallelConfig(Strict):
-    """How ranks share the work of one training."""
+    """How ranks share the work of one training.
 
-    expert: Count = 1
+    A part of none by itself; where a network looks at its share of a batch, the shares are counted (fingerprints.py).
+    """
+
+    expert: Annotated[Count, Part.NONE] = 1
     """Expert-parallel size: experts are divided over so many ranks; it divides `workers`."""
-    zero: Annotated[int, AfterValidator(_zero_stage)] = 0
+    zero: Annotated[int, AfterValidator(_zero_stage), Part.NONE] = 0
     """DeepSpeed ZeRO stage, 0 to 2."""
-    micro_batches: Count = 1
+    micro_batches: Annotated[Count, Part.NONE] = 1
     """Parts a global batch is cut into, over all workers; each worker adds up the gradients of its own. With 2, one
     worker and two compute the very same parts: without dropout and batch normalisation, their curves are the same."""
 
@@ -183,15 +189,15 @@ class ParallelConfig(Strict):
 class ResourceConfig(Strict):
     """What one worker asks of the cluster."""
 
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    cpus_per_worker: Annotated[float, Field(gt=0), Part.NONE] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0), Part.NONE] = 0
     """0 trains on the CPU."""
-    cpus_per_task: Annotated[float, Field(gt=0)] = 1
+    cpus_per_task: Annotated[float, Field(gt=0), Part.NONE] = 1
     """Of tasks beside the joint training (an expert alone, features, evaluation)."""
-    gpus_per_task: Annotated[float, Field(ge=0)] = 0
+    gpus_per_task: Annotated[float, Field(ge=0), Part.NONE] = 0
     """A fraction lets several tasks share a GPU."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a GPU, fp32 on a CPU."""
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Part.NONE] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 on a CPU. Counted as decided."""
     compile: bool = False
     """The training's passes through torch.compile, on a GPU captured as CUDA graphs, which pays off where launching
     kernels takes longer than they run, as with small images. Equal to eager up to rounding."""
@@ -200,13 +206,13 @@ class ResourceConfig(Strict):
 class CheckpointConfig(Strict):
     """When the training state is saved and how much of it is kept."""
 
-    every_epochs: Count = 1
-    every_steps: Annotated[int, Field(ge=0)] = 0
+    every_epochs: Annotated[Count, Part.EVALUATION] = 1
+    every_steps: Annotated[int, Field(ge=0), Part.NONE] = 0
     """Also inside an epoch, every so many steps; 0: only at epoch ends."""
-    keep: Count = 2
+    keep: Annotated[Count, Part.EVALUATION] = 2
     """So many of the newest stay, and besides them the one that did best on the validation split; under Ray Train, so
     many that did best there, and besides them the newest."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Field(ge=0), Part.NONE] = 3
     """How often a training is restarted from its last checkpoint after a worker died."""
 
 
@@ -214,8 +220,6 @@ class MethodConfig(Strict):
     """What every method's configuration starts with."""
 
     name: str
-    evaluation_only: ClassVar[frozenset[str]] = frozenset()
-    """Fields that only prediction reads: a training goes on, and is kept, where they change."""
 
     def check(self, classes: int) -> None:
         """Raise UserError where this configuration cannot work with a dataset of `classes` classes."""
@@ -245,20 +249,20 @@ Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 class Job(Strict):
     """One YAML file: what is trained, on which data, by how many workers, and what it is compared with."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
-    kind: Literal["train", "reproduce", "tune"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$"), Part.NONE]
+    kind: Annotated[Literal["train", "reproduce", "tune"], Part.NONE]
     """train: one method; reproduce: several on the same data, with a table beside the paper's; tune: a search for the
     hyper-parameters of one method, or of each of its experts."""
-    title: str = ""
+    title: Annotated[str, Part.NONE] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    workers: Count = 1
+    workers: Annotated[Count, Part.NONE] = 1
     """Ranks of the joint training. Not part of the result: any number sees the same global batches."""
     data: DataConfig = DataConfig()
     method: AnyMethod | None = None
     methods: dict[Label, AnyMethod] = Field(default={})
-    tune: TuneConfig | None = None
+    tune: Annotated[TuneConfig | None, Part.NONE] = None
     """What is searched, and with what budget."""
-    paper_table: str | None = None
+    paper_table: Annotated[str | None, Part.NONE] = None
     """Key of the paper's table that the report puts beside ours (moe_dist/report/paper.yaml)."""
     parallel: ParallelConfig = ParallelConfig()
     resources: ResourceConfig = ResourceConfig()

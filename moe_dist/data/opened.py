@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,9 @@ class OpenedData:
 
     train_samples, val_samples, test_samples: sorted sample numbers of their splits. A validation split that the dataset
     does not publish is a part of the training images: `val` is then `train`, and val_samples are numbers of it; without
-    validation there are none. split_digest: over the images' digests and the split, equal for two runs that saw the
-    same data the same way; bad_samples: those that this process has met.
+    validation there are none. digests: over the images and sample numbers of `train`, `val` and `test`, each by itself;
+    split_digest: over all of them, equal for two runs that saw the same data the same way; bad_samples: those that this
+    process has met.
     """
 
     config: DataConfig
@@ -49,6 +51,7 @@ class OpenedData:
     train_samples: np.ndarray
     val_samples: np.ndarray
     test_samples: np.ndarray
+    digests: Mapping[str, str]
     split_digest: str
     bad_samples: BadSamples
 
@@ -85,7 +88,8 @@ def open_data(config: DataConfig, seed: int, cache: Path) -> OpenedData:
         train_samples=parts["train"],
         val_samples=parts["val"],
         test_samples=parts["test"],
-        split_digest=_digest(shards, parts),
+        digests={name: _digest([shards.get(name, shards["train"])], [part]) for name, part in parts.items()},
+        split_digest=_digest(shards.values(), parts.values()),
         bad_samples=bad_samples,
     )
 
@@ -130,8 +134,8 @@ def _limited(opened: OpenedSplit, limit: int | None, seed: int) -> np.ndarray:
     return split(opened.labels, opened.groups, limit / count, seed)[1]
 
 
-def _digest(shards: dict[str, ShardSet], parts: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps([of_split.digest for of_split in shards.values()]).encode())
-    for part in parts.values():
+def _digest(shards: Iterable[ShardSet], parts: Iterable[np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps([of_split.digest for of_split in shards]).encode())
+    for part in parts:
         digest.update(np.ascontiguousarray(part, np.int64).tobytes())
     return digest.hexdigest()

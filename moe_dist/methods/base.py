@@ -254,6 +254,9 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]]
     mixes_labels: ClassVar[bool] = False
     """Whether its losses go by `Batch.mean_over_labels`, as MixUp and CutMix need."""
+    looks_at_shares: ClassVar[bool] = False
+    """Whether something depends on how a batch is divided over ranks and micro-batches, beside batch normalisation and
+    dropout, which are found in the network: then that division is a part of the result."""
     needs_whole_batch: ClassVar[bool] = False
     """Whether a loss term is no sum over samples: then a worker's share of a batch cannot be cut into micro-batches."""
 

@@ -64,11 +64,11 @@ def _figure(picture: Picture) -> str:
 
 def _status(run: RunDirectory) -> str:
     """A warning above everything else where the run is not finished."""
-    if run.record["status"] == "finished":
+    if run.status == "finished":
         return ""
     missing = [model.title for model in run.models.values() if model.evaluation is None]
     rest = f"; not evaluated yet: {', '.join(missing)}" if missing else ""
-    sentence = f"This run is not finished (status: {run.record['status']}){rest}."
+    sentence = f"This run is not finished (status: {run.status}){rest}."
     return f'<p class="status">{escape(sentence)}</p>'
 
 
@@ -93,9 +93,9 @@ def _facts(run: RunDirectory) -> str:
         "Split": f"<code>{escape(record['split_digest'])}</code>",
         "Seed": str(run.job["seed"]),
         "Workers": str(run.job["workers"]),
-        "Hardware": escape(record["hardware"]),
+        "Hardware": escape(run.hardware),
         "Time": escape(_time(record["seconds"], record["started"])),
-        "Version": escape(f"moe-dist {record['version']}"),
+        "Version": escape(f"moe-dist {record.get('code', record['version'])}"),
     }
     if (bad := run.bad_samples).count:
         rest = f"; {bad.count - len(bad.first)} more in the folder bad_samples" if bad.count > len(bad.first) else ""

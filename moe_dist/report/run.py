@@ -14,6 +14,8 @@ import numpy as np
 import yaml
 
 from moe_dist.errors import UserError
+from moe_dist.files import read_json
+from moe_dist.places import ModelFolder, status_of
 from moe_dist.report.metrics import ClassificationMetrics, classification_metrics, reported_groups
 from moe_dist.report.paper import PaperTable, paper_table
 
@@ -86,6 +88,7 @@ class ModelRun:
     def __init__(self, folder: Path, settings: Mapping[str, Any], title: str, paper_column: str | None) -> None:
         self.folder = folder
         self.label = folder.name
+        self._current = ModelFolder(folder).current()
         self.settings = settings
         self.title = title
         self.paper_column = paper_column
@@ -93,20 +96,27 @@ class ModelRun:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl; none where training has not begun."""
-        path = self.folder / "metrics.jsonl"
-        return _read_log(path) if path.is_file() else []
+        path = self._current.training / "metrics.jsonl" if self._current.training else None
+        return _read_log(path) if path and path.is_file() else []
+
+    @cached_property
+    def made(self) -> list[dict[str, Any]]:
+        """What made the finished training, stretch by stretch (provenance.Made); nothing in a run of layout 1."""
+        about = read_json(self._current.training / "training.json") if self._current.training else None
+        return about.get("made", []) if about else []
 
     @cached_property
     def steps(self) -> dict[str, StepRecord]:
         """The finished steps by name, in the order they were finished."""
-        steps = [_read_step(path.parent) for path in sorted(self.folder.glob("steps/*/done.json"))]
-        return {step.folder.name: step for step in sorted(steps, key=lambda step: step.finished)}
+        done = {name: folder for name, folder in self._current.steps.items() if read_json(folder / "done.json")}
+        steps = {name: _read_step(folder) for name, folder in done.items()}
+        return dict(sorted(steps.items(), key=lambda item: item[1].finished))
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
         """The evaluation on the test split, or None where the model has not come so far."""
-        folder = self.folder / "evaluation"
-        return _read_evaluation(folder) if (folder / "evaluation.json").is_file() else None
+        folder = self._current.evaluation
+        return _read_evaluation(folder) if folder and (folder / "evaluation.json").is_file() else None
 
 
 class RunDirectory:
@@ -123,8 +133,7 @@ class RunDirectory:
                     f"{path}: no run directory (it has no {name}); give the folder that `moe-dist run` printed"
                 )
         self.path = path
-        self.job_text = (path / "job.yaml").read_text(encoding="utf-8")
-        self.job: dict[str, Any] = yaml.safe_load(self.job_text)
+        self.job_text, self.job = _read_job(path / "job.yaml")
         self.record: dict[str, Any] = _read_json(path / "run.json")
         key = self.job.get("paper_table")
         self.paper: PaperTable | None = paper_table(key) if key else None
@@ -137,6 +146,20 @@ class RunDirectory:
         names = (label,) if settings["name"] in _methods(self.job) else (label, settings["name"])
         column = next((name for name in names if name in titles), None)
         return ModelRun(self.path / label, settings, titles.get(label, label).replace("_", " "), column)
+
+    @property
+    def status(self) -> str:
+        """How the run stands: running, finished, failed, stopped (by a signal) or killed."""
+        return status_of(self.record)
+
+    @property
+    def hardware(self) -> str:
+        """The machines that the shown trainings ran on, else the driver's."""
+        made = [stretch for model in self.models.values() for stretch in model.made]
+        return (
+            "; ".join(dict.fromkeys(machine for stretch in made for machine in stretch["hardware"]))
+            or (self.record["hardware"])
+        )
 
     @property
     def bad_samples(self) -> BadSamplesRecord:
@@ -163,6 +186,18 @@ class RunDirectory:
 def _methods(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Label -> settings of the method, for a job of either kind."""
     return {job["method"]["name"]: job["method"]} if job.get("method") else job["methods"]
+
+
+def _read_job(path: Path) -> tuple[str, dict[str, Any]]:
+    """The resolved job as text and as plain values."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        job = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(job, dict) or not job.get("name"):
+        raise UserError(f"{path}: holds no job any more; copy the job file that the run was begun with to that place")
+    return text, job
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

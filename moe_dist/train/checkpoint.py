@@ -5,7 +5,7 @@
     experts_0007.safetensors            the same of expert 7 of the group `experts`       the first rank that holds it
     experts_0007.optimiser.safetensors
     random_0002.safetensors             random generators                                 rank 2
-    state.json                          the loop's state, every file above with its size  rank 0, last
+    state.json                          the loop's state; every file above, its size, sha256  rank 0, last
 
 No layout (ranks, expert parallelism, ZeRO stage) is in the files, so any layout reads them. Nothing is pickled.
 """
@@ -13,7 +13,6 @@ No layout (ranks, expert parallelism, ZeRO stage) is in the files, so any layout
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -26,11 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moe_dist.errors import UserError
+from moe_dist.files import file_sha256, flush_to_disk, write_json
 from moe_dist.train.engine import Engine, ParameterState
 from moe_dist.train.optimisers import state_keys
 from moe_dist.train.random_state import random_state, reseed, restore_random_state
 
-FORMAT = 1
+FORMAT = 2
+"""1 had sizes of files and no digests."""
 DENSE = "dense"
 _EXPERT = re.compile(r"(?P<group>.+)\.members\.(?P<expert>\d+)\.")
 
@@ -51,12 +52,10 @@ def save_checkpoint(folder: Path, engine: Engine, *, rank: int, world: int, stat
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in mine.items():
         save_file({key: _detached(tensor) for key, tensor in tensors.items()}, folder / name)
-    sizes = _gather_sizes({name: (folder / name).stat().st_size for name in mine}, world)
+        flush_to_disk(folder / name)
+    files = _gather({name: _described(folder / name) for name in mine}, world)
     if rank == 0:
-        content = {"format": FORMAT, "world": world, "files": sizes, "state": dict(state)}
-        partial = folder / "state.json.partial"
-        partial.write_text(json.dumps(content))
-        os.replace(partial, folder / "state.json")
+        write_json(folder / "state.json", {"format": FORMAT, "world": world, "files": files, "state": dict(state)})
 
 
 def load_checkpoint(folder: Path, engine: Engine, *, rank: int, world: int) -> dict[str, Any]:
@@ -94,18 +93,34 @@ def read_state(folder: Path) -> dict[str, Any]:
 def is_whole(folder: Path) -> bool:
     """Whether `folder` holds a checkpoint with all its files at their full size."""
     try:
-        files = json.loads((folder / "state.json").read_text())["files"]
-        return all((folder / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
+        files = _files(json.loads((folder / "state.json").read_text()))
+        return all((folder / name).stat().st_size == about["bytes"] for name, about in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def damaged_file(folder: Path) -> str | None:
+    """The first file of a whole checkpoint whose bytes are not those that were written; None: all are. Reads all."""
+    digests = {name: about["sha256"] for name, about in _files(_read_content(folder)).items()}
+    return next((name for name, digest in digests.items() if digest and file_sha256(folder / name) != digest), None)
+
+
+def _files(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The files that a state.json lists, each with its bytes and, since format 2, its sha256."""
+    files = content["files"]
+    return files if content["format"] > 1 else {name: {"bytes": size, "sha256": None} for name, size in files.items()}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _read_content(folder: Path) -> dict[str, Any]:
     if not is_whole(folder):
         raise UserError(f"{folder}: not a whole checkpoint (state.json or a file it lists is missing or cut short)")
     content = json.loads((folder / "state.json").read_text())
-    if content["format"] != FORMAT:
-        raise UserError(f"{folder}: written by another version of moe-dist (format {content['format']}, not {FORMAT})")
+    if content["format"] > FORMAT:
+        raise UserError(f"{folder}: written by a later version of moe-dist (format {content['format']}, not {FORMAT})")
     return content
 
 
@@ -175,13 +190,13 @@ def _random_file(rank: int) -> str:
     return f"random_{rank:04d}.safetensors"
 
 
-def _gather_sizes(sizes: dict[str, int], world: int) -> dict[str, int]:
-    """Every rank's files with their sizes in bytes; returns when all ranks have written theirs."""
+def _gather(files: dict[str, dict[str, Any]], world: int) -> dict[str, dict[str, Any]]:
+    """Every rank's files; returns when all ranks have written theirs."""
     if world == 1:
-        return sizes
+        return files
     parts: list[Any] = [None] * world
-    torch.distributed.all_gather_object(parts, sizes)
-    return {name: size for part in parts for name, size in part.items()}
+    torch.distributed.all_gather_object(parts, files)
+    return {name: about for part in parts for name, about in part.items()}
 
 
 def _detached(tensor: Tensor) -> Tensor:

@@ -95,8 +95,8 @@ class DeepSpeedEngine(Engine):
         unequal numbers of optimiser groups.
         """
         gradients = self._owned_gradients()
-        norm = self._squares().sqrt()
-        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+        self.gradient_norm = self._squares().sqrt()
+        torch._foreach_mul_(gradients, (limit / (self.gradient_norm + 1e-6)).clamp(max=1.0))
 
     def _gradient_size(self, parameter: nn.Parameter) -> Tensor | float:
         if not self.zero:

@@ -27,6 +27,8 @@ class Engine(ABC):
 
     expert_ranks: int = 1
     """Expert-parallel size: rank r holds the experts of place r % expert_ranks."""
+    gradient_norm: Tensor | None = None
+    """Of the last update, over all parameters of all ranks, before clipping; None where gradients are not clipped."""
 
     def __init__(
         self, network: nn.Module, optimisers: Mapping[str, OptimiserConfig | None], device: torch.device, bf16: bool
@@ -119,7 +121,7 @@ class LocalEngine(Engine):
             if parameter.grad is None:  # untouched by the loss: as over ranks, it still decays and counts the step
                 parameter.grad = torch.zeros_like(parameter)
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._trained, self.clip_norm)
+            self.gradient_norm = torch.nn.utils.clip_grad_norm_(self._trained, self.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
         return True

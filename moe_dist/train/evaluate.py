@@ -21,6 +21,7 @@ from moe_dist.report.metrics import pairwise_divergence
 from moe_dist.train.checkpoint import load_weights
 from moe_dist.train.explain import look_at_images, project_features
 from moe_dist.train.makers import IN_ONE_PROCESS
+from moe_dist.train.provenance import hardware
 from moe_dist.train.results import Results
 from moe_dist.train.task import EVALUATION_BATCH, TrainingTask, open_method
 
@@ -56,12 +57,13 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
     elif chosen is not None:
         load_weights(Path(chosen), network)
         arrays["chosen_argmax"] = choose_classes(method, network, data, context.device)
-    return {"arrays": arrays, "pictures": pictures, "latency": latency, "parameters": parameters}
+    about = {"latency": latency, "parameters": parameters, "hardware": hardware()}
+    return {"arrays": arrays, "pictures": pictures, "about": about}
 
 
 def load_network(task: TrainingTask, method: Method, checkpoint: Path) -> nn.Module:
     """The trained network with all its experts, in eval mode on the CPU."""
-    network = method.build(IN_ONE_PROCESS, Results(task.folder / "steps"), task.job.seed)
+    network = method.build(IN_ONE_PROCESS, Results(task.steps), task.job.seed)
     load_weights(checkpoint, network)
     return network.eval()
 
@@ -131,5 +133,4 @@ def save_evaluation(folder: Path, outcome: dict[str, Any], facts: dict[str, Any]
         if arrays:
             with whole_file(path) as partial, partial.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays)
-    about = {"latency": outcome["latency"], "parameters": outcome["parameters"], "finished": time.time(), **facts}
-    write_json(folder / "evaluation.json", about)
+    write_json(folder / "evaluation.json", {**outcome["about"], "finished": time.time(), **facts})

@@ -14,6 +14,7 @@ from moe_dist.errors import UserError
 from moe_dist.methods.base import Batch, Method, Progress
 from moe_dist.train.checkpoint import load_checkpoint, read_state, save_checkpoint
 from moe_dist.train.log import TrainingLog
+from moe_dist.train.provenance import Made
 from moe_dist.train.random_state import seed_random
 from moe_dist.train.session import Session, open_session
 from moe_dist.train.task import TrainingTask, open_training
@@ -25,7 +26,8 @@ def train(worker: Worker, task: TrainingTask) -> None:
     training = open_training(task, worker)
     seed_random(task.job.seed, worker.rank)
     restored = worker.restore()
-    state: dict[str, Any] = read_state(restored) if restored else {"stage": 0, "step": 0, "seconds": 0.0}
+    state: dict[str, Any] = read_state(restored) if restored else {"stage": 0, "step": 0, "seconds": 0.0, "made": []}
+    made = Made(state["made"], state["step"], worker.world, training.precision, task.start)
     log = TrainingLog(task.folder, worker.rank, state["step"])
     clock = time.perf_counter() - state["seconds"]
     step = state["step"]
@@ -49,22 +51,22 @@ def train(worker: Worker, task: TrainingTask) -> None:
                 session.stream.advance()
                 images += stage.batch_size
                 if step % session.log_every == 0:
-                    values = checked(terms, worker.world, step, stage.name)
+                    values = checked(terms, worker.world, step, stage.name) | session.gradient_norm()
                     rate = images / (time.perf_counter() - started)
                     log.write("step", stage.name, epoch, step, values, images_per_second=rate, of_steps=total_steps)
                 if session.save_due(step):
                     checked(terms, worker.world, step, stage.name)
-                    save(worker, session, number, step, time.perf_counter() - clock)
+                    save(worker, session, number, step, time.perf_counter() - clock, made)
 
             values = checked(terms, worker.world, step, stage.name)
             values |= evaluate(training.method, session, worker.world)
             if session.validation is not None:
                 require_finite("val/loss", values["val/loss"], step, stage.name)
-            session.rate.epoch_done(values.get("val/loss"))
             values |= {"rate_factor": session.rate.factor} | session.gradients.take()
+            session.rate.epoch_done(values.get("val/loss"))
             log.write("epoch", stage.name, epoch, step, values, of_steps=total_steps)
             if session.epoch_save_due(epoch):
-                save(worker, session, number, step, time.perf_counter() - clock, values.get("val/top1"))
+                save(worker, session, number, step, time.perf_counter() - clock, made, values.get("val/top1"))
         session.engine.close()
     log.close()
 
@@ -123,13 +125,19 @@ def evaluate(method: Method, session: Session, world: int) -> dict[str, float]:
 
 
 def save(
-    worker: Worker, session: Session, stage: int, step: int, seconds: float, validation_top1: float | None = None
+    worker: Worker,
+    session: Session,
+    stage: int,
+    step: int,
+    seconds: float,
+    made: Made,
+    validation_top1: float | None = None,
 ) -> None:
-    """Publish everything that a training needs to go on from here, with what the validation said of it, if it did."""
+    """Publish all that a training needs to go on from here, what made it, and what the validation said, if it did."""
     for name, parameter in session.engine.network.named_parameters():
         if not torch.isfinite(parameter).all():  # the step's loss was finite, its update was not
             require_finite(name, math.nan, step, session.stage.name)
     state: dict[str, Any] = {"stage": stage, "step": step, "seconds": seconds, "validation_top1": validation_top1}
-    state |= session.state()
+    state |= session.state() | {"made": made.up_to(step)}
     with worker.saving({"step": step, "standing": standing(stage, validation_top1)}) as folder:
         save_checkpoint(folder, session.engine, rank=worker.rank, world=worker.world, state=state)

@@ -1,7 +1,7 @@
 """Results of a pipeline's steps in the run directory: written whole or not at all, read back without pickle.
 
-steps/<name>/result.json (values), arrays.npz (arrays) and done.json (fingerprint of what went in, seconds). done.json
-is renamed into place last, so that a step without it counts as not done.
+<step's folder>/result.json (values), arrays.npz (arrays) and done.json (fingerprint of what went in, seconds), which is
+written last, so that a step without it counts as not done.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from moe_dist.files import read_json, whole_file, write_json
 from moe_dist.methods.base import StepResult
 
 
-def save_result(folder: Path, result: StepResult, fingerprint: str, seconds: float) -> None:
-    """Write a step's result; the folder says it is done only when all of it is there."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_result(folder: Path, result: StepResult, fingerprint: str, seconds: float, start: int) -> None:
+    """Write a step's result, made by the run's start of that number; done.json says that all of it is there."""
     (folder / "done.json").unlink(missing_ok=True)
     write_json(folder / "result.json", {"values": result.values})
     with whole_file(folder / "arrays.npz") as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **result.arrays)
-    write_json(folder / "done.json", {"fingerprint": fingerprint, "seconds": seconds, "finished": time.time()})
+    about = {"fingerprint": fingerprint, "seconds": seconds, "finished": time.time(), "start": start}
+    write_json(folder / "done.json", about | {"array_bytes": (folder / "arrays.npz").stat().st_size})
 
 
 def done(folder: Path) -> dict[str, Any] | None:
-    """What done.json says, or None where the step is not done."""
-    return read_json(folder / "done.json")
+    """What done.json says; None where the step is not done, or a power cut has emptied one of its files."""
+    finished, arrays = read_json(folder / "done.json"), folder / "arrays.npz"
+    if not finished or read_json(folder / "result.json") is None or not arrays.is_file():
+        return None
+    return finished if finished["array_bytes"] == arrays.stat().st_size else None
 
 
 def load_result(folder: Path) -> StepResult:
@@ -41,21 +44,21 @@ def load_result(folder: Path) -> StepResult:
 
 
 class Results(Mapping[str, StepResult]):
-    """The finished steps under a folder, by name; each is read when it is asked for and then kept."""
+    """The finished ones among the steps in `folders`, by name; each is read when it is asked for and then kept."""
 
-    def __init__(self, steps: Path) -> None:
-        self.folder = steps
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self.folders = folders
         self._read: dict[str, StepResult] = {}
 
     def __getitem__(self, name: str) -> StepResult:
         if name not in self._read:
-            if done(self.folder / name) is None:
+            if name not in self.folders or done(self.folders[name]) is None:
                 raise KeyError(name)
-            self._read[name] = load_result(self.folder / name)
+            self._read[name] = load_result(self.folders[name])
         return self._read[name]
 
     def __iter__(self) -> Iterator[str]:
-        return (folder.name for folder in sorted(self.folder.glob("*")) if done(folder))
+        return (name for name, folder in self.folders.items() if done(folder))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import shlex
-import shutil
-import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from moe_dist import __version__
 from moe_dist.config import Job, dump_job
 from moe_dist.data.bad_samples import read_bad_samples
 from moe_dist.data.job_shards import ensure_shards
 from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.errors import UserError
-from moe_dist.files import write_json, write_text
+from moe_dist.files import read_json, write_json, write_text
 from moe_dist.methods.base import Method, Step
+from moe_dist.places import LAYOUT, RECORD, RUNS, Current, ModelFolder, cache_folder, evaluation_folder
 from moe_dist.report.build import build_report
 from moe_dist.report.paper import paper_table
-from moe_dist.train.checkpoint import read_state
+from moe_dist.train.checkpoint import damaged_file, read_state
+from moe_dist.train.drive import Drive
 from moe_dist.train.evaluate import evaluate_task, save_evaluation
-from moe_dist.train.launcher import Launcher, open_launcher
+from moe_dist.train.fingerprints import (
+    differences,
+    evaluation_settings,
+    fingerprint,
+    step_fingerprints,
+    training_settings,
+)
+from moe_dist.train.launcher import open_launcher
 from moe_dist.train.one_driver import LOCK, only_driver
-from moe_dist.train.pipeline import fingerprint, run_steps
+from moe_dist.train.provenance import code_version
+from moe_dist.train.record import RunRecord
 from moe_dist.train.refusals import refuse_early
 from moe_dist.train.results import Results, done
 from moe_dist.train.show import Show
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
-from moe_dist.train.worker import best_on_validation, newest_checkpoint
+from moe_dist.train.worker import best_on_validation, sound_checkpoint
 
-RUNS = Path("runs")
 BAD_SAMPLES_NAMED = 20
 """So many bad samples are named in run.json; bad_samples/ in the run directory names them all."""
-
-
-def cache_folder() -> Path:
-    """Where shards and decoded images that several runs share are kept: MOE_DIST_CACHE, else runs/cache."""
-    return Path(os.environ.get("MOE_DIST_CACHE", RUNS / "cache")).absolute()
+TRAINED = "training.json"
+SETTINGS = "settings.json"
 
 
 def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
@@ -82,19 +82,18 @@ def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show
     """What a run does once nothing speaks against it."""
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
-    record = _record(job, data, launcher_name, started)
-    write_json(run / "run.json", record)
-    with open_launcher(launcher_name, job, run, show) as launcher:
+    record = RunRecord(run, job, data, launcher_name)
+    with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher:
+        drive = Drive(job, run, data, launcher, record, show)
         for label in job.models:
             show.headline(label)
             if job.kind == "tune":
                 from moe_dist.tune.run import tune_model
 
-                tune_model(job, label, run, data, launcher, show, cache_folder())
+                tune_model(drive, label)
             else:
-                run_model(job, label, run, data, launcher, show)
-    bad = _bad_samples(run, show)
-    write_json(run / "run.json", record | {"status": "finished", "seconds": time.time() - started, "bad_samples": bad})
+                run_model(drive, label)
+        ending["bad_samples"] = _bad_samples(run, show)
     with show.working("report"):
         return build_report(run)
 
@@ -107,47 +106,95 @@ def _bad_samples(run: Path, show: Show) -> dict[str, Any]:
     return {"count": len(met), "first": met[:BAD_SAMPLES_NAMED]}
 
 
-def run_model(job: Job, label: str, run: Path, data: OpenedData, launcher: Launcher, show: Show) -> None:
+def run_model(drive: Drive, label: str) -> None:
     """One method: its steps, its training and its evaluation."""
-    method = open_method(job, label, data)
-    folder = run / label
-    results, inputs = run_steps(method, job, data, folder / "steps", launcher.run_tasks, show)
-    inputs = fingerprint(inputs, _training_settings(job, label))
-    task = TrainingTask(job, label, run, cache_folder(), inputs)
-    checkpoint = _train(task, launcher, show)
-    _evaluate(task, method, checkpoint, _times(results, method.steps(), checkpoint), launcher, show)
+    method = open_method(drive.job, label, drive.data)
+    model = ModelFolder(drive.run / label)
+    settings = training_settings(drive.job, label, method, drive.data)
+    name = fingerprint(settings)
+    training = model.training(name)
+    before = model.current()
+    _tell_of_change(before.training, training, settings, label, drive.show)
+    planned = step_fingerprints(method, drive.job, drive.data)
+    steps = {step.name: model.step(step.name, inputs) for step, inputs in planned}
+    model.point_at(Current(steps, training, before.evaluation if before.training == training else None))
+    if read_json(training / SETTINGS) != settings:
+        write_json(training / SETTINGS, settings)
+    results = drive.steps(label, method)
+    task = TrainingTask(drive.job, label, drive.run, cache_folder(), training, steps, drive.record.number)
+    checkpoint = _train(task, name, drive)
+    evaluation = _evaluate(task, name, method, checkpoint, results, drive)
+    model.point_at(Current(steps, training, evaluation))
 
 
-def _train(task: TrainingTask, launcher: Launcher, show: Show) -> Path:
-    """Train unless that has been done from the same inputs; the last checkpoint."""
-    path = task.folder / "training.json"
-    finished = json.loads(path.read_text()) if path.is_file() else None
-    checkpoint = newest_checkpoint(task.checkpoints)
-    if finished and finished["fingerprint"] == task.fingerprint and checkpoint:
+def _tell_of_change(before: Path | None, training: Path, settings: dict[str, Any], label: str, show: Show) -> None:
+    """Say what differs from the training that was shown before, which stays."""
+    earlier = read_json(before / SETTINGS) if before else None
+    if before is None or before == training or earlier is None:
+        return
+    changed = "; ".join(differences(earlier, settings))
+    show.notice(
+        f"{label}: other settings than those of the training in {before.name} ({changed}); that one stays, and this "
+        f"one goes to {training.name} beside it"
+    )
+
+
+def _train(task: TrainingTask, name: str, drive: Drive) -> Path:
+    """Train unless that has been done; the last checkpoint."""
+    path, show = task.folder / TRAINED, drive.show
+    finished = read_json(path)
+    checkpoint = _sound_checkpoint(task, show)
+    if finished and checkpoint and read_state(checkpoint)["step"] == finished["step"]:
         show.skipped("joint training", finished["seconds"])
         return checkpoint
+    drive.record.work_begins()
     path.unlink(missing_ok=True)
-    _drop_other_trainings(task)
-    with show.working(f"training on {task.job.workers} worker{'s' if task.job.workers > 1 else ''} ({launcher.name})"):
-        checkpoint = launcher.train(task)
-    write_json(path, {"fingerprint": task.fingerprint, "seconds": read_state(checkpoint)["seconds"]})
+    workers = task.job.workers
+    with show.working(f"training on {workers} worker{'s' if workers > 1 else ''} ({drive.launcher.name})"):
+        checkpoint = drive.launcher.train(task)
+    state = read_state(checkpoint)
+    about = {"fingerprint": name, "step": state["step"], "seconds": state["seconds"], "made": state["made"]}
+    write_json(path, about | {"finished": time.time()})
     return checkpoint
 
 
-def _evaluate(
-    task: TrainingTask, method: Method, checkpoint: Path, times: dict[str, Any], launcher: Launcher, show: Show
-) -> None:
-    folder = task.folder / "evaluation"
-    path = folder / "evaluation.json"
-    asked = fingerprint(task.fingerprint, [*method.top_ks()])
-    if path.is_file() and json.loads(path.read_text())["fingerprint"] == asked:
+def _sound_checkpoint(task: TrainingTask, show: Show) -> Path | None:
+    """The newest sound checkpoint; newer ones that are damaged get another name, and the user is told."""
+    sound, damaged = sound_checkpoint(task.checkpoints)
+    for path, file in damaged.items():
+        aside = path.with_name(f"damaged-{path.name}")
+        path.replace(aside)
+        show.notice(
+            f"{path}: {file} does not hold the bytes that were written; it is now called {aside.name}, and "
+            f"{sound.name if sound else 'nothing'} is gone on from"
+        )
+    return sound
+
+
+def _evaluate(task: TrainingTask, name: str, method: Method, checkpoint: Path, results: Results, drive: Drive) -> Path:
+    """Evaluate unless that has been done; the evaluation's folder."""
+    show = drive.show
+    chosen = _chosen_checkpoint(task, show)
+    settings = evaluation_settings(drive.job, task.label, method, drive.data, chosen.name if chosen else None)
+    asked = fingerprint(name, settings)
+    folder = evaluation_folder(task.folder, asked)
+    if read_json(folder / "evaluation.json"):
         show.skipped("evaluation on the test split", 0.0)
-        return
-    chosen = best_on_validation(task.checkpoints)
-    asked_of = (str(checkpoint), str(chosen) if chosen else None)
+        return folder
+    drive.record.work_begins()
+    started = time.perf_counter()
+    checkpoints = (str(checkpoint), str(chosen) if chosen else None)
     with show.working("evaluation on the test split"):
-        outcome = next(iter(launcher.run_tasks(evaluate_task, [asked_of], task.pack())))
-    facts = {"fingerprint": asked, "training": times, "labels_used": method.labels_used()}
+        outcome = next(iter(drive.launcher.run_tasks(evaluate_task, [checkpoints], task.pack())))
+    facts: dict[str, Any] = {
+        "fingerprint": asked,
+        "settings": settings,
+        "seconds": time.perf_counter() - started,
+        "start": drive.record.number,
+        "code": code_version(),
+        "training": _times(results, method.steps(), checkpoint),
+        "labels_used": method.labels_used(),
+    }
     if chosen:
         state = read_state(chosen)
         facts["chosen"] = {
@@ -156,9 +203,21 @@ def _evaluate(
             "validation_top1": state["validation_top1"],
         }
     save_evaluation(folder, outcome, facts)
+    return folder
 
 
-def _times(results: Results, steps: tuple[Step, ...] | Any, checkpoint: Path) -> dict[str, float | None]:
+def _chosen_checkpoint(task: TrainingTask, show: Show) -> Path | None:
+    """The checkpoint that did best on validation, if it is sound."""
+    chosen = best_on_validation(task.checkpoints)
+    if chosen and (file := damaged_file(chosen)):
+        show.notice(
+            f"{chosen}: {file} does not hold the bytes that were written; the epoch that validation chose is left out"
+        )
+        return None
+    return chosen
+
+
+def _times(results: Results, steps: Sequence[Step], checkpoint: Path) -> dict[str, float | None]:
     """Wall seconds of all steps and the training; and with the experts' own seconds added up, as the paper counts."""
     training = read_state(checkpoint)["seconds"]
     seconds = {step.name: _seconds_of(results, step.name) for step in steps}
@@ -170,25 +229,9 @@ def _times(results: Results, steps: tuple[Step, ...] | Any, checkpoint: Path) ->
 
 
 def _seconds_of(results: Results, name: str) -> float:
-    finished = done(results.folder / name)
+    finished = done(results.folders[name])
     assert finished is not None
     return finished["seconds"]
-
-
-def _training_settings(job: Job, label: str) -> dict[str, Any]:
-    """What, beside the steps, decides a training's result. Workers, launcher and placement do not."""
-    method = job.models[label].model_dump(mode="json", exclude=set(job.models[label].evaluation_only))
-    compiled = {"compile": True} if job.resources.compile else {}  # other rounding
-    return {"method": method, "precision": job.resources.precision, **compiled}
-
-
-def _drop_other_trainings(task: TrainingTask) -> None:
-    """Checkpoints and logs of a training from other inputs; the same inputs' are where this one goes on from."""
-    if task.checkpoints.is_dir():
-        return
-    for name in ("checkpoints", "tensorboard", "evaluation"):
-        shutil.rmtree(task.folder / name, ignore_errors=True)
-    (task.folder / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
@@ -210,9 +253,10 @@ def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
 
 
 def refuse_other_run(run: Path, job: Job) -> None:
-    """Raise UserError where `run` is the run directory of another job, or a folder with other things in it."""
+    """Raise UserError where `run` is another job's run directory, or an earlier version's, or holds other things."""
     if (run / "job.yaml").exists():
-        before = yaml.safe_load((run / "job.yaml").read_text())
+        _refuse_earlier_layout(run)
+        before = _job_before(run)
         for field, was, now in (
             ("job", before["name"], job.name),
             ("kind of job", before["kind"], job.kind),
@@ -226,6 +270,34 @@ def refuse_other_run(run: Path, job: Job) -> None:
         raise UserError(f"{run}: is not empty and holds no run; choose another folder")
 
 
+def _refuse_earlier_layout(run: Path) -> None:
+    """Raise UserError where an earlier version made the run: what its trainings depended on was not all recorded."""
+    record = read_json(run / RECORD)
+    layout = record.get("layout", 1) if record else LAYOUT
+    of_layout_1 = [path for name in ("checkpoints", "metrics.jsonl", "training.json") for path in run.glob(f"*/{name}")]
+    if layout < LAYOUT or of_layout_1:
+        raise UserError(
+            f"{run}: was made by an earlier version of moe-dist, which did not record all that a training depends on; "
+            "`moe-dist report` reads it, and to train, choose another folder or leave --resume out"
+        )
+    if layout > LAYOUT:
+        raise UserError(
+            f"{run}: was made by a later version of moe-dist; go on with that one, or choose another folder"
+        )
+
+
+def _job_before(run: Path) -> dict[str, Any]:
+    """The job that began the run. Raises UserError, naming the file, where a power cut or an editor left none in it."""
+    try:
+        before = yaml.safe_load((run / "job.yaml").read_text(encoding="utf-8"))
+        return {"name": before["name"], "kind": before["kind"], "data": {"dataset": before["data"]["dataset"]}}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(
+            f"{run / 'job.yaml'}: holds no job any more (was the power cut?); to go on with the run, copy the job file "
+            "that it was begun with to that place; to begin anew, choose another folder"
+        ) from None
+
+
 def claim_run_directory(run: Path, job: Job) -> None:
     """Make the folder, write job.yaml, and point runs/<job>/latest at it where it lies there."""
     run.mkdir(parents=True, exist_ok=True)
@@ -234,41 +306,3 @@ def claim_run_directory(run: Path, job: Job) -> None:
         link = run.parent / f".latest-{os.getpid()}"
         link.symlink_to(run.name)
         os.replace(link, run.parent / "latest")
-
-
-def _record(job: Job, data: OpenedData, launcher_name: str, started: float) -> dict[str, Any]:
-    """run.json: what a figure of this run must be read with."""
-    return {
-        "status": "running",
-        "started": datetime.fromtimestamp(started).isoformat(timespec="seconds"),
-        "seconds": None,
-        "command": shlex.join(["moe-dist", *sys.argv[1:]]),
-        "hardware": hardware(),
-        "launcher": launcher_name,
-        "workers": job.workers,
-        "seed": job.seed,
-        "version": __version__,
-        "torch": torch.__version__,
-        "dataset": job.data.dataset,
-        "split_digest": data.split_digest,
-        "counts": {
-            "train": len(data.train_samples),
-            "val": len(data.val_samples),
-            "test": len(data.test_samples),
-        },
-        "classes": list(data.info.class_names),
-        "class_counts": list(data.info.class_counts),
-    }
-
-
-def hardware() -> str:
-    """Processor, cores and GPUs of this machine, in words."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [
-            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0] if models else name
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join([f"{os.cpu_count()} cores of {name}", *gpus])

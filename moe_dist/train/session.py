@@ -48,6 +48,11 @@ class Session:
         """Whether a checkpoint is due after `epoch`; always after a stage's last one."""
         return (epoch + 1) % self.every_epochs == 0 or epoch + 1 == self.stage.epochs
 
+    def gradient_norm(self) -> dict[str, float]:
+        """The norm of the last step's gradient before it was clipped, for the log; nothing where none is clipped."""
+        norm = self.engine.gradient_norm
+        return {} if norm is None else {"gradient_norm": float(norm)}
+
     def state(self) -> dict[str, Any]:
         """Stream position, schedule and the epoch's gradient shares so far, as JSON values. Collective."""
         return {"stream": self.stream.state(), "rate": self.rate.state(), "gradients": self.gradients.state()}
@@ -68,7 +73,7 @@ def open_session(training: Training, stage: Stage, worker: Worker) -> Session:
         parallel=job.parallel,
         clip_norm=stage.clip_norm,
         device=worker.device,
-        bf16=training.bf16,
+        bf16=training.precision == "bf16",
         world=worker.world,
         deepspeed=training.deepspeed,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from moe_dist.data.stream import Stream
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, Stage, TrainingSet
 from moe_dist.methods.registry import method_class
+from moe_dist.train.fingerprints import decided_precision
 from moe_dist.train.makers import makers
 from moe_dist.train.results import Results
 from moe_dist.train.worker import Worker
@@ -30,24 +32,23 @@ BAD_SAMPLES = "bad_samples"
 class TrainingTask:
     """One method's training within a run: all a worker on any node needs to find the rest.
 
-    run and cache are absolute and on storage that every node reaches.
+    run, cache, folder and steps are absolute and on storage that every node reaches. folder: what the training leaves,
+    another one as soon as something it depends on changes; steps: what the steps before it left, by name; start: the
+    number, in the run's record, of the start that sends it.
     """
 
     job: Job
     label: str
     run: Path
     cache: Path
-    fingerprint: str
-
-    @property
-    def folder(self) -> Path:
-        """Where this method's results are."""
-        return self.run / self.label
+    folder: Path
+    steps: Mapping[str, Path]
+    start: int = 0
 
     @property
     def checkpoints(self) -> Path:
-        """Where its checkpoints are; another folder as soon as an input changes."""
-        return self.folder / "checkpoints" / self.fingerprint[:12]
+        """Where its checkpoints are."""
+        return self.folder / "checkpoints"
 
     @property
     def bad_samples(self) -> Path:
@@ -71,14 +72,18 @@ class TrainingTask:
             "label": self.label,
             "run": str(self.run),
             "cache": str(self.cache),
-            "fingerprint": self.fingerprint,
+            "folder": str(self.folder),
+            "steps": {name: str(folder) for name, folder in self.steps.items()},
+            "start": self.start,
         }
 
     @staticmethod
     def unpack(packed: dict[str, Any]) -> TrainingTask:
         """The task that `pack` packed."""
+        run, cache, folder = (Path(packed[name]) for name in ("run", "cache", "folder"))
+        steps = {name: Path(step) for name, step in packed["steps"].items()}
         job = parse_job(packed["job"], "job")
-        return TrainingTask(job, packed["label"], Path(packed["run"]), Path(packed["cache"]), packed["fingerprint"])
+        return TrainingTask(job, packed["label"], run, cache, folder, steps, packed["start"])
 
 
 @dataclass
@@ -90,7 +95,7 @@ class Training:
     network: nn.Module
     data: OpenedData
     training_set: TrainingSet
-    bf16: bool
+    precision: str
     deepspeed: bool
 
     @property
@@ -142,7 +147,7 @@ def open_training(task: TrainingTask, worker: Worker) -> Training:
     data = open_data(job.data, job.seed, task.cache)
     data.bad_samples.write_to(task.bad_samples)
     method = open_method(job, task.label, data)
-    results = Results(task.folder / "steps")
+    results = Results(task.steps)
     labels = method.visible_labels(results, data.train.labels)
     make = makers(job.parallel.expert, worker.deepspeed)
     network = method.build(make, results, job.seed).to(worker.device)
@@ -154,7 +159,7 @@ def open_training(task: TrainingTask, worker: Worker) -> Training:
         network=network,
         data=data,
         training_set=method.training_set(results, labels, data.train_samples),
-        bf16=use_bf16(job.resources.precision, worker.device),
+        precision=decided_precision(job.resources.precision, job.resources.gpus_per_worker),
         deepspeed=worker.deepspeed,
     )
 
@@ -180,8 +185,3 @@ def compile_calls(network: nn.Module, device: torch.device) -> None:
             "in CXX, or leave the setting out"
         )
     network.compile()
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether forward passes run in bf16: on a GPU unless fp32 is asked for."""
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda")

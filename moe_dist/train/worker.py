@@ -6,14 +6,16 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
-from moe_dist.train.checkpoint import is_whole, read_state
+from moe_dist.errors import UserError
+from moe_dist.files import flush_to_disk
+from moe_dist.train.checkpoint import damaged_file, is_whole, read_state
 
 
 class Worker(Protocol):
@@ -26,7 +28,10 @@ class Worker(Protocol):
     """Whether a DeepSpeed engine drives the network; the local launcher does without for a single rank."""
 
     def restore(self) -> Path | None:
-        """The folder of the last whole checkpoint, or None. The same on every rank."""
+        """The folder of the newest checkpoint whose bytes are those that were written, or None. Collective.
+
+        Raises UserError, on every rank, where there are checkpoints and none of them is sound.
+        """
 
     def saving(self, metrics: dict[str, Any]) -> contextlib.AbstractContextManager[Path]:
         """A folder to write a checkpoint into; leaving the block publishes it. Every rank takes part.
@@ -43,8 +48,8 @@ class LocalWorker:
         self.deepspeed = world > 1
 
     def restore(self) -> Path | None:
-        """The newest whole checkpoint of the folder."""
-        return newest_checkpoint(self.folder)
+        """The newest sound checkpoint of the folder."""
+        return agreed(lambda: sound_checkpoint(self.folder)[0], self.rank, self.world)
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
@@ -61,6 +66,7 @@ class LocalWorker:
             final = self.folder / f"checkpoint_{metrics['step']:08d}"
             shutil.rmtree(final, ignore_errors=True)
             os.replace(hidden, final)
+            flush_to_disk(self.folder)
             for old in superseded(self.folder, self.keep):
                 shutil.rmtree(old)
         self._barrier()
@@ -81,20 +87,19 @@ class RayWorker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
 
     def restore(self) -> Path | None:
-        """What Ray says was published last, else (first start of this fit) what an earlier run left.
+        """What Ray says was published last, if it is sound, else the newest sound one in the folder.
 
-        Only rank 0 looks, and tells the others: two ranks that looked for themselves could see different folders.
+        (At the first start of a fit Ray knows of none, and an earlier run may have left some.)
         """
         import ray.train
 
-        found: list[str | None] = [None]
-        if self.rank == 0:
-            checkpoint = ray.train.get_checkpoint()
-            path = Path(checkpoint.path) if checkpoint else newest_checkpoint(self.folder)
-            found = [str(path) if path else None]
-        if self.world > 1:
-            dist.broadcast_object_list(found)
-        return Path(found[0]) if found[0] else None
+        def look() -> Path | None:
+            published = ray.train.get_checkpoint()
+            if published and is_whole(Path(published.path)) and damaged_file(Path(published.path)) is None:
+                return Path(published.path)
+            return sound_checkpoint(self.folder)[0]
+
+        return agreed(look, self.rank, self.world)
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
@@ -110,6 +115,44 @@ def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a folder, oldest first; torn or partial ones are not listed."""
     whole = [path for path in folder.glob("checkpoint_*") if path.is_dir() and is_whole(path)]
     return sorted(whole, key=lambda path: read_state(path)["step"])
+
+
+def sound_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint with the bytes that were written; and newer ones, each with a file that has others.
+
+    Raises UserError where there are checkpoints and none of them is sound: a training never begins anew unasked.
+    """
+    damaged: dict[Path, str] = {}
+    for path in reversed(checkpoints(folder)):
+        if (file := damaged_file(path)) is None:
+            return path, damaged
+        damaged[path] = file
+    if damaged:
+        path, file = next(iter(damaged.items()))
+        raise UserError(
+            f"{path}: {file} does not hold the bytes that were written, and no other checkpoint there is whole; put a "
+            f"copy in its place, or move {folder} away to train anew"
+        )
+    return None, {}
+
+
+def agreed(look: Callable[[], Path | None], rank: int, world: int) -> Path | None:
+    """What rank 0 finds by `look`, on every rank: two that looked for themselves could see different folders.
+
+    A UserError of rank 0 is raised on every rank.
+    """
+    found: list[tuple[Path | None, str]] = [(None, "")]
+    if rank == 0:
+        try:
+            found = [(look(), "")]
+        except UserError as error:
+            found = [(None, str(error))]
+    if world > 1:
+        dist.broadcast_object_list(found)
+    path, refused = found[0]
+    if refused:
+        raise UserError(refused)
+    return path
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

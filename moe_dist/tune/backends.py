@@ -25,7 +25,7 @@ def open_expert_backend(packed: dict[str, Any], device: torch.device) -> ExpertB
     material = SearchData(
         config=data.config,
         train=data.train.images,
-        training_set=visible_training_set(method, data, Results(task.folder / "steps")),
+        training_set=visible_training_set(method, data, Results(task.steps)),
         val=data.val.images,
         val_samples=data.val_samples,
         val_labels=data.val.labels[data.val_samples],

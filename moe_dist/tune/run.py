@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
-from moe_dist.config import Job
-from moe_dist.data.opened import OpenedData
 from moe_dist.errors import UserError
-from moe_dist.train.launcher import Launcher, device_of, use_threads
-from moe_dist.train.pipeline import fingerprint, run_steps
-from moe_dist.train.show import Show
+from moe_dist.places import Current, ModelFolder, cache_folder
+from moe_dist.train.drive import Drive
+from moe_dist.train.fingerprints import fingerprint
+from moe_dist.train.launcher import device_of, use_threads
 from moe_dist.train.task import TrainingTask, open_method
 from moe_dist.tune.backends import open_expert_backend, open_method_backend, visible_training_set
 from moe_dist.tune.budget import Budget
@@ -31,15 +32,16 @@ from moe_dist.tune.space import configured
 from moe_dist.tune.studies import FOLDER, ExpertStudies, MethodStudy, Studies, tune_settings
 
 
-def tune_model(job: Job, label: str, run: Path, data: OpenedData, launcher: Launcher, show: Show, cache: Path) -> None:
+def tune_model(drive: Drive, label: str) -> None:
     """Run what the job searches, with the steps that it needs; results are in <run>/<label>/search.
 
     Raises UserError where a search ends without one trial that was trained to its end.
     """
-    tuning = _Tuning(label, run, data, launcher, show, cache)
-    settings, tuned = tune_settings(job), ""
+    tuning = _Tuning(drive, label)
+    job, tuned = drive.job, ""
+    settings = tune_settings(job)
     if "experts" in settings.of:
-        studies = ExpertStudies(job, open_method(job, label, data))
+        studies = ExpertStudies(job, open_method(job, label, drive.data))
         tuning.search(studies, open_expert_backend)
         experts = [
             config.model_dump(mode="json") for config, _ in best_experts(tuning.found, studies.search.defaults())
@@ -47,15 +49,14 @@ def tune_model(job: Job, label: str, run: Path, data: OpenedData, launcher: Laun
         job = job.model_copy(update={"method": configured(job.models[label], {"experts": experts})})
         tuned = fingerprint(experts)[:12]
     if "method" in settings.of:
-        tuning.search(MethodStudy(job, open_method(job, label, data), tuned), open_method_backend)
+        tuning.search(MethodStudy(job, open_method(job, label, drive.data), tuned), open_method_backend)
 
 
 class _Tuning:
     """The searches of a run, one after another, and what they found so far."""
 
-    def __init__(self, label: str, run: Path, data: OpenedData, launcher: Launcher, show: Show, cache: Path) -> None:
-        self._label, self._run, self._cache = label, run, cache
-        self._data, self._launcher, self._show = data, launcher, show
+    def __init__(self, drive: Drive, label: str) -> None:
+        self._drive, self._label = drive, label
         self.found: dict[str, Searched] = {}
         self._facts: dict[str, StudyFacts] = {}
         self._seconds = 0.0
@@ -63,22 +64,24 @@ class _Tuning:
 
     def search(self, studies: Studies, open_backend: OpenBackend) -> None:
         """Run the steps that the trials need, the search, and write what has been found."""
-        job, method, folder = studies.job, studies.method, self._run / self._label
-        results, inputs = run_steps(
-            method, job, self._data, folder / "steps", self._launcher.run_tasks, self._show, studies.last_step
-        )
-        facts = studies.facts(self._data.info.class_names, visible_training_set(method, self._data, results))
-        with closing(Journal(folder / FOLDER / studies.journal, studies.identity(self._data))) as journal:
-            search = _open_search(studies, facts, journal)
-            task = TrainingTask(job, self._label, self._run, self._cache, inputs)
-            with self._show.working(f"search of {studies.title} ({self._launcher.name})"):
-                self._show.count_from(_progress(search, studies.settings)[0])
-                with self._show.watching(lambda: _progress(search, studies.settings)):
-                    _run_search(search, open_backend, task, self._launcher.name)
+        drive = replace(self._drive, job=studies.job)
+        results = drive.steps(self._label, studies.method, studies.last_step)
+        ModelFolder(drive.run / self._label).point_at(Current(results.folders))
+        facts = studies.facts(drive.data.info.class_names, visible_training_set(studies.method, drive.data, results))
+        folder = drive.run / self._label / FOLDER
+        with closing(Journal(folder / studies.journal, studies.identity(drive.data))) as journal:
+            search = _open_search(studies, facts, journal, drive.record.work_begins)
+            task = TrainingTask(
+                studies.job, self._label, drive.run, cache_folder(), folder, results.folders, drive.record.number
+            )
+            with drive.show.working(f"search of {studies.title} ({drive.launcher.name})"):
+                drive.show.count_from(_progress(search, studies.settings)[0])
+                with drive.show.watching(lambda: _progress(search, studies.settings)):
+                    _run_search(search, open_backend, task, drive.launcher.name)
         self.found |= search.searched
         self._facts |= facts
         self._seconds += search.elapsed
-        self._save(studies, folder / FOLDER)
+        self._save(studies, folder)
         _require_a_result(search)
 
     def _save(self, studies: Studies, folder: Path) -> None:
@@ -93,12 +96,15 @@ class _Tuning:
         about = {
             "settings": studies.settings.model_dump(mode="json"),
             "seconds": self._seconds,
+            "start": self._drive.record.number,
             "scored_by": self._scored_by,
         }
         write_results(folder, self.found, self._facts, about)
 
 
-def _open_search(studies: Studies, facts: dict[str, StudyFacts], journal: Journal) -> Search:
+def _open_search(
+    studies: Studies, facts: dict[str, StudyFacts], journal: Journal, work_begins: Callable[[], None]
+) -> Search:
     settings = studies.settings
     budget = Budget(settings.trials, settings.seconds, settings.sharing, studies.batch)
     return Search(
@@ -108,6 +114,7 @@ def _open_search(studies: Studies, facts: dict[str, StudyFacts], journal: Journa
         seed=studies.job.seed,
         rungs=settings.rungs,
         together=settings.together,
+        work_begins=work_begins,
     )
 
 
@@ -116,7 +123,7 @@ def _run_search(search: Search, open_backend: OpenBackend, task: TrainingTask, l
     if launcher == "ray":
         from moe_dist.tune.ray_search import run_on_ray  # Ray may be missing where it is not asked for
 
-        run_on_ray(search, open_backend, task.pack(), resources, task.folder / FOLDER)
+        run_on_ray(search, open_backend, task.pack(), resources, task.folder)
     else:
         use_threads(resources.cpus_per_task)
         run_here(search, open_backend(task.pack(), device_of(resources.gpus_per_task)).run)

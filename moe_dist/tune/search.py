@@ -64,10 +64,13 @@ class Search:
         seed: int = 0,
         rungs: Sequence[int] = (),
         together: int = 1,
+        work_begins: Callable[[], None] = lambda: None,
     ) -> None:
+        """work_begins: called when there is a round to be run."""
         self.searched = {each.study.name: each for each in searched}
         self._budget, self._journal, self._seed, self._rungs = budget, journal, seed, tuple(rungs)
         self._together = together
+        self._work_begins = work_begins
         self._studies = [each.study for each in searched]
         self._earlier, self._rounds = 0.0, 0
         for record in journal.records:
@@ -97,6 +100,7 @@ class Search:
             self.searched[batch.study].out = batch
         if not batches:
             return None
+        self._work_begins()
         self._rounds += 1
         return Round(self._rounds, tuple(batches))
 

@@ -13,7 +13,8 @@ from moe_dist.data.opened import OpenedData
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, TrainingSet
 from moe_dist.methods.search import ExpertSearch
-from moe_dist.train.pipeline import inputs_of
+from moe_dist.schema import settings_of
+from moe_dist.train.fingerprints import SCHEME, decided_precision, inputs_of
 from moe_dist.tune.config import METHOD, Space, TuneConfig
 from moe_dist.tune.results import StudyFacts
 from moe_dist.tune.search import Comparison, Searched
@@ -88,8 +89,11 @@ class Studies(ABC):
         return {
             "job": self.job.name,
             "seed": self.job.seed,
+            "scheme": SCHEME,
             "data and steps": inputs_of(self.method, self.job, data, self.last_step),
-            "method": self.method.config.model_dump(mode="json", exclude=set(self.method.config.evaluation_only)),
+            "validation images": data.digests["val"],
+            "precision": decided_precision(self.job.resources.precision, self.job.resources.gpus_per_task),
+            "method": settings_of(self.method.config),
         } | {f"tune.{name}": value for name, value in named.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -23,7 +22,7 @@ from moe_dist.tune.space import configured
 from moe_dist.tune.trials import Batch, Outcome, Point, Round, State, Trial
 
 TRIALS = "trials"
-"""Folder of the trials' trainings in a method's folder; a trial leaves its metrics.jsonl there."""
+"""Folder of the trials' trainings in the search's folder; a trial leaves its metrics.jsonl there."""
 
 
 class Stopped(Exception):
@@ -92,12 +91,9 @@ def trial_task(task: TrainingTask, number: int, values: Mapping[str, Any]) -> Tr
     method = configured(task.job.models[task.label], values)
     checkpoint = task.job.checkpoint.model_copy(update={"every_epochs": 1, "every_steps": 0})
     job = task.job.model_copy(update={"method": method, "checkpoint": checkpoint})
-    run = task.folder / TRIALS / str(number)
-    folder = run / task.label
+    folder = task.folder / TRIALS / str(number)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    folder.mkdir(parents=True)
-    os.symlink(task.folder / "steps", folder / "steps")
-    return TrainingTask(job, task.label, run, task.cache, task.fingerprint)
+    return TrainingTask(job, task.label, task.run, task.cache, folder, task.steps, task.start)
 
 
 def _last_epoch(folder: Path) -> dict[str, Any]:

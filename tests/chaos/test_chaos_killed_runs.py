@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import checkpoints_of, training_of
 from safetensors.numpy import load_file
 
 from moe_dist.train.run import run_job
@@ -41,9 +42,8 @@ def start(folder: Path) -> multiprocessing.process.BaseProcess:
 def kill_at_step(folder: Path, step: int) -> None:
     """Run until the log shows `step` (0: as soon as there is a folder), then kill -9."""
     process = start(folder)
-    metrics = folder / "traditional_moe" / "metrics.jsonl"
     while process.is_alive():
-        line = last_metrics(metrics)
+        line = last_metrics(training_of(folder / "traditional_moe") / "metrics.jsonl")
         if folder.exists() if step == 0 else line is not None and line["step"] >= step:
             process.kill()
         time.sleep(0.001)
@@ -51,7 +51,7 @@ def kill_at_step(folder: Path, step: int) -> None:
 
 
 def last_checkpoint(folder: Path) -> dict[str, np.ndarray]:
-    (checkpoints,) = (folder / "traditional_moe" / "checkpoints").iterdir()
+    checkpoints = checkpoints_of(folder / "traditional_moe")
     newest = newest_checkpoint(checkpoints)
     assert newest is not None
     files = newest.glob("*.safetensors")

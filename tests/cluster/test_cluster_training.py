@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from run_folders import log_of
 from running_cluster import REPOSITORY, RunningCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -69,7 +70,7 @@ def node_addresses(nodes: RunningCluster) -> dict[str, str]:
 
 def steps(run: Path) -> list[dict[str, Any]]:
     """What was logged of the optimiser steps, in the order it was."""
-    lines = [json.loads(line) for line in (run / "dfcp/metrics.jsonl").read_text().splitlines()]
+    lines = log_of(run / "dfcp")
     return [line for line in lines if line["kind"] == "step"]
 
 
@@ -97,7 +98,7 @@ def test_a_killed_node_costs_steps_but_not_the_run(three_nodes: RunningCluster, 
 
     epochs, run, before = 30, tmp_path / "run", len(train_workers(three_nodes))
     following = submission(three_nodes, write_job(tmp_path, epochs), run)
-    while not list((run / "dfcp/checkpoints").glob("*/checkpoint_*/state.json")):
+    while not list((run / "dfcp/trainings").glob("*/checkpoints/checkpoint_*/state.json")):
         assert following.poll() is None, run.with_suffix(".log").read_text()
         time.sleep(0.1)
     addresses = node_addresses(three_nodes)

@@ -24,9 +24,9 @@ from moe_dist.config import Job, parse_job
 from moe_dist.data.longtail import profile
 from moe_dist.data.opened import open_data
 from moe_dist.train.evaluate import load_network, predict_test
+from moe_dist.train.fingerprints import fingerprint
 from moe_dist.train.launcher import Context
 from moe_dist.train.loop import train
-from moe_dist.train.pipeline import fingerprint
 from moe_dist.train.progress import ProgressFile
 from moe_dist.train.task import TrainingTask, open_method
 from moe_dist.train.worker import LocalWorker, newest_checkpoint
@@ -68,7 +68,8 @@ def job_of(source: Path, workers: int, expert: int, seed: int, epochs: int) -> J
 def task_of(root: Path, job: Job) -> TrainingTask:
     (label,) = job.models
     digest = fingerprint(job.model_dump(mode="json"))
-    return TrainingTask(job, label, root / digest[:12], root / "cache", digest)
+    run = root / digest[:12]
+    return TrainingTask(job, label, run, root / "cache", run / label, {})
 
 
 def train_rank(rank: int, world: int, task: TrainingTask) -> None:

@@ -166,7 +166,7 @@ def test_another_format_is_refused(saved: tuple[Engine, Path]) -> None:
     _, folder = saved
     content = json.loads((folder / "state.json").read_text())
     (folder / "state.json").write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(UserError, match="written by another version"):
+    with pytest.raises(UserError, match="written by a later version"):
         read_state(folder)
 
 

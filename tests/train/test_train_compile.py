@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import checkpoints_of, training_of
 from small_jobs import quiet, traditional
 from torch._dynamo.utils import counters
 
@@ -20,7 +21,7 @@ from moe_dist.train.worker import checkpoints
 def train(folder: Path, **changes: Any) -> list[float]:
     """A small training in this process; the loss of every step."""
     run_job(traditional(epochs=1, **changes), folder, "local", quiet())
-    lines = (folder / "traditional_moe/metrics.jsonl").read_text().splitlines()
+    lines = (training_of(folder / "traditional_moe") / "metrics.jsonl").read_text().splitlines()
     return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "step"]
 
 
@@ -31,7 +32,7 @@ def test_compiled_training_equals_eager_up_to_rounding(tmp_path: Path) -> None:
     compiled = train(tmp_path / "compiled", resources={"compile": True})
     assert counters["stats"]["unique_graphs"] > graphs, "nothing was compiled"
     assert compiled == pytest.approx(eager, rel=1e-5) and len(eager) == 6
-    (training,) = (tmp_path / "compiled/traditional_moe/checkpoints").iterdir()
+    training = checkpoints_of(tmp_path / "compiled/traditional_moe")
     assert read_state(checkpoints(training)[-1])["step"] == 6
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from run_folders import training_of
 from small_jobs import GATE, NARROW, quiet, traditional
 
 from moe_dist.config import Job
@@ -59,7 +60,10 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def epochs_of(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "traditional_moe/metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (training_of(folder / "traditional_moe") / "metrics.jsonl").read_text().splitlines()
+    ]
     return [line for line in lines if line["kind"] == "epoch"]
 
 
@@ -173,7 +177,10 @@ def test_skipped_images_are_counted_and_named_in_record_metrics_and_report(
     assert [sum(shard in name for name in names) for shard in shards] == [2, 1, 1]
     assert all(".png: changed or cut short" in name for name in names)
     assert metrics["traditional_moe/test_images"] == 14
-    steps = [json.loads(line) for line in (tmp_path / "run/traditional_moe/metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)
+        for line in (training_of(tmp_path / "run/traditional_moe") / "metrics.jsonl").read_text().splitlines()
+    ]
     assert sum(line["kind"] == "step" for line in steps) == 2 * 5, "36 images in batches of 8, as without damage"
     page = (tmp_path / "run/report.html").read_text()
     assert "4 left out" in page and names[0] in page

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_folders import evaluation_of, training_of
 from small_jobs import quiet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional
@@ -101,7 +102,7 @@ def write_images(folder: Path) -> None:
 
 
 def test_an_evaluation_keeps_what_pictures_are_drawn_from(run: Path) -> None:
-    evaluation = run / "cross_entropy/evaluation"
+    evaluation = evaluation_of(run / "cross_entropy")
     assert json.loads((run / "run.json").read_text())["class_counts"] == COUNTS
     with np.load(evaluation / "predictions.npz") as arrays:
         exact = arrays["experts_log_probs"].astype(np.float64)
@@ -127,9 +128,11 @@ def test_the_report_has_groups_experts_and_figures(run: Path) -> None:
 
 
 def test_tensorboard_has_terms_and_gradient_shares(run: Path) -> None:
-    board = EventAccumulator(str(run / "cross_entropy/tensorboard")).Reload()
+    board = EventAccumulator(str(training_of(run / "cross_entropy") / "tensorboard")).Reload()
     assert {"step/loss/cross_entropy", "epoch/gradient_share/expert_1"} <= set(board.Tags()["scalars"])
     (event,) = board.Scalars("epoch/gradient_share/expert_1")
-    lines = [json.loads(line) for line in (run / "cross_entropy/metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (training_of(run / "cross_entropy") / "metrics.jsonl").read_text().splitlines()
+    ]
     assert event.step == lines[-1]["step"]
     assert event.value == pytest.approx(lines[-1]["gradient_share/expert_1"], rel=1e-6)

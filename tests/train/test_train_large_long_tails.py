@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_folders import checkpoints_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import quiet
 
@@ -110,11 +111,11 @@ def test_it_trains_and_goes_on_from_its_checkpoint(
     assert metrics[f"{LABEL}/test_images"] == 3
 
     monkeypatch.setattr(run_module, "build_report", lambda path: path)  # one is enough
-    (training,) = (run / LABEL / "checkpoints").iterdir()
+    training = checkpoints_of(run / LABEL)
     first, last = checkpoints(training)
     whole = tensors(last)
     shutil.rmtree(last)
-    (run / LABEL / "training.json").unlink()
+    (training_of(run / LABEL) / "training.json").unlink()
     run_job(job, run, "local", quiet())
     after = checkpoints(training)
     assert [path.name for path in after] == [first.name, last.name]

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from run_folders import training_of
 from small_jobs import dfcp, quiet, sparse, traditional
 
 from moe_dist.config import Job, parse_job
@@ -43,7 +44,10 @@ def test_a_job_trains_on_mixed_images(tmp_path: Path) -> None:
     job = parse_job(content, "mixed.yaml")
     refuse_early(job, method_of(job), 30)
     run_job(job, tmp_path / "run", "local", quiet())
-    lines = [json.loads(line) for line in (tmp_path / "run/traditional_moe/metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (training_of(tmp_path / "run/traditional_moe") / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [line["loss"] for line in lines if line["kind"] == "step"]
     assert losses[0] == pytest.approx(math.log(10), abs=0.1)
     assert losses[-1] < losses[0]

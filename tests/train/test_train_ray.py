@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from run_folders import checkpoints_of, evaluation_of, log_of, training_of
 from small_jobs import dfcp, quiet, traditional
 
 from moe_dist.config import Job
 from moe_dist.data.opened import open_data
 from moe_dist.errors import UserError
+from moe_dist.places import cache_folder
 from moe_dist.train.checkpoint import read_state
+from moe_dist.train.drive import Drive
 from moe_dist.train.launcher import Launcher, open_launcher
 from moe_dist.train.ray_launcher import embedded_cpus
-from moe_dist.train.run import cache_folder, run_model
+from moe_dist.train.record import RunRecord
+from moe_dist.train.run import run_model
 from moe_dist.train.show import last_metrics
 from moe_dist.train.worker import checkpoints
 
@@ -31,8 +35,11 @@ pytestmark = pytest.mark.timeout(600)
 
 def run(job: Job, folder: Path, launcher: Launcher) -> dict[int, float]:
     """Loss by step of the job's only method."""
-    run_model(job, job.method.name, folder, open_data(job.data, job.seed, cache_folder()), launcher, quiet())
-    return curve(folder / job.method.name / "metrics.jsonl")
+    data = open_data(job.data, job.seed, cache_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    record = RunRecord(folder, job, data, launcher.name)
+    run_model(Drive(job, folder, data, launcher, record, quiet()), job.method.name)
+    return curve(training_of(folder / job.method.name) / "metrics.jsonl")
 
 
 def curve(path: Path) -> dict[int, float]:
@@ -76,7 +83,7 @@ def test_two_ray_workers_give_the_curve_of_one(ray: Launcher, tmp_path: Path) ->
     two = run(job, tmp_path / "two", with_job(ray, job, tmp_path / "two"))
     one = run_locally(dfcp(parallel={"micro_batches": 2}), tmp_path / "one")
     assert two == one
-    left, right = (np.load(tmp_path / name / "dfcp/evaluation/predictions.npz") for name in ("one", "two"))
+    left, right = (np.load(evaluation_of(tmp_path / name / "dfcp") / "predictions.npz") for name in ("one", "two"))
     assert np.allclose(left["log_probs"], right["log_probs"], atol=1e-4)
 
 
@@ -86,7 +93,7 @@ def test_ray_keeps_the_epoch_chosen_on_validation(ray: Launcher, tmp_path: Path)
     job = traditional(gate=gate, epochs=8, checkpoint={"keep": 1})
     run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
     run_locally(job, tmp_path / "local")
-    by_ray, locally = (tmp_path / name / "traditional_moe" / "evaluation" for name in ("ray", "local"))
+    by_ray, locally = (evaluation_of(tmp_path / name / "traditional_moe") for name in ("ray", "local"))
     chosen = [json.loads((folder / "evaluation.json").read_text())["chosen"] for folder in (by_ray, locally)]
     assert chosen[0]["epoch"] == chosen[1]["epoch"] < 8
     assert chosen[0]["validation_top1"] == chosen[1]["validation_top1"]
@@ -101,11 +108,10 @@ def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher,
     job = traditional(epochs=40, checkpoint={"every_steps": 10, "every_epochs": 1})
     killed: list[int] = []
     moments: list[float] = []
-    metrics = tmp_path / "ray" / "traditional_moe" / "metrics.jsonl"
 
     def kill_one() -> None:
         while not killed:
-            line = last_metrics(metrics)
+            line = last_metrics(training_of(tmp_path / "ray" / "traditional_moe") / "metrics.jsonl")
             if line and line["step"] >= 60:
                 killed.extend(kill_training_worker())
                 moments.append(time.time())
@@ -115,7 +121,7 @@ def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher,
     watcher.start()
     restarted = run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
     assert len(killed) == 1, "a worker was killed while it trained"
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = log_of(tmp_path / "ray" / "traditional_moe")
     assert lines[0]["time"] < moments[0] < lines[-1]["time"], "it went on from a checkpoint, not from the start"
     assert restarted == run_locally(job, tmp_path / "local")
     left, right = (evaluated(tmp_path / name / "traditional_moe") for name in ("ray", "local"))
@@ -123,7 +129,7 @@ def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher,
 
 
 def evaluated(model: Path) -> np.ndarray:
-    with np.load(model / "evaluation" / "predictions.npz") as predictions:
+    with np.load(evaluation_of(model) / "predictions.npz") as predictions:
         return predictions["log_probs"]
 
 
@@ -140,8 +146,8 @@ def test_ray_goes_on_after_a_local_run_and_the_other_way_round(ray: Launcher, tm
 
 def rewind(model: Path, step: int) -> None:
     """Leave a finished training as it was after `step`."""
-    (model / "training.json").unlink()
-    (folder,) = (model / "checkpoints").iterdir()
+    (training_of(model) / "training.json").unlink()
+    folder = checkpoints_of(model)
     for checkpoint in checkpoints(folder):
         if read_state(checkpoint)["step"] > step:
             shutil.rmtree(checkpoint)

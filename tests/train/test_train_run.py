@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_folders import checkpoints_of, evaluation_of, log_of, step_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import dfcp, quiet, sparse, traditional
 
@@ -29,8 +30,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
 
 def last_weights(folder: Path, label: str) -> dict[str, np.ndarray]:
     """Every tensor of the newest checkpoint: parameters, moments and random states."""
-    (checkpoints,) = (folder / label / "checkpoints").iterdir()
-    newest = newest_checkpoint(checkpoints)
+    newest = newest_checkpoint(checkpoints_of(folder / label))
     assert newest is not None
     return {
         f"{path.name}/{name}": tensor
@@ -41,7 +41,7 @@ def last_weights(folder: Path, label: str) -> dict[str, np.ndarray]:
 
 def curve(folder: Path, label: str) -> list[tuple[int, float]]:
     """(step, loss) of every logged step."""
-    lines = [json.loads(line) for line in (folder / label / "metrics.jsonl").read_text().splitlines()]
+    lines = log_of(folder / label)
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
 
 
@@ -63,7 +63,9 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
     assert {"job.yaml", "run.json", "metrics.json", "report.html", "figures", "traditional_moe"} <= names
     model = {path.name for path in (whole / "traditional_moe").iterdir()}
-    assert {"metrics.jsonl", "tensorboard", "checkpoints", "evaluation", "training.json"} <= model
+    assert model == {"current.json", "trainings"}
+    training = {path.name for path in training_of(whole / "traditional_moe").iterdir()}
+    assert training == {"settings.json", "metrics.jsonl", "tensorboard", "checkpoints", "evaluations", "training.json"}
     record = json.loads((whole / "run.json").read_text())
     assert record["status"] == "finished" and record["counts"]["test"] == pytest.approx(60, abs=5)
     steps = [step for step, _ in curve(whole, "traditional_moe")]
@@ -78,11 +80,10 @@ def test_the_mixture_learns(whole: Path) -> None:
 def test_a_second_run_into_the_same_folder_does_nothing_again(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    before = {path: path.stat().st_mtime_ns for path in (folder / "traditional_moe" / "checkpoints").rglob("*")}
-    evaluation = (folder / "traditional_moe" / "evaluation" / "evaluation.json").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (folder / "traditional_moe").rglob("*") if path.is_file()}
     run(traditional(), folder)
-    assert before == {path: path.stat().st_mtime_ns for path in (folder / "traditional_moe" / "checkpoints").rglob("*")}
-    assert evaluation == (folder / "traditional_moe" / "evaluation" / "evaluation.json").read_text()
+    after = {path: path.stat().st_mtime_ns for path in (folder / "traditional_moe").rglob("*") if path.is_file()}
+    assert before == after
 
 
 def test_the_same_job_gives_the_same_run_also_with_dropout(tmp_path: Path) -> None:
@@ -140,11 +141,11 @@ def test_the_epoch_chosen_on_validation_is_kept_and_told(
         monkeypatch.setattr(loop, "train_step", real_step)
     metrics = run(job, folder)
 
-    (kept,) = (folder / "traditional_moe" / "checkpoints").iterdir()
+    kept = checkpoints_of(folder / "traditional_moe")
     assert [path.name for path in checkpoints(kept)] == ["checkpoint_00000024", "checkpoint_00000036"]
-    about = json.loads((folder / "traditional_moe" / "evaluation" / "evaluation.json").read_text())
+    about = json.loads((evaluation_of(folder / "traditional_moe") / "evaluation.json").read_text())
     assert about["chosen"] == {"checkpoint": "checkpoint_00000024", "epoch": 4, "validation_top1": 0.9}
-    predictions = np.load(folder / "traditional_moe" / "evaluation" / "predictions.npz")
+    predictions = np.load(evaluation_of(folder / "traditional_moe") / "predictions.npz")
     assert not np.array_equal(predictions["chosen_argmax"], predictions["log_probs"].argmax(1)), "epochs differ"
     assert metrics["traditional_moe/top1_chosen"] == (predictions["chosen_argmax"] == predictions["labels"]).mean()
     assert metrics["traditional_moe/top1"] == (predictions["log_probs"].argmax(1) == predictions["labels"]).mean()
@@ -152,7 +153,7 @@ def test_the_epoch_chosen_on_validation_is_kept_and_told(
     # Nothing lowers the rate so early: epoch 4 of 6 is epoch 4 of 4.
     four = run(traditional(epochs=4), tmp_path / "four")
     assert four["traditional_moe/top1"] == metrics["traditional_moe/top1_chosen"]
-    last_of_four = np.load(tmp_path / "four" / "traditional_moe" / "evaluation" / "predictions.npz")["log_probs"]
+    last_of_four = np.load(evaluation_of(tmp_path / "four" / "traditional_moe") / "predictions.npz")["log_probs"]
     assert np.array_equal(predictions["chosen_argmax"], last_of_four.argmax(1))
 
 
@@ -167,17 +168,20 @@ def test_a_changed_setting_trains_again(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     run(traditional(epochs=1), folder)
+    anew = tmp_path / "anew"
+    run(traditional(epochs=1), anew)
     assert max(step for step, _ in curve(folder, "traditional_moe")) == 6
-    assert len(list((folder / "traditional_moe" / "checkpoints").iterdir())) == 1, "the other training's are dropped"
+    assert_equal(last_weights(folder, "traditional_moe"), last_weights(anew, "traditional_moe"))
+    assert len(list(folder.glob("traditional_moe/trainings/*/checkpoints"))) == 2, "the other training stays"
 
 
 @pytest.mark.parametrize(("job", "top_k", "again"), [(sparse, 1, True), (traditional, [2], False)])
 def test_only_a_top_k_that_training_uses_trains_again(job: Any, top_k: Any, again: bool, tmp_path: Path) -> None:
     """The sparse mixture sends a token to so many experts; the other one is only evaluated with so many."""
     run(job(epochs=1), tmp_path)
-    (checkpoints,) = tmp_path.glob("*/checkpoints/*")
+    assert len(list(tmp_path.glob("*/trainings/*"))) == 1
     run(job(epochs=1, top_k=top_k), tmp_path)
-    assert ([checkpoints] != list(tmp_path.glob("*/checkpoints/*"))) is again
+    assert (len(list(tmp_path.glob("*/trainings/*"))) == 2) is again
 
 
 def test_a_run_that_another_began_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,10 +251,10 @@ def test_other_pixels_are_another_training(whole: Path, tmp_path: Path) -> None:
 def test_another_top_k_is_evaluated_and_not_trained_again(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
-    trained = (folder / "traditional_moe" / "training.json").read_text()
+    trained = (training_of(folder / "traditional_moe") / "training.json").read_text()
     metrics = run(traditional(top_k=[2]), folder)
     assert "traditional_moe/top1_k2" in metrics and "traditional_moe/top1_k1" not in metrics
-    assert (folder / "traditional_moe" / "training.json").read_text() == trained
+    assert (training_of(folder / "traditional_moe") / "training.json").read_text() == trained
 
 
 @pytest.fixture(scope="module")
@@ -264,22 +268,22 @@ def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dfcp_leaves_every_step_and_its_scores(clustered: Path) -> None:
     metrics = json.loads((clustered / "metrics.json").read_text())
     assert {"dfcp/purity", "dfcp/pseudo_label_accuracy", "dfcp/outliers", "dfcp/top1", "dfcp/map"} <= metrics.keys()
-    done = {path.parent.name for path in clustered.glob("dfcp/steps/*/done.json")}
+    done = {path.parents[1].name for path in clustered.glob("dfcp/steps/*/*/done.json")}
     assert done == {"split", "siamese", "features", "first_stage", "second_stage", "pseudo_labels", "experts"}
 
 
 def test_a_lost_step_is_done_again_and_the_ones_before_it_are_kept(clustered: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(clustered, folder)
-    steps = folder / "dfcp" / "steps"
-    kept = (steps / "siamese" / "done.json").read_text()
-    shutil.rmtree(steps / "pseudo_labels")
+    model = folder / "dfcp"
+    kept = (step_of(model, "siamese") / "done.json").read_text()
+    shutil.rmtree(step_of(model, "pseudo_labels"))
     run(dfcp(), folder)
-    assert (steps / "siamese" / "done.json").read_text() == kept
+    assert (step_of(model, "siamese") / "done.json").read_text() == kept
     for name in ("pseudo_labels", "experts"):
         with (
-            np.load(steps / name / "arrays.npz") as again,
-            np.load(clustered / "dfcp/steps" / name / "arrays.npz") as once,
+            np.load(step_of(model, name) / "arrays.npz") as again,
+            np.load(step_of(clustered / "dfcp", name) / "arrays.npz") as once,
         ):
             assert all(np.array_equal(again[key], once[key]) for key in once)
     assert_equal(last_weights(folder, "dfcp"), last_weights(clustered, "dfcp"))
@@ -294,7 +298,7 @@ def test_hidden_labels_change_nothing_but_the_scores(clustered: Path, tmp_path: 
         shutil.copytree(clustered / "dfcp" / "steps" / name, folder / "dfcp" / "steps" / name)
     shutil.copy(clustered / "job.yaml", folder / "job.yaml")
     shutil.copy(clustered / "run.json", folder / "run.json")
-    with np.load(clustered / "dfcp" / "steps" / "split" / "arrays.npz") as split:
+    with np.load(step_of(clustered / "dfcp", "split") / "arrays.npz") as split:
         hidden = split["clustered"]
     real = steps._pseudo_labels
 
@@ -306,7 +310,7 @@ def test_hidden_labels_change_nothing_but_the_scores(clustered: Path, tmp_path: 
 
     monkeypatch.setattr(steps, "_pseudo_labels", with_shuffled)
     run(dfcp(), folder)
-    shuffled, once = (load_result(run / "dfcp/steps/pseudo_labels").arrays for run in (folder, clustered))
+    shuffled, once = (load_result(step_of(run / "dfcp", "pseudo_labels")).arrays for run in (folder, clustered))
     assert np.array_equal(shuffled["merged"], once["merged"])
     assert not np.array_equal(shuffled["confusion"], once["confusion"]), "the scores did see the shuffle"
     assert_equal(last_weights(folder, "dfcp"), last_weights(clustered, "dfcp"))

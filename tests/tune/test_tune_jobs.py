@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from run_folders import step_of
 from tune_jobs import GATE_SPACE, dense_search, dfcp_search, icl_search, mixture_search, run
 
 from moe_dist.config import load_job
@@ -37,7 +38,7 @@ def recipe(folder: Path) -> Path:
 
 def finished(folder: Path, step: str) -> float:
     """When a step's result was written."""
-    return json.loads((folder / "dfcp" / "steps" / step / "done.json").read_text())["finished"]
+    return json.loads((step_of(folder / "dfcp", step) / "done.json").read_text())["finished"]
 
 
 def trials_of(found: dict, study: str) -> list[dict]:

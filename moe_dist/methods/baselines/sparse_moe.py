@@ -93,6 +93,7 @@ class SparseMoe(Method):
 
     Config = SparseMoeConfig
     config: SparseMoeConfig
+    looks_at_shares = True  # an expert's capacity, and the balance, are counted over the tokens that are there
 
     def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
         """The network, freshly initialised. Raises UserError where the images are too small for the trunk."""

@@ -6,7 +6,7 @@ Experts are C-way softmax classifiers; there are no clusters and no conditioning
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,13 +15,13 @@ from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, S
 from moe_dist.methods.dfcp import losses
 from moe_dist.methods.dfcp.config import GATE_SPACE, ExpertConfig, Experts, GateConfig, check_experts, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
+from moe_dist.schema import Part
 
 
 class TraditionalMoeConfig(MethodConfig):
     """The mixture's experts, gate and training."""
 
     name: Literal["traditional_moe"] = "traditional_moe"
-    evaluation_only = frozenset({"top_k"})
     experts: Experts = ExpertConfig()
     gate: GateConfig = GateConfig()
     epochs: Count = 100
@@ -30,7 +30,7 @@ class TraditionalMoeConfig(MethodConfig):
     augment: AugmentConfig = AugmentConfig()
     sampling: Sampling = "instance"
     clip_norm: Positive | None = None
-    top_k: tuple[Count, ...] = (1, 3)
+    top_k: Annotated[tuple[Count, ...], Part.EVALUATION] = (1, 3)
 
     def check(self, classes: int) -> None:
         """As many experts as DFCP-MoE has: one a class."""

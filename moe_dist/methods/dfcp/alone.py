@@ -23,6 +23,7 @@ from moe_dist.methods.dfcp.steps import members
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
+from moe_dist.schema import settings_of
 
 STEP = "experts"
 
@@ -31,8 +32,8 @@ def train_experts_alone(config: DfcpConfig, info: DatasetInfo) -> Step:
     """The step that trains every expert by itself, several in a task: a bank."""
     experts = expert_list(config.experts, info.classes)
     settings: dict[str, Any] = {
-        "alone": config.alone.model_dump(),
-        "experts": [expert.model_dump() for expert in experts],
+        "alone": settings_of(config.alone),
+        "experts": [settings_of(expert) for expert in experts],
     }
     return Step(STEP, f"{len(experts)} experts, each alone", partial(_train_all, config.alone, experts), settings)
 

@@ -22,6 +22,7 @@ from moe_dist.config import (
 )
 from moe_dist.errors import UserError
 from moe_dist.models.siamese import SiameseConfig
+from moe_dist.schema import Part
 
 
 class ExpertConfig(Strict):
@@ -136,7 +137,6 @@ class DfcpConfig(MethodConfig):
     """DFCP-MoE as a job describes it."""
 
     name: Literal["dfcp"] = "dfcp"
-    evaluation_only = frozenset({"top_k"})
     trusted_fraction: Fraction = 0.1
     """Share of the training images whose labels may be seen."""
     features: FeaturesConfig = FeaturesConfig()
@@ -147,7 +147,7 @@ class DfcpConfig(MethodConfig):
     alone: AloneConfig = AloneConfig()
     gate: GateConfig = GateConfig()
     joint: JointConfig = JointConfig()
-    top_k: tuple[Count, ...] = (1, 3)
+    top_k: Annotated[tuple[Count, ...], Part.EVALUATION] = (1, 3)
     """Besides all experts, accuracy and latency are reported for prediction by so many."""
 
     def check(self, classes: int) -> None:

@@ -29,6 +29,7 @@ from moe_dist.methods.dfcp.pseudo_labels import (
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.backbones import feature_map
 from moe_dist.models.siamese import embed, train_siamese
+from moe_dist.schema import settings_of
 
 SIAMESE = "siamese"
 """The name under which the Siamese network serves as the source of features."""
@@ -45,14 +46,14 @@ def labelling_steps(config: DfcpConfig) -> Sequence[Step]:
             {"trusted_fraction": config.trusted_fraction},
             sees_true_labels=True,
         ),
-        Step("siamese", "Siamese network on trusted pairs", partial(_siamese, pseudo), pseudo.model_dump()),
-        Step("features", f"features by {features.backbone}", partial(_features, features), features.model_dump()),
-        Step("first_stage", "first clustering stage: k-means", partial(_first_stage, clusters), clusters.model_dump()),
+        Step("siamese", "Siamese network on trusted pairs", partial(_siamese, pseudo), settings_of(pseudo)),
+        Step("features", f"features by {features.backbone}", partial(_features, features), settings_of(features)),
+        Step("first_stage", "first clustering stage: k-means", partial(_first_stage, clusters), settings_of(clusters)),
         Step(
             "second_stage",
             "second clustering stage: radius scan",
             partial(_second_stage, clusters),
-            clusters.model_dump(),
+            settings_of(clusters),
             sees_true_labels=True,
         ),
         Step("pseudo_labels", "pseudo-labels and merged clusters", _pseudo_labels, {}, sees_true_labels=True),

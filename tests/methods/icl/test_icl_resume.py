@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
+from run_folders import checkpoints_of, evaluation_of, log_of
 from safetensors.numpy import load_file
 
 import moe_dist.train.loop as loop
@@ -37,8 +37,7 @@ def run(job: Job, folder: Path) -> None:
 
 def last_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Every tensor of the newest checkpoint, by file and name."""
-    (checkpoints,) = (folder / "icl" / "checkpoints").iterdir()
-    newest = newest_checkpoint(checkpoints)
+    newest = newest_checkpoint(checkpoints_of(folder / "icl"))
     assert newest is not None
     return {
         f"{path.name}/{name}": tensor
@@ -49,7 +48,7 @@ def last_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     """The log without times and rates."""
-    log = [json.loads(line) for line in (folder / "icl" / "metrics.jsonl").read_text().splitlines()]
+    log = log_of(folder / "icl")
     return [{key: value for key, value in line.items() if key not in ("time", "images_per_second")} for line in log]
 
 
@@ -76,7 +75,7 @@ def test_the_memory_was_filled(whole: Path) -> None:
 
 
 def test_experts_choices_are_kept(whole: Path) -> None:
-    with np.load(whole / "icl" / "evaluation" / "predictions.npz") as arrays:
+    with np.load(evaluation_of(whole / "icl") / "predictions.npz") as arrays:
         images, classes = arrays["log_probs"].shape
         assert arrays["experts_argmax"].shape == (images, 2) and arrays["experts_argmax"].dtype == np.int16
         log_probs = arrays["experts_log_probs"]
