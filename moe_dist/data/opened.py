@@ -15,7 +15,7 @@ from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.images import DiskImages, open_images
 from moe_dist.data.job_shards import ensure_shards, open_shards
 from moe_dist.data.longtail import class_counts
-from moe_dist.data.order import split
+from moe_dist.data.order import limit, split
 from moe_dist.data.shards import ShardSet
 from moe_dist.data.store import shown
 from moe_dist.errors import UserError
@@ -126,12 +126,11 @@ def _require_images_of_every_class(labels: np.ndarray, names: tuple[str, ...], p
         raise UserError(f"{place}/train: no images of class {', '.join(names[label] for label in missing)}")
 
 
-def _limited(opened: OpenedSplit, limit: int | None, seed: int) -> np.ndarray:
-    """All sample numbers, or a stratified part of about `limit` of them in whole groups."""
-    count = len(opened.labels)
-    if limit is None or limit >= count:
-        return np.arange(count)
-    return split(opened.labels, opened.groups, limit / count, seed)[1]
+def _limited(opened: OpenedSplit, count: int | None, seed: int) -> np.ndarray:
+    """All sample numbers, or those of about `count` samples of all classes."""
+    if count is None:
+        return np.arange(len(opened.labels))
+    return limit(opened.labels, opened.groups, count, seed)
 
 
 def _digest(shards: Iterable[ShardSet], parts: Iterable[np.ndarray]) -> str:

@@ -205,6 +205,19 @@ def split(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) ->
     return numbers[~held], numbers[held]
 
 
+def limit(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The sorted numbers of about `count` samples of a set: its share of every class, and of each at least one group.
+
+    labels [N], groups [N]: as of `split`, by which a class is divided; a class of one group is kept whole, so that more
+    than `count` may be left. Raises ValueError where a group spans two classes.
+    """
+    if count >= len(labels):
+        return np.arange(len(labels))
+    left_out, kept = split(labels, groups, count / len(labels), seed)
+    indivisible = left_out[~np.isin(labels[left_out], labels[kept])]
+    return np.sort(np.concatenate([kept, indivisible]))
+
+
 def _held_units(units: np.ndarray, sizes: np.ndarray, fraction: float) -> list[int]:
     """Of one class's shuffled `units`, those to hold: as near to `fraction` of the samples as whole units allow."""
     if len(units) < 2:

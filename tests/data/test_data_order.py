@@ -16,6 +16,7 @@ from moe_dist.data.order import (
     class_quotas,
     epoch_order,
     largest_remainder,
+    limit,
     mix,
     rank_batch,
     rank_positions,
@@ -270,3 +271,26 @@ def test_splits_of_other_seeds_hold_other_samples():
 def test_a_group_of_two_classes_is_refused():
     with pytest.raises(ValueError, match="group 7 holds samples of two classes"):
         split(np.array([0, 1, 1]), np.array([7, 7, -1]), 0.5, 0)
+
+
+def test_a_limit_keeps_a_class_of_one_group():
+    """A third of three classes of 30, of which the last is one track, keeps it whole: 10, 10 and 30."""
+    labels = np.repeat([0, 1, 2], 30)
+    groups = np.where(labels == 2, 7, -1)
+    assert np.bincount(labels[limit(labels, groups, 30, seed=3)]).tolist() == [10, 10, 30]
+
+
+@settings(max_examples=200)
+@given(grouped_labels(), st.integers(1, 50), seeds)
+def test_a_limit_loses_no_class_and_is_a_split_where_that_keeps_all(data, count: int, seed: int):
+    labels, groups = data
+    kept = limit(labels, groups, count, seed)
+    assert np.array_equal(kept, np.unique(kept)) and set(labels[kept]) == set(labels)
+    left_out = np.setdiff1d(np.arange(len(labels)), kept)
+    assert not (set(groups[kept].tolist()) & set(groups[left_out].tolist()) - {-1})
+    if count >= len(labels):
+        assert len(kept) == len(labels)
+    else:
+        held = split(labels, groups, count / len(labels), seed)[1]
+        assert set(held) <= set(kept)
+        assert set(labels[np.setdiff1d(kept, held)]).isdisjoint(labels[held])
