@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -22,13 +21,13 @@ import numpy as np
 
 from moe_dist.config import RemoteConfig
 from moe_dist.data.catalog import open_contents
-from moe_dist.data.destination import destination_at
+from moe_dist.data.destination import Destination, destination_at
 from moe_dist.data.index import Index, write_index
 from moe_dist.data.longtail import LongTail
 from moe_dist.data.plan import SAMPLES_PER_SHARD, Plan, source_fingerprint
 from moe_dist.data.shard_writer import OnSamples, ShardWriter, WrittenShard
 from moe_dist.data.shrink import Shrink
-from moe_dist.data.working_folder import SHARDS, read_record, save_record, working_folder
+from moe_dist.data.working_folder import SHARDS, build_in, only_builder, read_record, remove_left_over, save_record
 from moe_dist.errors import UserError
 
 OnProgress = Callable[[str, int, int], None]
@@ -65,19 +64,33 @@ def build_shards(
     plan = Plan(dataset_name, fingerprint, long_tail, shrink, samples_per_shard)
     destination = destination_at(out, cache, remote)
     try:
-        if destination.plan() == plan.text():
-            shutil.rmtree(destination.work, ignore_errors=True)  # left by a build killed at its very end
-            return destination.indexes()
-        if destination.in_use():
-            raise UserError(f"{destination.place}: already holds something; name another folder or remove it")
-        with working_folder(destination.work, plan):
-            contents = open_contents(dataset_name, source, long_tail)
-            return _build(ShardWriter(contents, plan, destination), workers, on_progress)
+        indexes = _whole(destination, plan)
+        if indexes is None:
+            with only_builder(destination.work):
+                indexes = _whole(destination, plan)  # another build may have ended between the look and the lock
+                if indexes is None:
+                    with build_in(destination.work, plan):
+                        contents = open_contents(dataset_name, source, long_tail)
+                        return _build(ShardWriter(contents, plan, destination), workers, on_progress)
+        remove_left_over(destination.work)
+        return indexes
     except OSError as error:
         raise UserError(
             f"{destination.place}: cannot build shards: {error}; check the source, the place and its free space, and "
             "run it again: it goes on where it stood"
         ) from None
+
+
+def _whole(destination: Destination, plan: Plan) -> dict[str, Index] | None:
+    """The indexes of the whole shards of `plan` at the destination, None where it is free.
+
+    Raises UserError where it holds something else.
+    """
+    if not destination.in_use():
+        return None
+    if destination.plan() != plan.text():
+        raise UserError(f"{destination.place}: already holds something; name another folder or remove it")
+    return destination.indexes()
 
 
 def _build(writer: ShardWriter, workers: int, on_progress: OnProgress | None) -> dict[str, Index]:

@@ -10,17 +10,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from time import sleep
 
 from moe_dist.config import RemoteConfig
 from moe_dist.data.index import ShardInfo
+from moe_dist.data.locks import is_locked, locked
 from moe_dist.data.store import get_file
 from moe_dist.errors import UserError
 
@@ -56,8 +54,7 @@ class ShardCache:
             copy = self._opened(shard)
             if copy is not None:
                 return copy
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self._lock(shard.sha256)):
+            with locked(self._lock(shard.sha256)):
                 return self._opened(shard) or self._fetched(shard, url)
         except OSError as error:
             raise UserError(
@@ -67,7 +64,7 @@ class ShardCache:
 
     def drop(self, shard: ShardInfo) -> None:
         """Forget the copy of `shard`: the next to open it fetches it anew."""
-        with _locked(self.folder / _ROOM_LOCK):
+        with locked(self.folder / _ROOM_LOCK):
             self._copy(shard).unlink(missing_ok=True)
 
     def _copy(self, shard: ShardInfo) -> Path:
@@ -103,7 +100,7 @@ class ShardCache:
 
     def _reserve(self, partial: Path, size: int) -> bool:
         """Make room for `size` bytes and create `partial`, whose name reserves them; False while others need it."""
-        with _locked(self.folder / _ROOM_LOCK):
+        with locked(self.folder / _ROOM_LOCK):
             room = self.limit_bytes - self._being_fetched()
             if size > room:
                 return False
@@ -133,26 +130,8 @@ class ShardCache:
             name = _PARTIAL.fullmatch(path.name)
             if name is None:
                 continue
-            if _is_locked(self._lock(name[1])):
+            if is_locked(self._lock(name[1])):
                 size += int(name[2])
             else:
                 path.unlink(missing_ok=True)
         return size
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` against all other processes and threads."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock file `path`."""
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -43,7 +43,13 @@ def ensure_shards(config: DataConfig, cache: Path, on_progress: OnProgress | Non
             f"{shown(place)}: holds no whole shards; check the address, or build them with "
             f"`moe-dist shards {config.dataset} {shown(place)} --from PATH`"
         )
-    build_shards(config.dataset, config.source, Path(place), long_tail=long_tail_of(config), on_progress=on_progress)
+    try:
+        build_shards(
+            config.dataset, config.source, Path(place), long_tail=long_tail_of(config), on_progress=on_progress
+        )
+    except UserError:
+        if not are_whole(place, config):  # or another process has ended a build of other settings meanwhile
+            raise
     return place
 
 

@@ -2,49 +2,77 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from moe_dist.data.index import ShardInfo
+from moe_dist.data.locks import locked
 from moe_dist.data.plan import PLAN_FILE, Plan
 from moe_dist.data.shard_writer import WrittenShard
 from moe_dist.errors import UserError
 from moe_dist.files import whole_file, write_text
 
-SHARDS, RECORDS = "shards", "records"
+SHARDS, RECORDS, LOCK = "shards", "records", "lock"
 
 
 @contextmanager
-def working_folder(work: Path, plan: Plan) -> Iterator[None]:
-    """Hold `work` for a build of `plan`; gone when the block ends, kept where it is killed or the disk fails.
+def only_builder(work: Path) -> Iterator[None]:
+    """Hold `work` against all other builds; when the block ends it is gone if nothing is kept in it.
 
-    It goes, too, where the block raises a UserError: then the source is to be mended, and its shards will be others.
-    Raises UserError where another process builds there, or a build of another plan was begun.
+    Raises UserError where another process builds there.
     """
-    (work / SHARDS).mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(work / LOCK, wait=False))
         except BlockingIOError:
             raise UserError(f"{work}: another process builds these shards; wait until it is done") from None
-        begun = work / SHARDS / PLAN_FILE
-        if begun.is_file():
-            plan.demand_same(begun.read_text(), str(work))
-        else:
-            write_text(begun, plan.text())
         try:
             yield
-        except UserError:
-            shutil.rmtree(work)
-            raise
-        shutil.rmtree(work)
+        finally:
+            with suppress(OSError):  # it was removed by hand, or the next to build here is in it already
+                if os.listdir(work) == [LOCK]:
+                    (work / LOCK).unlink()
+                    work.rmdir()
+
+
+@contextmanager
+def build_in(work: Path, plan: Plan) -> Iterator[None]:
+    """Let a build of `plan` grow in `work`, which the caller holds; its files go with the block's end.
+
+    They stay where the block is killed or the disk fails, but go where it raises a UserError: then the source is to be
+    mended, and its shards will be others. Raises UserError where a build of another plan was begun.
+    """
+    begun = work / SHARDS / PLAN_FILE
+    if begun.is_file():
+        plan.demand_same(begun.read_text(), str(work))
+    else:
+        write_text(begun, plan.text())
+    try:
+        yield
+    except UserError:
+        _clear(work)
+        raise
+    _clear(work)
+
+
+def remove_left_over(work: Path) -> None:
+    """Remove what is in `work` of a build that was killed at its very end; that of a process at work stays."""
+    if work.exists():
+        with suppress(UserError, OSError), only_builder(work):
+            _clear(work)
+
+
+def _clear(work: Path) -> None:
+    for name in (SHARDS, RECORDS):
+        if (work / name).exists():  # a folder's shards were renamed to it
+            shutil.rmtree(work / name)
 
 
 def save_record(work: Path, split: str, written: WrittenShard) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ import pytest
 from listed import picture
 from pictures import write_image_folder
 
-from moe_dist.config import RemoteConfig
+from moe_dist.config import DataConfig, RemoteConfig
 from moe_dist.data.build import build_shards
 from moe_dist.data.check import check_shards
-from moe_dist.data.destination import FolderDestination
+from moe_dist.data.destination import FolderDestination, StoreDestination
+from moe_dist.data.index import Index
+from moe_dist.data.job_shards import ensure_shards
 from moe_dist.data.longtail import LongTail
 from moe_dist.data.shrink import Shrink
 from moe_dist.errors import UserError
+
+STORE = RemoteConfig(retries=0, timeout_seconds=20)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -108,6 +113,75 @@ def test_two_builds_do_not_write_to_one_folder(image_folder: Path, tmp_path: Pat
             build_shards("image_folder", image_folder, tmp_path / "out")
 
 
+def meanwhile(monkeypatch: pytest.MonkeyPatch, kind: type, build: Callable[[], object]) -> None:
+    """Let another process build just after a build has seen that its place, a destination of `kind`, is free."""
+    look = kind.in_use
+
+    def look_then_build(self: Any) -> bool:
+        seen = look(self)
+        monkeypatch.setattr(kind, "in_use", look)
+        build()
+        return seen
+
+    monkeypatch.setattr(kind, "in_use", look_then_build)
+
+
+@pytest.mark.parametrize("store", [False, True], ids=["folder", "url"])
+def test_a_build_that_another_overtook_leaves_its_shards_alone(
+    image_folder: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: bool
+):
+    """Of another plan: it is refused. Of the same plan: it has nothing to do."""
+    out = tmp_path / "store/set"
+    place = f"file://{out}" if store else str(out)
+    calls: list[tuple[str, int, int]] = []
+
+    def build(samples_per_shard: int, on_progress: Any = None) -> dict[str, Index]:
+        options: dict[str, Any] = {"cache": tmp_path / "cache", "remote": STORE, "on_progress": on_progress}
+        return build_shards("image_folder", image_folder, place, samples_per_shard=samples_per_shard, **options)
+
+    for samples_per_shard in (4, 10):
+        meanwhile(monkeypatch, StoreDestination if store else FolderDestination, lambda: build(10))
+        if samples_per_shard == 4:
+            with pytest.raises(UserError, match="already holds something"):
+                build(4, lambda *call: calls.append(call))
+            demand_same(out, shards)
+            shutil.rmtree(out)
+        else:
+            indexes = build(10, lambda *call: calls.append(call))
+            assert {split: len(index.rows) for split, index in indexes.items()} == {"train": 24, "test": 9}
+            demand_same(out, shards)
+    assert calls == []
+    left = tmp_path / "cache/building" if store else tmp_path / "store"
+    assert [path.name for path in left.iterdir()] == ([] if store else ["set"])
+
+
+def test_what_was_begun_stays_where_the_place_was_taken_meanwhile(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "out"
+    break_off(image_folder, out, after=13, samples_per_shard=10)
+    meanwhile(monkeypatch, FolderDestination, lambda: write_image_folder(out))
+    with pytest.raises(UserError, match="already holds something"):
+        build_shards("image_folder", image_folder, out, samples_per_shard=10)
+    assert (tmp_path / ".out.building/shards/train/train-000000.tar").is_file()
+
+
+def test_what_a_build_killed_at_its_very_end_left_is_removed(image_folder: Path, shards: Path, tmp_path: Path):
+    (tmp_path / ".shards.building/records/train").mkdir(parents=True)
+    (tmp_path / ".shards.building/lock").touch()
+    build_shards("image_folder", image_folder, shards, samples_per_shard=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "shards"]
+
+
+def test_a_job_takes_shards_that_were_built_with_other_settings_meanwhile(
+    image_folder: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = DataConfig(dataset="image_folder", source=image_folder, shards=str(tmp_path / "mine"))
+    meanwhile(monkeypatch, FolderDestination, lambda: shutil.copytree(shards, tmp_path / "mine"))
+    assert ensure_shards(config, tmp_path / "cache") == str(tmp_path / "mine")
+    demand_same(tmp_path / "mine", shards)
+
+
 def test_a_full_disk_keeps_what_is_done(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(self: Any, name: str) -> None:
         raise OSError(28, "No space left on device")
@@ -187,9 +261,6 @@ def test_a_ray_that_a_build_started_is_gone_after_it(image_folder: Path, shards:
     build_shards("image_folder", image_folder, tmp_path / "again", samples_per_shard=10, workers=2)
     demand_same(tmp_path / "again", shards)
     assert not ray.is_initialized()
-
-
-STORE = RemoteConfig(retries=0, timeout_seconds=20)
 
 
 def build_to_url(source: Path, url: str, cache: Path, **options: Any) -> None:
