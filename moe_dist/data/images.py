@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,10 @@ from moe_dist.config import DataConfig
 from moe_dist.data.bad_samples import NONE_ALLOWED, BadSample, BadSamples
 from moe_dist.data.crops import RandomCrop, Region
 from moe_dist.data.decode import Frame, decode_resized, image_size, resize
+from moe_dist.data.locks import in_turn
 from moe_dist.data.shards import ShardSet
 from moe_dist.errors import UserError
-from moe_dist.files import whole_file
+from moe_dist.files import read_json, whole_file, write_json
 from moe_dist.methods.base import Images
 
 MEMORY_LIMIT_BYTES = 2 * 2**30
@@ -105,8 +104,8 @@ class MemoryImages:
         self._cache = cache
         form = f"{source.size}{'-roi' if source.crop_roi else ''}{'-centre' if source.frame == 'centre_crop' else ''}"
         path = cache / f"{source.shards.digest[:20]}-{form}-v{_PIXELS_VERSION}.npy"
-        if not path.is_file() or _mended(source, path):
-            _decode_all(source, path)
+        if not _ready(source, path):
+            _decode_in_turn(source, path)
         self._pixels = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
         assert self._pixels.shape == (len(source), 3, source.size, source.size)
 
@@ -146,45 +145,55 @@ def _bad_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.bad.json")
 
 
-def _mended(source: DiskImages, path: Path) -> bool:
-    """Whether a sample that is black in the array at `path` can be read by now; those that cannot are noted again.
+def _ready(source: DiskImages, path: Path) -> bool:
+    """Whether the array at `path` is there and no sample that is black in it can be read by now.
 
-    Raises UserError where the job does not allow (so many of) them.
+    Those that cannot are noted again. Raises UserError where the job does not allow (so many of) them.
     """
-    if not _bad_file(path).is_file():
+    if not path.is_file():
         return False
-    bad = np.array(json.loads(_bad_file(path).read_text()), np.int64)
+    if not _bad_file(path).is_file():
+        return True
+    listed = read_json(_bad_file(path))
+    if listed is None:  # lost, or gone since with the array that it was of
+        return False
+    bad = np.array(listed, np.int64)
     source.uint8(bad)
-    return bool(source.readable(bad).any())
+    return not source.readable(bad).any()
 
 
-def _decode_all(source: DiskImages, path: Path) -> None:
-    """Write every image of `source` to the array file `path`, which appears whole or not at all, after its bad samples.
-
-    Written as a stream rather than through a memory map: a full disk is then an error, not a SIGBUS.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(source), 3, source.size, source.size)}
+def _decode_in_turn(source: DiskImages, path: Path) -> None:
+    """Write the array file `path`, unless another process of this node does so first."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            partial = Path(file.name)
-            try:
-                np.lib.format.write_array_header_1_0(file, header)
-                for start in range(0, len(source), _WRITE_IMAGES):
-                    samples = np.arange(start, min(start + _WRITE_IMAGES, len(source)))
-                    file.write(source.uint8(samples).numpy().tobytes())
-                file.flush()
-                bad = np.flatnonzero(~source.readable(np.arange(len(source))))
-                _bad_file(path).unlink(missing_ok=True)
-                if bad.size:
-                    with whole_file(_bad_file(path)) as listed:
-                        listed.write_text(json.dumps(bad.tolist()))
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with in_turn(path.with_name(f".{path.name}.lock")):
+            if not _ready(source, path):
+                _decode_all(source, path)
     except OSError as error:
         needed = len(source) * 3 * source.size**2 / 2**20
         raise UserError(
             f"{path.parent}: cannot write {needed:.0f} MiB of decoded images ({error.strerror}); free space or set "
             "data.hold=disk"
         ) from None
+
+
+def _decode_all(source: DiskImages, path: Path) -> None:
+    """Write every image of `source` to the array file `path`, and the list of its bad samples beside it.
+
+    Until both are in place the list names the bad ones of the array before, too: who finds them in between looks at
+    them again. Written as a stream rather than through a memory map: a full disk is then an error, not a SIGBUS.
+    """
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(source), 3, source.size, source.size)}
+    with whole_file(path) as partial:
+        with partial.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(source), _WRITE_IMAGES):
+                samples = np.arange(start, min(start + _WRITE_IMAGES, len(source)))
+                file.write(source.uint8(samples).numpy().tobytes())
+        bad = np.flatnonzero(~source.readable(np.arange(len(source))))
+        before = read_json(_bad_file(path)) or []
+        if bad.size:
+            write_json(_bad_file(path), sorted({*before, *bad.tolist()}))
+    if not bad.size:
+        _bad_file(path).unlink(missing_ok=True)
+    elif before:
+        write_json(_bad_file(path), bad.tolist())

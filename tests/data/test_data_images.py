@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
+import multiprocessing
+import os
 import pickle
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +21,7 @@ from PIL import Image
 
 from moe_dist.config import DataConfig
 from moe_dist.data import images as images_room
+from moe_dist.data import locks
 from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.crops import CROP_DRAWS, RandomCrop
 from moe_dist.data.images import DiskImages, MemoryImages, open_images
@@ -182,3 +189,89 @@ def test_a_full_disk_says_what_to_do_and_leaves_nothing(
     with pytest.raises(UserError, match=r"No space left on device.*free space or set data.hold=disk"):
         open_images(train, config(), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def decode(train: ShardSet, cache: Path, inside: Any, go_on: Any, waiting: Any) -> None:
+    """Open the images in a process that stops inside its decoding, and tells when it is about to wait for a lock."""
+    flock, uint8 = fcntl.flock, DiskImages.uint8
+
+    def told(file: Any, operation: int) -> None:
+        waiting.set()
+        flock(file, operation)
+
+    def held_up(self: DiskImages, samples: np.ndarray, crop: Any = None) -> torch.Tensor:
+        inside.set()
+        go_on.wait()
+        return uint8(self, samples, crop)
+
+    fcntl.flock, DiskImages.uint8 = told, held_up  # type: ignore[method-assign]
+    open_images(train, config(), cache)
+
+
+@pytest.mark.parametrize("end", [lambda first, go_on: go_on.set(), lambda first, go_on: first.kill()])
+def test_of_two_processes_one_decodes_and_a_killed_one_holds_up_nobody(
+    train: ShardSet, tmp_path: Path, end: Callable[[Any, Any], None]
+):
+    """The second comes while the first decodes: it decodes only where the first is killed."""
+    context = multiprocessing.get_context("fork")
+    go_on, first_waits = context.Event(), context.Event()
+    inside, second_go_on, second_waits = [context.Event() for _ in range(2)], context.Event(), context.Event()
+    second_go_on.set()
+    arguments = [(inside[0], go_on, first_waits), (inside[1], second_go_on, second_waits)]
+    first, second = (
+        context.Process(target=decode, args=(train, tmp_path / "cache", *events), daemon=True) for events in arguments
+    )
+    first.start()
+    inside[0].wait()
+    second.start()
+    while second.is_alive() and not second_waits.is_set():
+        time.sleep(0.01)
+    end(first, go_on)
+    first.join()
+    second.join()
+    killed = first.exitcode != 0
+    assert second.exitcode == 0 and inside[1].is_set() == killed
+    images = open_images(train, config(), tmp_path / "cache")
+    assert torch.equal(images.uint8(np.arange(24)), DiskImages(train, 8, False).uint8(np.arange(24)))
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.suffix in (".npy", ".lock")]) == 1
+
+
+def test_images_are_decoded_where_there_are_no_locks(train: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    images = open_images(train, config(hold="memory"), tmp_path / "cache")
+    assert torch.equal(images.uint8(np.arange(24)), DiskImages(train, 8, False).uint8(np.arange(24)))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_a_black_image_is_listed_as_long_as_its_array_is_there(
+    shards: Path, train: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A process that is to mend an array is killed just before the new one is put in its place."""
+    whole = flip_a_bit(shards, 12)
+    open_images(train, config(), tmp_path / "cache", BadSamples(limit=1))
+    (shards / "train/train-000001.tar").write_bytes(whole)
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).suffix == ".npy":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        open_images(train, config(), tmp_path / "cache")
+    found = open_images(train, config(), tmp_path / "cache")
+    assert found.uint8(np.array([12])).any() and found.readable(np.arange(24)).all()
+
+
+def test_an_array_whose_list_of_bad_images_was_lost_is_decoded_again(shards: Path, train: ShardSet, tmp_path: Path):
+    flip_a_bit(shards, 12)
+    open_images(train, config(), tmp_path / "cache", BadSamples(limit=1))
+    (listed,) = (tmp_path / "cache").glob("*.bad.json")
+    listed.write_text("[1")
+    again = open_images(train, config(), tmp_path / "cache", BadSamples(limit=1))
+    assert np.flatnonzero(~again.readable(np.arange(24))).tolist() == [12]
+    assert listed.read_text().split() == ["[", "12", "]"]
