@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 POLL_SECONDS = 0.3
 LINE_EVERY_SECONDS = 30.0
 """Where there is no terminal (a log that is followed), progress is a line now and then."""
+FAILED_LOOKS_TOLD = 10
+"""One look may meet a file that is being removed; where so many fail one after another, nobody will see progress."""
+TAIL_BYTES = 64 * 2**10
+"""Longer than any line of a metrics.jsonl: an epoch of 100 experts takes 5 KiB."""
 
 
 class Show:
@@ -92,14 +97,24 @@ class Show:
 
     @contextlib.contextmanager
     def watching(self, look: Callable[[], tuple[float, float, str] | None]) -> Iterator[None]:
-        """While the block runs, ask `look` for (done, total, note) a few times a second and show it."""
+        """While the block runs, ask `look` for (done, total, note) a few times a second and show it.
+
+        What `look` raises ends nothing; the user is told where it goes on.
+        """
         stop = threading.Event()
 
         def watch() -> None:
+            failed = 0
             while not stop.wait(POLL_SECONDS):
-                seen = look()
-                if seen:
-                    self.update(*seen)
+                try:
+                    seen = look()
+                    if seen:
+                        self.update(*seen)
+                    failed = 0
+                except Exception as error:  # whatever it is, the work itself is not concerned
+                    failed += 1
+                    if failed == FAILED_LOOKS_TOLD:
+                        self.notice(f"progress cannot be shown ({type(error).__name__}: {error}); the work goes on")
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -121,8 +136,7 @@ def training_progress(show: Show, metrics: Path) -> Callable[[], tuple[float, fl
     Lines that are there already are an earlier run's; some of them stay when this one goes on from its checkpoint. The
     first line that is newer is where this run's time begins: starting workers tells nothing of the time left.
     """
-    earlier = last_metrics(metrics)
-    written_before = earlier["time"] if earlier else 0.0
+    written_before = (last_metrics(metrics) or {}).get("time", 0.0)
     counting = False
 
     def look() -> tuple[float, float, str] | None:
@@ -142,12 +156,18 @@ def training_progress(show: Show, metrics: Path) -> Callable[[], tuple[float, fl
 
 def last_metrics(path: Path) -> dict | None:
     """The newest whole line of a metrics.jsonl, or None."""
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
         return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        lines = [line for line in file.read().split(b"\n") if line.endswith(b"}") and line.startswith(b"{")]
-    return json.loads(lines[-1]) if lines else None
+    for line in reversed(lines):
+        if line.startswith(b"{") and line.endswith(b"}"):
+            with contextlib.suppress(ValueError):  # a power cut may leave zeros inside a line
+                return json.loads(line)
+    return None
 
 
 def _duration(seconds: float) -> str:

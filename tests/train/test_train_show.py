@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,55 @@ def test_the_last_metrics_are_the_last_whole_line(tmp_path: Path) -> None:
     assert last_metrics(path) is None
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
     assert last_metrics(path) == {"step": 2}
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": \0\0}\n')
+    assert last_metrics(path) == {"step": 2}
+
+
+def test_the_line_of_an_epoch_of_very_many_experts_is_read_whole(tmp_path: Path) -> None:
+    line = {f"gradient_share/expert_{expert}": 1 / 300 for expert in range(300)}
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(line)}\n")
+    assert last_metrics(tmp_path / "metrics.jsonl") == line
+
+
+def test_a_training_is_watched_though_an_earlier_line_has_no_time(show: Show, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    look = training_progress(show, path)
+    path.write_text(line_of(2, 2000.0))
+    assert look() == (2, 1001, "features epoch 2, loss 0.5000, 64 images/s")
+
+
+def watched(show: Show, monkeypatch: pytest.MonkeyPatch, looks: list[tuple[float, float, str] | Exception]) -> str:
+    """What is printed while `looks` are seen, one after another, the last one again and again."""
+    monkeypatch.setattr(show_module, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
+    seen, count = threading.Event(), itertools.count()
+
+    def look() -> tuple[float, float, str]:
+        number = next(count)
+        if number > len(looks):  # all of them were shown or passed over
+            seen.set()
+        answer = looks[min(number, len(looks) - 1)]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    others = set(threading.enumerate())
+    with show.working("train"), show.watching(look):
+        (watcher,) = set(threading.enumerate()) - others
+        while watcher.is_alive() and not seen.is_set():
+            time.sleep(0.001)
+        assert seen.is_set(), "nobody looks any more"
+    return shown(show)
+
+
+def test_progress_goes_on_after_a_look_that_failed(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [KeyError("of_steps"), FileNotFoundError("metrics.jsonl"), json.JSONDecodeError("cut", "{", 1)]
+    told = watched(show, monkeypatch, [(25, 100, "before"), *failures, (50, 100, "after")])
+    assert "25% before" in told and "50% after" in told and "cannot be shown" not in told
+
+
+def test_progress_that_cannot_be_shown_at_all_is_told_once(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = watched(show, monkeypatch, [KeyError("loss")] * 3 * show_module.FAILED_LOOKS_TOLD)
+    assert told.count("! progress cannot be shown (KeyError: 'loss'); the work goes on") == 1
+    assert "+ train" in told
