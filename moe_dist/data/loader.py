@@ -16,27 +16,25 @@ from moe_dist.methods.base import Images
 
 Wanted = tuple[int, np.ndarray, np.ndarray]
 """Of a batch: its epoch, its samples [n], and which of its sample's copies in the epoch each is [n]."""
+Numbered = tuple[int, Wanted]
+"""A batch, and the number of its decoder."""
 Decoded = tuple[Tensor, Tensor]
 """Images [n, 3, S, S] uint8, and which of them are no bad ones [n] bool."""
 
 
 class Loader:
-    """Fetches batches of `images`, by so many `processes` ahead of time; with 0 in this process.
+    """Decodes batches by so many `processes` ahead of time; with 0 in this process.
 
-    crop_scale: of random crops, drawn here so that no more of an image is decoded than is needed; None: no crops.
+    Streams that are read one after another share one: its processes start once and serve the images of all of them.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        seed: int,
-        crop_scale: tuple[float, float] | None,
-        processes: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
+    def __init__(self, processes: int = 0, pin_memory: bool = False) -> None:
+        self.processes = processes
+        self._decoders: list[_Decoder] = []
         self._remaining = _Remaining()
+        self._passes = 0
         self._loader = DataLoader(
-            _Decoder(images, seed, crop_scale),
+            _Batches(self._decoders),
             batch_size=None,  # a sample of this loader is a batch already
             sampler=self._remaining,
             num_workers=processes,
@@ -45,37 +43,64 @@ class Loader:
             generator=torch.Generator(),  # the global one would move at every pass, and a resumed run differ
         )
 
-    def load(self, batches: list[Wanted]) -> Iterator[Decoded]:
-        """What each of `batches` is decoded to, in order. Raises UserError where one cannot be."""
-        self._remaining.batches = batches
+    def add(self, images: Images, seed: int, crop_scale: tuple[float, float] | None) -> int:
+        """Take on the batches of a stream, before the first are loaded; the number by which `load` knows them.
+
+        crop_scale: of random crops, drawn where an image is decoded, so that no more of it is than is needed; None: no
+        crops.
+        """
+        assert not self._passes, "processes that have started know of no further images"
+        self._decoders.append(_Decoder(images, seed, crop_scale))
+        return len(self._decoders) - 1
+
+    def load(self, decoder: int, batches: list[Wanted]) -> Iterator[Decoded]:
+        """What each of `batches` of what `add` called `decoder` is decoded to, in order.
+
+        Raises UserError where one cannot be.
+        """
+        self._passes += 1
+        this = self._passes
+        self._remaining.batches = [(decoder, wanted) for wanted in batches]
         for decoded in self._loader:
+            assert this == self._passes, "a pass goes on that another one has ended"
             if isinstance(decoded, UserError):
                 raise decoded
             yield decoded
 
 
-class _Remaining(Sampler[Wanted]):
+class _Remaining(Sampler[Numbered]):
     """The batches still to come, set anew before every pass over the loader."""
 
     def __init__(self) -> None:
-        self.batches: list[Wanted] = []
+        self.batches: list[Numbered] = []
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Wanted]:
+    def __iter__(self) -> Iterator[Numbered]:
         return iter(self.batches)
 
 
-class _Decoder(Dataset[Decoded | UserError]):
-    """Whole batches; an error travels as a value, or a worker would wrap it in its own traceback."""
+class _Batches(Dataset[Decoded | UserError]):
+    """The batches of several decoders."""
+
+    def __init__(self, decoders: list[_Decoder]) -> None:
+        self._decoders = decoders
+
+    def __getitem__(self, numbered: Numbered) -> Decoded | UserError:
+        decoder, wanted = numbered
+        return self._decoders[decoder].decode(wanted)
+
+
+class _Decoder:
+    """Whole batches of one stream; an error travels as a value, or a worker would wrap it in its own traceback."""
 
     def __init__(self, images: Images, seed: int, crop_scale: tuple[float, float] | None) -> None:
         self._images = images
         self._seed = seed
         self._crop_scale = crop_scale
 
-    def __getitem__(self, wanted: Wanted) -> Decoded | UserError:
+    def decode(self, wanted: Wanted) -> Decoded | UserError:
         epoch, samples, repeats = wanted
         crop = None
         if self._crop_scale is not None:

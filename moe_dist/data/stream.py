@@ -48,7 +48,8 @@ class Stream:
     images: the split's images; config: normalisation, loader workers and shuffle window; global_batch: samples per step
     over all ranks; augment: random changes, or None; shuffle: False keeps the order of `training_set`;
     shard_of [images]: each image's shard, needed with `config.window_shards`; sampling: how often an epoch shows each
-    label of `training_set`, epochs: of the whole stage, which progressive sampling goes through.
+    label of `training_set`, epochs: of the whole stage, which progressive sampling goes through; beside: a stream that
+    is not read at the same time, whose loader processes work for this one, too.
     Raises UserError where global_batch is no multiple of world, the set is empty, or its classes are sampled and the
     epoch is shuffled in windows of shards.
     """
@@ -69,6 +70,7 @@ class Stream:
         shard_of: np.ndarray | None = None,
         sampling: Sampling = "instance",
         epochs: int = 1,
+        beside: Stream | None = None,
     ) -> None:
         require_divisible(global_batch, world)
         require_no_window(sampling, config)
@@ -90,7 +92,12 @@ class Stream:
         self._shard_of = None if shard_of is None else shard_of[training_set.samples]
         crop_scale = None if augment is None else augment.resized_crop
         processes = config.loader_workers if isinstance(images, DiskImages) else 0
-        self._loader = Loader(images, seed, crop_scale, processes, pin_memory=self._device.type == "cuda")
+        self._loader: Loader
+        if beside is not None and beside._loader.processes == processes:
+            self._loader = beside._loader
+        else:
+            self._loader = Loader(processes, pin_memory=self._device.type == "cuda")
+        self._decoder = self._loader.add(images, seed, crop_scale)
 
     def __len__(self) -> int:
         """Steps of one epoch, the same on every rank."""
@@ -103,7 +110,7 @@ class Stream:
         steps = range(first, len(self))
         shares = [self._share(order, repeats, step) for step in steps]
         wanted = [(epoch, self._set.samples[share.rows], share.repeats) for share in shares]
-        loaded = on_device(self._loader.load(wanted), self._device)
+        loaded = on_device(self._loader.load(self._decoder, wanted), self._device)
         for step, share, (images, readable) in zip(steps, shares, loaded):
             yield self._batch(epoch, step, share, images, readable.numpy())
 

@@ -81,7 +81,7 @@ def open_session(training: Training, stage: Stage, worker: Worker) -> Session:
     return Session(
         engine=engine,
         stream=stream,
-        validation=training.validation(stage, worker),
+        validation=training.validation(stage, worker, beside=stream),
         rate=RateFactor(stage.schedule, stage.epochs),
         gradients=GradientShares(worker.rank, worker.world),
         stage=stage,

@@ -121,8 +121,11 @@ class Training:
             epochs=stage.epochs,
         )
 
-    def validation(self, stage: Stage, worker: Worker) -> Stream | None:
-        """This rank's validation batches, in order and without augmentation; None where there is no validation."""
+    def validation(self, stage: Stage, worker: Worker, beside: Stream) -> Stream | None:
+        """This rank's validation batches, in order and without augmentation; None where there is no validation.
+
+        beside: the training's stream, which is at rest meanwhile.
+        """
         samples = self.data.val_samples
         if not len(samples):
             return None
@@ -138,6 +141,7 @@ class Training:
             augment=None,
             shuffle=False,
             device=worker.device,
+            beside=beside,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -279,12 +280,12 @@ def test_evaluation_of_few_samples_is_not_padded_to_a_whole_batch():
     assert batch.samples.tolist() == [4, 9, 2] and (batch.weight > 0).all()
 
 
-def disk_stream(shards: Path, workers: int) -> Stream:
-    opened = ShardSet.open(shards / "train")
+def disk_stream(shards: Path, workers: int, split: str = "train", beside: Stream | None = None) -> Stream:
+    opened = ShardSet.open(shards / split)
     config = DataConfig(image_size=8, hold="disk", loader_workers=workers)
     images = open_images(opened, config, shards / "cache")
     everything = TrainingSet(np.arange(len(opened)), opened.labels)
-    return Stream(images, everything, config, seed=0, global_batch=5, rank=0, world=1, augment=AUGMENT)
+    return Stream(images, everything, config, seed=0, global_batch=5, rank=0, world=1, augment=AUGMENT, beside=beside)
 
 
 def test_loader_workers_give_the_same_batches_also_after_a_break(shards: Path):
@@ -292,6 +293,40 @@ def test_loader_workers_give_the_same_batches_also_after_a_break(shards: Path):
     next(helped.epoch())  # a pass that is broken off leaves batches in flight
     for one, other in zip(run([alone], 8), run([helped], 8), strict=True):
         assert same(one, other)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streams_beside_each_other_share_processes_and_give_the_batches_they_give_alone(shards: Path, workers: int):
+    others = set(multiprocessing.active_children())
+    alone = [disk_stream(shards, 0, split) for split in ("train", "test")]
+    training = disk_stream(shards, workers)
+    validation = disk_stream(shards, workers, "test", beside=training)
+    next(training.epoch())  # broken off, as where a checkpoint is gone on from
+    processes = set(multiprocessing.active_children()) - others
+    assert len(processes) == workers
+    for _ in range(2):
+        for one, other in zip(alone, (training, validation), strict=True):
+            for expected, found in zip(run([one], len(one)), run([other], len(other)), strict=True):
+                assert same(expected, found)
+        assert set(multiprocessing.active_children()) - others == processes
+
+
+def test_streams_that_share_processes_are_not_read_at_the_same_time(shards: Path):
+    training = disk_stream(shards, 1)
+    validation = disk_stream(shards, 1, "test", beside=training)
+    batches = training.epoch()
+    next(batches)
+    next(validation.epoch())
+    with pytest.raises(AssertionError, match="a pass goes on that another one has ended"):
+        list(batches)
+
+
+def test_images_in_memory_need_no_processes_beside_a_stream_that_has_some(shards: Path):
+    training = disk_stream(shards, 1)
+    held = Stream(PICTURES, training_set(6), CONFIG, seed=0, global_batch=3, rank=0, world=1, beside=training)
+    batches = training.epoch()
+    next(batches)
+    assert len(list(held.epoch())) == 2 and len(list(batches)) == len(training) - 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

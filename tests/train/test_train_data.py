@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from rich.console import Console
 from run_folders import training_of
 from small_jobs import GATE, NARROW, quiet, traditional
 
-from moe_dist.config import Job
+from moe_dist.config import Job, parse_job
+from moe_dist.data.loader import Loader
 from moe_dist.data.opened import open_data
 from moe_dist.data.shards import ShardSet
 from moe_dist.errors import UserError
@@ -222,3 +225,29 @@ def test_a_class_without_a_test_image_is_told_before_the_training(pictures: Path
     told = show.console.file.getvalue()
     sentence = "! 1 of 3 classes have no test image (light) and are in no average"
     assert 0 < told.index(sentence) < told.index("training on 1 worker")
+
+
+def test_no_more_loader_processes_than_the_job_says_and_none_started_anew_every_epoch(
+    pictures: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training and validation of a stage are decoded by the same two processes, epoch after epoch."""
+    others = set(multiprocessing.active_children())
+    passes: list[set[int | None]] = []
+    load = Loader.load
+
+    def counted(self: Loader, *arguments: Any) -> Iterator[Any]:
+        passes.append(set())
+        for decoded in load(self, *arguments):
+            passes[-1] |= {process.pid for process in set(multiprocessing.active_children()) - others}
+            yield decoded
+
+    monkeypatch.setattr(Loader, "load", counted)
+    stage = {"batch_size": 12, "learning_rate": 0.05, "warmup_epochs": 0}
+    method = {"name": "icl", "network": {"width": 2}, "experts": 2, "t_ad": 9, "t_cl": 9}
+    method |= {"features": stage | {"epochs": 2}, "classifiers": stage | {"epochs": 1}}
+    data = picture_job(pictures, built, hold="disk", loader_workers=2).data.model_dump(mode="json")
+    job = parse_job({"name": "two-stages", "kind": "train", "data": data, "method": method}, "two-stages.yaml")
+    run_job(job, tmp_path / "run", "local", quiet())
+    first, second = passes[:4], passes[4:6]
+    assert first[0] == first[1] == first[2] == first[3] and second[0] == second[1]
+    assert first[0].isdisjoint(second[0]) and {len(alive) for alive in passes} == {2}
