@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from moe_dist.data.bad_samples import require_readable
 from moe_dist.data.opened import OpenedData, open_data
 from moe_dist.data.stream import evaluation_batches
+from moe_dist.errors import UserError
 from moe_dist.files import whole_file, write_json
 from moe_dist.methods.base import Method, TaskContext
 from moe_dist.report.latency import Latency, measure_latency
 from moe_dist.report.metrics import pairwise_divergence
-from moe_dist.train.checkpoint import load_weights
+from moe_dist.train.checkpoint import damaged_file, load_weights
 from moe_dist.train.explain import look_at_images, project_features
 from moe_dist.train.makers import IN_ONE_PROCESS
 from moe_dist.train.provenance import hardware
@@ -62,7 +63,12 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
 
 
 def load_network(task: TrainingTask, method: Method, checkpoint: Path) -> nn.Module:
-    """The trained network with all its experts, in eval mode on the CPU."""
+    """The trained network with all its experts, in eval mode on the CPU. Raises UserError for a damaged checkpoint."""
+    if file := damaged_file(checkpoint):
+        raise UserError(
+            f"{checkpoint}: {file} does not hold the bytes that were written; run again with --resume, which goes on "
+            "from the checkpoint before it"
+        )
     network = method.build(IN_ONE_PROCESS, Results(task.steps), task.job.seed)
     load_weights(checkpoint, network)
     return network.eval()

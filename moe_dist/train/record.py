@@ -48,6 +48,11 @@ class RunRecord:
         self._data = _facts(job, data)
         self._write({} if self.number else self._shown([self.number]))
 
+    @property
+    def worked(self) -> bool:
+        """Whether this start has made anything."""
+        return self._start["worked"]
+
     def work_begins(self) -> None:
         """From here on the shown result is one that this start made, or takes part in."""
         if not self._start["worked"]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_dist.errors import UserError
+from moe_dist.files import read_json
 from moe_dist.places import Current, ModelFolder, cache_folder
 from moe_dist.train.drive import Drive
 from moe_dist.train.fingerprints import fingerprint
@@ -20,6 +21,7 @@ from moe_dist.tune.journal import Journal
 from moe_dist.tune.results import (
     EXPERTS_RECIPE,
     METHOD_RECIPE,
+    RESULTS,
     StudyFacts,
     best_experts,
     write_experts_recipe,
@@ -96,10 +98,15 @@ class _Tuning:
         about = {
             "settings": studies.settings.model_dump(mode="json"),
             "seconds": self._seconds,
-            "start": self._drive.record.number,
+            "start": self._drive.record.number if self._drive.record.worked else _start_before(folder),
             "scored_by": self._scored_by,
         }
         write_results(folder, self.found, self._facts, about)
+
+
+def _start_before(folder: Path) -> int:
+    """The number of the start that made the results that are there."""
+    return (read_json(folder / RESULTS) or {}).get("start", 0)
 
 
 def _open_search(

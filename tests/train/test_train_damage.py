@@ -87,6 +87,21 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_gone_on_from(
     assert "does not hold" not in run(traditional(), folder)
 
 
+def test_a_checkpoint_that_was_damaged_since_its_training_is_not_evaluated(
+    folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(evaluation_of(folder / "traditional_moe"))
+    newest = newest_checkpoint(checkpoints_of(folder / "traditional_moe"))
+    assert newest is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "sound_checkpoint", lambda place: (newest, {}))  # it is damaged after that look
+        change_a_byte(newest / "dense.safetensors")
+        with pytest.raises(UserError, match=r"dense.safetensors does not hold the bytes .* run again with --resume"):
+            run(traditional(), folder)
+    run(traditional(), folder)
+    assert_same(folder / "traditional_moe", finished / "traditional_moe")
+
+
 def test_with_no_sound_checkpoint_nothing_is_trained_over_it(folder: Path) -> None:
     places = checkpoints(checkpoints_of(folder / "traditional_moe"))
     for place in places:

@@ -82,6 +82,15 @@ def test_a_search_goes_on_where_it_was_and_its_recipe_is_a_jobs(both, tmp_path):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
+def test_a_start_that_finds_every_trial_told_leaves_the_record_s_top_alone(both, tmp_path):
+    folder = Path(shutil.copytree(both, tmp_path / "run"))
+    before = json.loads((folder / "run.json").read_text())
+    run(dfcp_search(**BOTH), folder)
+    after = json.loads((folder / "run.json").read_text())
+    assert (len(before["starts"]), len(after["starts"])) == (1, 2)
+    assert after["made_by_starts"] == before["made_by_starts"] == [0]
+
+
 @pytest.mark.parametrize(("job", "epochs"), [(dense_search, 1), (icl_search, 2)])
 def test_any_method_is_searched_as_a_whole_over_its_own_space(job, epochs, tmp_path):
     found = run(job(), tmp_path)
