@@ -1,6 +1,10 @@
 """models/cifar_resnet.py: parameters counted by hand, shapes, He's initialisation, a block against its formula."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -93,3 +97,41 @@ def test_gradients_of_a_block() -> None:
         return torch.func.functional_call(block, dict(zip(names, values)), (maps,))
 
     assert torch.autograd.gradcheck(outputs, (maps, *values))
+
+
+@pytest.mark.parametrize("channels", range(1, 9))
+def test_shortcut_is_the_strided_convolution(channels: int) -> None:
+    """Values and gradients in single precision, channels-last as in training; the strided form beside it is not."""
+    torch.manual_seed(channels)
+    block = BasicBlock(channels, 2 * channels, stride=2)
+    weight = block.get_parameter("shortcut.0.weight")
+    maps = torch.randn(16, channels, 8, 8, requires_grad=True)
+    strided = functional.conv2d(maps, weight, stride=2)
+    norm = cast(nn.BatchNorm2d, block.get_submodule("shortcut.1"))
+    inner = block.conv2(functional.relu(block.norm1(block.conv1(maps))))
+    expected = functional.relu(block.norm2(inner) + norm(strided))
+    got = block(maps.contiguous(memory_format=torch.channels_last))
+    slopes = torch.randn_like(expected)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    wanted = torch.autograd.grad((expected * slopes).sum(), [maps, weight])
+    torch.testing.assert_close(torch.autograd.grad((got * slopes).sum(), [maps, weight]), wanted, atol=1e-4, rtol=1e-4)
+
+
+TRAINED_BLOCKS = """
+import torch
+from moe_dist.models.cifar_resnet import BasicBlock
+
+torch.set_num_threads(1)
+for channels in range(1, 9):
+    block = BasicBlock(channels, 2 * channels, stride=2)
+    for _ in range(20):
+        maps = torch.randn(16, channels, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+        block(maps).square().sum().backward()
+"""
+
+
+def test_backward_pass_survives_without_avx512() -> None:
+    """oneDNN reads the variable when it is loaded: a process of its own. A corrupted heap ends that by a signal."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-c", TRAINED_BLOCKS]
+    subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], check=True, timeout=120)
