@@ -7,6 +7,7 @@ import time
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -18,6 +19,7 @@ from moe_dist.methods.base import Batch, DatasetInfo, Method, Progress, Stage
 from moe_dist.methods.registry import method_class
 from moe_dist.parallel.placement import exchanged_bytes, loads, place
 from moe_dist.train.makers import IN_ONE_PROCESS
+from moe_dist.train.notices import notices
 
 MEASURED_STEPS = 3
 
@@ -39,6 +41,8 @@ def preview(job: Job, console: Console) -> None:
         class_counts=tuple(max(1, round(share * count)) for count in counts.tolist()),
     )
     console.print(f"{job.data.dataset}: about {info.train_images} training images, {info.classes} classes")
+    for sentence in notices(job):
+        console.print(f"[yellow]![/] {escape(sentence)}")
     for label, config in job.models.items():
         console.print(f"\n[bold]{label}[/]")
         for sentence in config.notices():

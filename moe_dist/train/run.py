@@ -32,6 +32,7 @@ from moe_dist.train.fingerprints import (
     training_settings,
 )
 from moe_dist.train.launcher import open_launcher
+from moe_dist.train.notices import notices
 from moe_dist.train.one_driver import LOCK, only_driver
 from moe_dist.train.provenance import code_version
 from moe_dist.train.record import RunRecord
@@ -62,6 +63,8 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
         show.notice(
             f"{len(untested)} of {data.info.classes} classes have no test image ({names}) and are in no average"
         )
+    for sentence in notices(job):
+        show.notice(sentence)
     for label, config in job.models.items():
         for sentence in config.notices():
             show.notice(f"{label}: {sentence}")
