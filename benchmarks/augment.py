@@ -10,12 +10,14 @@ torchvision's cut-out square comes from its RandomErasing.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from machine import machine
 from torch import Tensor
 
 from moe_dist.config import AugmentConfig
@@ -41,11 +43,12 @@ LARGE_PER_IMAGE = v2.Compose([v2.RandomHorizontalFlip(), v2.RandAugment(), *END]
 
 
 def main() -> None:
-    """Print a line for each recipe, image side and batch size."""
+    """Print the machine, and a line for each recipe, image side and batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
+    print(json.dumps(machine()))
     for name, side, batch, config, per_image in (
         ("CIFAR recipe", 32, 128, CIFAR, CIFAR_PER_IMAGE),
         ("CIFAR recipe", 32, 512, CIFAR, CIFAR_PER_IMAGE),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 import yaml
 from held_images import HeldImages
+from machine import machine
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,7 +41,6 @@ from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
 from moe_dist.optimisers import torch_optimiser
-from moe_dist.train.provenance import hardware
 
 RESULTS = Path(__file__).parent / "results" / "bank.json"
 TABLE_1 = Path(__file__).parents[1] / "jobs" / "dfcp" / "table1.yaml"
@@ -62,8 +61,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="images are only normalised")
     options = parser.parse_args()
     content: dict[str, Any] = {
-        "hardware": hardware(),
-        "load_before": round(os.getloadavg()[0], 1),
+        **machine(),
         "device": options.device,
         "samples": options.samples,
         "augmented": not options.plain,

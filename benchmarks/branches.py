@@ -24,10 +24,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from machine import machine
 from torch import Tensor, nn
 
 from moe_dist.models import cifar_resnet
-from moe_dist.train.provenance import hardware
 
 RESULTS = Path(__file__).parent / "results" / "branches.json"
 EXPERTS, BATCH, CHANNELS, SIDE = 3, 128, 32, 16
@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
-    load = os.getloadavg()[0]
+    measured_on = machine()
     stages = [cifar_resnet.stage(CHANNELS, 2 * CHANNELS, 2) for _ in range(EXPERTS)]
     contenders = {
         "loop": SideBySide(stages).to(device, memory_format=torch.channels_last),
@@ -54,8 +54,7 @@ def main() -> None:
         torch.testing.assert_close(contenders["grouped"](maps), contenders["loop"](maps), rtol=1e-3, atol=1e-3)
     seconds = measure({name: step(network, maps) for name, network in contenders.items()}, device, options.rounds)
     content = {
-        "hardware": hardware(),
-        "load_before": round(load, 1),
+        **measured_on,
         "device": str(device),
         "threads": options.threads,
         "milliseconds": {name: round(1e3 * statistics.median(values), 1) for name, values in seconds.items()},

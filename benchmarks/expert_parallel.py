@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from torch import Tensor, nn
 
 from moe_dist.config import OptimiserConfig, ParallelConfig
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="global; a multiple of the ranks")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
+    measured_on = machine()
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         settings = (arguments.ranks, arguments.batch, arguments.rounds, time.time(), folder)
@@ -228,12 +229,10 @@ def main() -> None:
     summary = summarise(parts, arguments.ranks, arguments.batch)
     show(summary)
     content = {
+        **measured_on,
         "ranks": arguments.ranks,
         "batch": arguments.batch,
         "experts": EXPERTS,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
         **summary,
     }
     RESULTS.parent.mkdir(exist_ok=True)

@@ -29,6 +29,7 @@ import psutil
 import torch
 from held_images import HeldImages
 from icl_straightforward import MEAN, STD, Straightforward, loaded_batches
+from machine import machine
 
 from moe_dist.config import DataConfig, OptimiserConfig, ParallelConfig
 from moe_dist.data.longtail import profile
@@ -42,7 +43,6 @@ from moe_dist.train import loop
 from moe_dist.train.engine import make_engine
 from moe_dist.train.gradient_shares import GradientShares
 from moe_dist.train.makers import IN_ONE_PROCESS
-from moe_dist.train.provenance import hardware
 from moe_dist.train.schedule import RateFactor
 from moe_dist.train.session import Session
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    load = os.getloadavg()[0]
+    measured_on = machine()
     sizes = profile(LARGEST_CLASS, IMBALANCE, CLASSES)
     labels = np.repeat(np.arange(CLASSES), sizes)
     pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 3, SIDE, SIDE), np.uint8)
@@ -78,8 +78,7 @@ def main() -> None:
     }
     batch_size = method.stages()[0].batch_size
     content = {
-        "hardware": hardware(),
-        "load_before": round(load, 1),
+        **measured_on,
         "device": str(device),
         "precision": options.precision,
         "threads": options.threads,

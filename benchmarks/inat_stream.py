@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import psutil
 import torch
 
 from benchmarks.inat_shaped import CLASSES, IMAGES, pareto_counts, write_inat_shaped
+from benchmarks.machine import machine
 from moe_dist.config import DataConfig
 from moe_dist.data.images import open_images
 from moe_dist.data.order import epoch_order, sampled_order
@@ -49,16 +49,14 @@ def main() -> None:
         folder, rank, world = options.rank_of
         print(json.dumps(stream_rank(Path(folder), int(rank), int(world))))
         return
-    load = os.getloadavg()[0]
+    measured_on = machine()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "train"
         started = time.perf_counter()
         write_inat_shaped(folder, pareto_counts(CLASSES, IMAGES))
         wrote = time.perf_counter() - started
         result = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load_before": round(load, 1),
+            **measured_on,
             "classes": CLASSES,
             "images": IMAGES,
             "write_and_index_seconds": round(wrote, 1),

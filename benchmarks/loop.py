@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 
 import moe_dist.train.loop as loop
 from moe_dist.config import Job, load_job
 from moe_dist.methods.base import Batch, Progress
 from moe_dist.places import cache_folder
 from moe_dist.train.log import TrainingLog
-from moe_dist.train.provenance import hardware
 from moe_dist.train.session import Session, open_session
 from moe_dist.train.task import Training, TrainingTask, open_training
 from moe_dist.train.worker import LocalWorker
@@ -43,10 +43,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    about = {"command": f"{options.job} --label {options.label} --threads {options.threads}", **machine()}
     job = load_job(options.job, options.overrides)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(job, options.label, Path(folder), options.steps, options.rounds)
-    about = {"command": f"{options.job} --label {options.label} --threads {options.threads}", "hardware": hardware()}
     print(json.dumps(about | result, indent=1))
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from typing import Any
 
 import ray
 import torch
+from machine import machine
 
 from moe_dist.config import AugmentConfig, DataConfig, ResourceConfig
 from moe_dist.data.opened import open_data
@@ -43,7 +43,6 @@ from moe_dist.methods.dfcp.network import widths
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.search import SearchData
 from moe_dist.models.lenet import LeNet
-from moe_dist.train.provenance import hardware
 from moe_dist.tune.budget import Budget
 from moe_dist.tune.config import TuneConfig
 from moe_dist.tune.journal import Journal
@@ -76,9 +75,10 @@ def main() -> None:
     if arguments.one:
         run_one(arguments.one, arguments.epochs)
         return
+    measured_on = machine()
     open_expert_backend({"backend": "bank", "epochs": 1}, torch.device("cpu"))  # decodes the images, once for all
     settings = {name: value for name, value in vars(arguments).items() if name != "one"}
-    found: dict[str, Any] = {"hardware": hardware(), "load_before": round(os.getloadavg()[0], 1), **settings}
+    found: dict[str, Any] = {**measured_on, **settings}
     found["process"] = by_process(arguments)
     ray.init(num_cpus=arguments.workers, object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False)
     found["reused"] = on_tune(arguments, "process", batch=1)

@@ -16,12 +16,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from machine import machine
 from rich.console import Console
 
 from moe_dist.config import load_job
 from moe_dist.places import cache_folder
 from moe_dist.train.launcher import open_launcher
-from moe_dist.train.provenance import hardware
 from moe_dist.train.ray_launcher import fit
 from moe_dist.train.show import Show
 from moe_dist.train.task import TrainingTask
@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--label", required=True)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    command = f"{options.job} --label {options.label} --workers {options.workers}"
+    about = {"command": command, **machine()}
     job = load_job(options.job, [f"workers={options.workers}"])
     with tempfile.TemporaryDirectory() as name:
         folder, show = Path(name), Show(Console(quiet=True))
@@ -52,8 +54,7 @@ def main() -> None:
             first = stamps | run(TrainingTask(job, options.label, folder, cache_folder(), folder / "first", {}))
             again = {"ray": time.time()}
             again |= run(TrainingTask(job, options.label, folder, cache_folder(), folder / "again", {}))
-    command = f"{options.job} --label {options.label} --workers {options.workers}"
-    result = {"command": command, "hardware": hardware(), "seconds": seconds(first), "second training": seconds(again)}
+    result = about | {"seconds": seconds(first), "second training": seconds(again)}
     print(json.dumps(result, indent=1))
     (Path(__file__).parent / "results" / "startup.json").write_text(json.dumps(result, indent=1) + "\n")
 

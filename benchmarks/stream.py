@@ -23,8 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -32,9 +30,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 from PIL import Image
 from sklearn.datasets import load_digits
 from stream_contenders import BATCH, Changes, Epoch, Stored, contenders
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, choices=(0, 1), default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    measured_on = machine()
     clock = time.perf_counter if arguments.workers else time.process_time
     rows = cases(arguments.batches)
     rates = {}
@@ -136,13 +136,13 @@ def main() -> None:
             shards = ShardSet.open(folder / "shards" / "train")
             stored = Stored(folder, shards, case.pictures.kind, case.deliver, case.changes, arguments.workers)
             rates[case.name] = measure(contenders(stored), case.pictures.images, arguments.rounds, clock)
-    report(rows, rates, arguments.workers, load)
+    report(rows, rates, arguments.workers, measured_on)
 
 
-def report(rows: list[Case], rates: dict[str, dict[str, float]], workers: int, load: float) -> None:
+def report(rows: list[Case], rates: dict[str, dict[str, float]], workers: int, measured_on: dict[str, Any]) -> None:
     """Print images per second and our ratios to the others; write both with what they were measured on.
 
-    load: the machine's load average before the run, of other programs alone.
+    measured_on: the machine as it was before the run, under other programs alone.
     """
     ratios = {
         case.name: {
@@ -164,9 +164,7 @@ def report(rows: list[Case], rates: dict[str, dict[str, float]], workers: int, l
         "unit": f"images per second of {'wall time' if workers else 'CPU time, one process and thread'}",
         "workers": workers,
         "batch": BATCH,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "load_before": round(load, 1),
+        **measured_on,
         "versions": versions,
         "judged": {case.name: case.judged for case in rows},
         "rates": rounded(rates, 1),
@@ -182,14 +180,6 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def print_table(title: str, rows: dict[str, dict[str, float]], decimals: int) -> None:

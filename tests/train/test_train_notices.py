@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from small_jobs import dfcp, traditional
 
 from moe_dist.config import Job, load_job, parse_job
 from moe_dist.errors import UserError
@@ -16,7 +17,6 @@ from moe_dist.train.notices import notices
 from moe_dist.train.preview import preview
 from moe_dist.train.run import run_job
 from moe_dist.train.show import Show
-from tests.train.small_jobs import dfcp, traditional
 
 JOBS = Path(__file__).parents[2] / "jobs"
 BF16 = {"precision": "bf16"}
