@@ -6,8 +6,9 @@ table1: the rows of jobs/dfcp/table1.yaml, again and again: batches of 16 to 64.
 batch sizes drawn as a search of experts draws them. Every member trains on as many samples of one held array of made-up
 32-pixel images, and each batch is shifted, rotated and zoomed as DFCP's jobs do it, unless --plain.
 one after another: LeNet as it stands and torch.optim, batch by batch. bank: moe_dist/bank, all members at once.
+banks of one: moe_dist/bank, a bank for each member (`alone.bank: 1`); ratio_to_ones is the bank's speed over theirs.
 
-Both run in this process, in turn, after a round to warm up. There are two clocks: the wall's, and the CPU time of this
+All run in this process, in turn, after a round to warm up. There are two clocks: the wall's, and the CPU time of this
 process, in which other programs on the machine do not count. A ratio is the median over the rounds. Without start-up
 of processes, which benchmarks/search.py measures.
 """
@@ -121,7 +122,7 @@ def made(experts: list[ExpertConfig]) -> list[Member]:
 def make_contenders(
     experts: list[ExpertConfig], samples: int, augment: AugmentConfig, device: torch.device
 ) -> dict[str, Train]:
-    """Both, on the same lessons; a round goes on where the last one ended."""
+    """All three, on the same lessons; a round goes on where the last one ended."""
     members = made(experts)
     random = np.random.default_rng(1)
     lessons = {
@@ -135,13 +136,22 @@ def make_contenders(
         return views.augmented(images.uint8(numbers).to(device), numbers, 0, augment)
 
     bank = Bank(members, SIDE, device=device)
+    ones = [Bank([member], SIDE, device=device) for member in members]
     alone = [one_alone(member, lessons[number], images_of, device) for number, member in enumerate(members)]
 
     def one_after_another() -> None:
         for train in alone:
             train()
 
-    return {"bank": lambda: bank.train_epoch(lessons, images_of), "one_after_another": one_after_another}
+    def banks_of_one() -> None:
+        for number, one in enumerate(ones):
+            one.train_epoch({0: lessons[number]}, images_of)
+
+    return {
+        "bank": lambda: bank.train_epoch(lessons, images_of),
+        "banks_of_one": banks_of_one,
+        "one_after_another": one_after_another,
+    }
 
 
 def one_alone(member: Member, lesson: Lesson, images_of: ImagesOf, device: torch.device) -> Train:
@@ -163,7 +173,7 @@ def one_alone(member: Member, lesson: Lesson, images_of: ImagesOf, device: torch
 
 
 def measure(contenders: dict[str, Train], rounds: int, device: torch.device) -> dict[str, Any]:
-    """Median seconds of an epoch of all members by both clocks, and the median ratio of both contenders."""
+    """Median seconds of an epoch of all members by both clocks, and the others' median ratios to the bank."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, train in contenders.items():
@@ -177,8 +187,11 @@ def measure(contenders: dict[str, Train], rounds: int, device: torch.device) -> 
     for clock, kind in enumerate(("wall", "cpu")):
         for name, times in seconds.items():
             found[f"{name}_{kind}_s"] = round(statistics.median(time[clock] for time in times), 3)
-        pairs = zip(seconds["one_after_another"], seconds["bank"])
-        found[f"ratio_{kind}"] = round(statistics.median(alone[clock] / bank[clock] for alone, bank in pairs), 2)
+        for ratio, other in (("ratio", "one_after_another"), ("ratio_to_ones", "banks_of_one")):
+            pairs = zip(seconds[other], seconds["bank"])
+            found[f"{ratio}_{kind}"] = round(
+                statistics.median(theirs[clock] / bank[clock] for theirs, bank in pairs), 2
+            )
     return found
 
 
