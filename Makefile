@@ -3,18 +3,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-avx2 check setup clean
 
 demo: $(VENV)/.installed
 	$(BIN)/moe-dist run jobs/demo.yaml
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory test-avx2
+
+# Networks and methods once more, computed as by a processor with AVX2 and no AVX-512. Read when torch is loaded.
+test-avx2: $(VENV)/.installed-dev
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest tests/models tests/methods
 
 # Everything a change must pass: style, types, tests.
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory test
 
 setup: $(VENV)/.installed-dev
 
