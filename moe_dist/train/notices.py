@@ -41,7 +41,7 @@ def _slow_banks(job: Job) -> Iterator[str]:
         if isinstance(config, DfcpConfig) and config.alone.epochs and config.alone.bank > 1:
             field = "method.alone.bank" if job.method is not None else f"methods.{label}.alone.bank"
             yield (
-                f"{field} = {config.alone.bank}: this machine's processor has no AVX-512 to use, and experts of about "
-                "Table 1's widths train faster there one after another, as with 1 (banks of them had 0.88 to 0.95 of "
-                "that speed in one process, and 1.03 to 1.3 with a search's widths)"
+                f"{field} = {config.alone.bank}: without AVX-512, as on this machine, 1 is faster for experts of about "
+                "Table 1's widths; banks of them had 0.88 to 0.95 of the speed of one after another, in one process "
+                "(1.03 to 1.3 with a search's widths)"
             )
