@@ -22,7 +22,7 @@ from rich.console import Console
 from moe_dist.config import load_job
 from moe_dist.places import cache_folder
 from moe_dist.train.launcher import open_launcher
-from moe_dist.train.ray_launcher import fit
+from moe_dist.train.ray_trainer import fit
 from moe_dist.train.show import Show
 from moe_dist.train.task import TrainingTask
 
@@ -61,6 +61,7 @@ def main() -> None:
 
 def run(task: TrainingTask) -> dict[str, float]:
     """One training's time stamps, from its rank 0."""
+
     task.checkpoints.mkdir(parents=True)
     fit(task, stamped_worker)
     return json.loads((task.checkpoints / "stamps.json").read_text())

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.markup import escape
 
 from moe_dist import __version__
 from moe_dist.cli_shards import shards
+from moe_dist.disk import disk_explained
 from moe_dist.errors import UserError
+from moe_dist.paths import FOR_RUNS, typed
+from moe_dist.signals import GO_ON, Stopped, catch_signals, exit_code, stoppable
 from moe_dist.terminal import console, short
 
+
+class Commands(typer.core.TyperGroup):
+    """Commands that a signal or a full disk ends with a sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for; where it has no better way to say so, it is to be given again."""
+        again = shlex.join(["moe-dist", *sys.argv[1:]])
+        with stoppable(lambda: again), disk_explained(Path.cwd(), "a file", f"give the command again: {again}"):
+            if "MOE_DIST_CACHE" in os.environ:
+                typed("MOE_DIST_CACHE", "name a folder (on a cluster, one that every node reaches)")(
+                    os.environ["MOE_DIST_CACHE"]
+                )
+            try:
+                return super().invoke(ctx)
+            except typer.Exit as end:  # an exit code, also after a signal that the command has dealt with
+                ended = end
+        raise ended
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -23,7 +49,13 @@ app = typer.Typer(
     help="Train, tune and reproduce image mixtures of experts, on a Ray cluster or on this machine.",
 )
 
-JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job, a YAML file as under jobs/.")]
+RUN_FOLDER = typed("--out", FOR_RUNS)
+JobFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="JOB.yaml", help="The job, a YAML file as under jobs/.", parser=typed("JOB.yaml", "download the job")
+    ),
+]
 Overrides = Annotated[
     list[str],
     typer.Option(
@@ -49,7 +81,9 @@ def options(
 def run(
     job_file: JobFile,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
-    out: Annotated[Path | None, typer.Option(help="The run directory. Default: runs/<job>/<time>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory. Default: runs/<job>/<time>.", parser=RUN_FOLDER)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or the job's newest.")] = False,
     launcher: Annotated[str, typer.Option(help="ray: on Ray; local: in this process, without Ray.")] = "ray",
 ) -> None:
@@ -66,7 +100,8 @@ def run(
     job = load_job(job_file, overrides)
     folder = choose_run_directory(job, out, resume)
     console.print(f"[bold]{job.name}[/] into {short(folder)}")
-    page = run_job(job, folder, launcher, Show(console))
+    with stoppable(lambda: again(folder, out, resume)), disk_explained(folder, "what the run leaves"):
+        page = run_job(job, folder, launcher, Show(console))
     record = RunDirectory(folder)
     console.print()
     for table in [results_table(record, flat_metrics(record)), *search_tables(record)]:
@@ -75,10 +110,27 @@ def run(
     console.print(f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
 
 
+def again(folder: Path, out: Path | None, resume: bool) -> str:
+    """The command that goes on with the run that this one began in `folder`."""
+    if GO_ON in os.environ:
+        return os.environ[GO_ON]
+    words = ["moe-dist", *sys.argv[1:]]
+    if (folder / "job.yaml").exists():  # otherwise nothing has begun that could be gone on with
+        words += [] if out else ["--out", short(folder)]
+        words += [] if resume else ["--resume"]
+    return shlex.join(words)
+
+
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run directory; or several of one job.")],
-    out: Annotated[Path | None, typer.Option(help="Of several runs: the folder for seeds.md. Default: here.")] = None,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="A run directory; or several of one job.", parser=typed("RUN", FOR_RUNS)),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Of several runs: the folder for seeds.md. Default: here.", parser=RUN_FOLDER),
+    ] = None,
 ) -> None:
     """Write the report of a run again, from what the run left; of runs with several seeds, a table of their means."""
     from moe_dist.report.build import build_report, build_seeds_table
@@ -108,7 +160,9 @@ def submit(
     job_file: JobFile,
     address: Annotated[str, typer.Option(help="The cluster's job server, as http://127.0.0.1:8265.")],
     overrides: Overrides = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="The run directory, on storage that every node reaches.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory, on storage that every node reaches.", parser=RUN_FOLDER)
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Follow the job's log and return its exit code.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
@@ -122,9 +176,13 @@ app.add_typer(shards, name="shards")
 
 
 def main() -> None:
-    """Run the command; an error a user can mend is one sentence, any other keeps its traceback."""
+    """Run the command; an error a user can mend is one sentence, and so is a stop; any other keeps its traceback."""
+    catch_signals()
     try:
         app()
+    except Stopped as stopped:
+        Console(stderr=True, highlight=False).print(escape(str(stopped)), soft_wrap=True)
+        sys.exit(exit_code())
     except UserError as error:
         if "--debug" in sys.argv:
             raise

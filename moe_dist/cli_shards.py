@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from moe_dist.errors import UserError
+from moe_dist.paths import typed
 from moe_dist.terminal import console, short
 
 
@@ -45,7 +46,14 @@ Place = Annotated[str, typer.Argument(metavar="DIR|URL", help="Shards: a split, 
 def build(
     dataset: Annotated[str, typer.Argument(metavar="SOURCE", help="A dataset of the catalogue.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL that gets train/, test/ and perhaps val/.")],
-    source: Annotated[Path | None, typer.Option("--from", help="The downloaded dataset: a folder or a tar.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="The downloaded dataset: a folder or a tar.",
+            parser=typed("--from", "download the dataset (only its shards may be a URL)"),
+        ),
+    ] = None,
     imbalance: Annotated[float | None, typer.Option(min=1, help="Long-tailed form of this imbalance factor.")] = None,
     imbalance_choice: Annotated[Choice, typer.Option(help="Images a class keeps: its first, or random ones.")] = (
         Choice.first
@@ -139,7 +147,10 @@ def check(
 @shards.command("stats")
 def stats(
     place: Place,
-    plot: Annotated[Path | None, typer.Option(help="The picture's file. Default: DIR/stats.png.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="The picture's file. Default: DIR/stats.png.", parser=typed("--plot", "name a file")),
+    ] = None,
 ) -> None:
     """What shards hold: classes, their balance, images, bytes, sides; with a picture of the class profile."""
     from rich.table import Table

@@ -20,6 +20,7 @@ from pydantic import (
 
 from moe_dist.errors import UserError
 from moe_dist.methods.registry import METHODS, method_class
+from moe_dist.paths import local_path
 from moe_dist.schema import AbsolutePath, Count, Fraction, NonNegative, Part, Positive, Strict
 from moe_dist.tune.config import TuneConfig
 
@@ -30,7 +31,9 @@ Place = Annotated[
 Sampling = Literal["instance", "balanced", "square_root", "progressive"]
 """How often an epoch shows a class of n images: instance: n times (every image once); balanced: as often as any other;
 square_root: in proportion to sqrt(n); progressive: from instance in the first epoch to balanced in the last."""
-Weights = Annotated[str, AfterValidator(lambda name: str(Path(name).expanduser().absolute()) if "." in name else name)]
+Weights = Annotated[
+    str, AfterValidator(lambda name: str(local_path(name).expanduser().absolute()) if "." in name else name)
+]
 """torchvision's name of weights, or the path of a file (which has a suffix)."""
 MOST_RANDAUGMENT_OPERATIONS = 8
 """Random numbers are set aside for so many operations of an image."""

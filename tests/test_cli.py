@@ -107,6 +107,63 @@ def test_a_refusal_is_one_sentence(tmp_path: Path, overrides: list[str], said: s
     assert said in sentence(moe_dist("run", write_job(tmp_path), "--launcher", "local", *options, cwd=tmp_path))
 
 
+URL = "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "job.yaml", "--launcher", "local", "--out", URL], f"--out {URL}: must be a path of this machine"),
+        (["run", "job.yaml", "--launcher", "local", f"--out={URL}"], "object storage are not built yet; give a folder"),
+        (["run", "job.yaml", "--resume", "--out", URL], f"--out {URL}: "),
+        (["run", "s3://bucket/job.yaml"], "JOB.yaml s3://bucket/job.yaml: "),
+        (
+            ["run", "job.yaml", "--set", f"data.source={URL}"],
+            "data.source: must be a path of this machine (only shards",
+        ),
+        (
+            ["show", "dense.yaml", "--set", "method.weights=https://host/w.pth"],
+            "method.weights: must be a path of this",
+        ),
+        (["show", "dfcp.yaml", "--set", "method.experts=s3://bucket/x.yaml"], "method.experts: must be a path of this"),
+        (["submit", "job.yaml", "--address", "http://127.0.0.1:9", "--out", URL], f"--out {URL}: "),
+        (["report", URL], f"RUN {URL}: must be a path of this machine"),
+        (["report", "one", URL], f"RUN {URL}: "),
+        (["report", "one", "two", "--out", URL], f"--out {URL}: "),
+        (["shards", "mnist", "out", "--from", URL], f"--from {URL}: must be a path of this machine"),
+        (["shards", "stats", "packed", "--plot", "s3://bucket/x.png"], "--plot s3://bucket/x.png: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_url_where_a_path_is_meant_is_refused_and_nothing_is_written(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_job(tmp_path)
+    for name in ("dense", "dfcp"):
+        job = {"name": name, "kind": "train", "method": {"name": name}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(job))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as told:
+        in_process(*words)
+    assert said in str(told.value) and "\n" not in str(told.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_url_as_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOE_DIST_CACHE", URL)
+    with pytest.raises(UserError, match=f"MOE_DIST_CACHE {URL}: must be a path of this machine"):
+        in_process("run", str(write_job(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_an_out_that_is_a_url_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    said = sentence(moe_dist("run", write_job(tmp_path), "--launcher", "local", "--out", URL, cwd=tmp_path))
+    assert said.startswith(f"error: --out {URL}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
 def test_weights_without_a_network_are_a_sentence(tmp_path: Path) -> None:
     job = write_job(tmp_path, method={"name": "dense", "backbone": "resnet18", "epochs": 1})
     command = [sys.executable, "-c", NO_NETWORK, "run", str(job), "--launcher", "local"]

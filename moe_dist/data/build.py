@@ -29,6 +29,7 @@ from moe_dist.data.shard_writer import OnSamples, ShardWriter, WrittenShard
 from moe_dist.data.shrink import Shrink
 from moe_dist.data.working_folder import SHARDS, build_in, only_builder, read_record, remove_left_over, save_record
 from moe_dist.errors import UserError
+from moe_dist.signals import keeping_handlers
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (split, samples done, samples in the split)."""
@@ -184,8 +185,9 @@ def _connected_ray(workers: int) -> Iterator[Any]:
         return
     own = {"address": "local", "num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES}
     cluster = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else own
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
     try:
+        with keeping_handlers():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
         yield ray
     finally:
         ray.shutdown()

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from moe_dist.config import Job
+from moe_dist.disk import disk_explained
 from moe_dist.errors import UserError
-from moe_dist.files import write_text
 from moe_dist.methods.base import TaskFunction
 from moe_dist.train.launcher import Context, device_of, use_threads
 from moe_dist.train.progress import ProgressFile, progress_folder, read_progress
 from moe_dist.train.show import Show, watch_training
 from moe_dist.train.task import TrainingTask
-from moe_dist.train.worker import LocalWorker, newest_checkpoint
+from moe_dist.train.worker import TRAINING_FILES, LocalWorker, newest_checkpoint, no_torn_checkpoint
 
 
 @contextlib.contextmanager
@@ -50,7 +55,7 @@ class LocalLauncher:
     def train(self, task: TrainingTask) -> Path:
         """The loop in this process, or `workers` processes of this machine joined by torch.distributed."""
         workers = task.job.workers
-        with watch_training(self._show, task.folder):
+        with watch_training(self._show, task.folder), no_torn_checkpoint(task.checkpoints):
             if workers == 1:
                 train_rank(0, 1, task.pack(), 0)
             else:
@@ -75,28 +80,61 @@ def train_rank(rank: int, world: int, packed: dict[str, Any], port: int) -> None
             "nccl" if device.type == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
         )
     keep = task.job.checkpoint.keep
-    train(LocalWorker(task.checkpoints, keep, rank, world, device), task)
+    with disk_explained(task.folder, TRAINING_FILES):
+        train(LocalWorker(task.checkpoints, keep, rank, world, device), task)
     if world > 1:
         torch.distributed.destroy_process_group()
 
 
 def _spawn(task: TrainingTask, workers: int) -> None:
-    """The ranks as processes; the first that fails ends all."""
-    task.error_file.unlink(missing_ok=True)
+    """The ranks as processes; the first that fails ends all, and none outlives this function or this process."""
+    sentences, sentence = torch.multiprocessing.Pipe(duplex=False)
+    others = torch.multiprocessing.active_children()
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of every rank that it ends
     try:
-        torch.multiprocessing.spawn(_spawned, (workers, task.pack(), _free_port()), nprocs=workers)
-    except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException):
-        task.raise_error()
+        with _ctrl_c_for_this_process_alone():
+            arguments = (workers, task.pack(), _free_port(), os.getpid(), sentence)
+            ranks = torch.multiprocessing.spawn(_spawned, arguments, nprocs=workers, join=False)
+        while not ranks.join():
+            pass
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        if sentences.poll():
+            raise sentences.recv() from None
+        if isinstance(error, ProcessExitedException) and error.signal_name:
+            raise UserError(
+                f"rank {error.error_index} of the training of {task.label} was ended by {error.signal_name} (SIGKILL: "
+                "often memory that ran out); go on from its last checkpoint with --resume"
+            ) from None
         raise
+    finally:
+        for process in set(torch.multiprocessing.active_children()).difference(others):
+            process.kill()
+            process.join()
 
 
-def _spawned(rank: int, world: int, packed: dict[str, Any], port: int) -> None:
+@contextlib.contextmanager
+def _ctrl_c_for_this_process_alone() -> Iterator[None]:
+    """Processes started in the block never see SIGINT, which a terminal sends to all; this one does when it ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _spawned(
+    rank: int, world: int, packed: dict[str, Any], port: int, driver: int, sentence: Connection[UserError, Any]
+) -> None:
+    """One rank in its process; a UserError goes to the driver through a pipe, as the disk may be what is wrong."""
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
+    if os.getppid() != driver:  # it died before the line above
+        return
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     try:
         train_rank(rank, world, packed, port)
     except UserError as error:
-        write_text(TrainingTask.unpack(packed).error_file, str(error))
-        raise
+        sentence.send(error)
+        sys.exit(1)  # what is raised here would be written to a temporary file, whose disk may be full
 
 
 def _free_port() -> int:

@@ -8,34 +8,24 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_dist.config import Job, ResourceConfig
+from moe_dist.disk import disk_explained
 from moe_dist.errors import UserError
-from moe_dist.files import write_text
 from moe_dist.methods.base import TaskFunction
+from moe_dist.signals import keeping_handlers
 from moe_dist.train.launcher import Context, device_of, use_threads
 from moe_dist.train.progress import ProgressFile, progress_folder, read_progress
+from moe_dist.train.ray_environment import PROMPT, QUIET
 from moe_dist.train.show import Show, watch_training
 from moe_dist.train.task import TrainingTask
-from moe_dist.train.worker import RayWorker, newest_checkpoint, superseded
+from moe_dist.train.worker import newest_checkpoint, no_torn_checkpoint, superseded
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of an embedded Ray, whose default is 30 % of the machine's memory; images travel by file, not through the store."""
-
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-}
-PROMPT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller also takes reports at this pace
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
-}
 
 
 @contextlib.contextmanager
@@ -52,7 +42,19 @@ def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
         ) from None
 
     device_of(0 if os.environ.get("RAY_ADDRESS") else max(job.resources.gpus_per_worker, job.resources.gpus_per_task))
-    with warnings.catch_warnings(), show.working("start Ray"):
+    try:
+        with show.working("start Ray"), keeping_handlers():
+            _start_ray(job)
+        require_resources(job, ray.cluster_resources(), show)
+        yield RayLauncher(job, run, show)
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(job: Job) -> None:
+    import ray
+
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if os.environ.get("RAY_ADDRESS"):
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
@@ -64,11 +66,6 @@ def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    try:
-        require_resources(job, ray.cluster_resources(), show)
-        yield RayLauncher(job, run, show)
-    finally:
-        ray.shutdown()
 
 
 def embedded_cpus(job: Job) -> int:
@@ -127,19 +124,18 @@ class RayLauncher:
         """The loop on the job's workers; Ray Train restarts them from the last checkpoint when one dies."""
         from ray.train import TrainingFailedError
 
+        from moe_dist.train.ray_trainer import fit, train_worker
+
         task.checkpoints.mkdir(parents=True, exist_ok=True)
-        task.error_file.unlink(missing_ok=True)
         forget_ray_snapshot(task)
         try:
-            with watch_training(self._show, task.folder):
+            with watch_training(self._show, task.folder), no_torn_checkpoint(task.checkpoints):
                 fit(task, train_worker)
         except TrainingFailedError as error:
-            task.raise_error()
             raise UserError(
                 f"the training of {task.label} failed more than {task.job.checkpoint.max_failures} times "
                 f"(checkpoint.max_failures); go on from its last checkpoint with --resume. The last failure: {error}"
             ) from error
-        task.raise_error()
         last = newest_checkpoint(task.checkpoints)
         assert last is not None, "a finished training leaves a checkpoint"
         return last
@@ -159,9 +155,11 @@ def _run_task(function: TaskFunction, common: Any, item: Any, resources: dict[st
     """One task, in a Ray worker process."""
     asked = ResourceConfig.model_validate(resources)
     use_threads(asked.cpus_per_task)
-    progress = ProgressFile(Path(progress_path))
-    result = function(common, item, Context(device_of(asked.gpus_per_task), progress))
-    progress(1, 1)
+    path = Path(progress_path)
+    progress = ProgressFile(path)
+    with disk_explained(path.parent.parent, "what a task leaves"):
+        result = function(common, item, Context(device_of(asked.gpus_per_task), progress))
+        progress(1, 1)
     return result
 
 
@@ -173,57 +171,5 @@ def _result(reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
+            raise error.cause from None
         raise
-
-
-def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
-    """Run `worker` (given the packed task) on the job's workers by Ray Train, until it returns on all of them."""
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    job = task.job
-    gpus = job.resources.gpus_per_worker
-    per_worker = {"CPU": job.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    environment = PROMPT | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
-    TorchTrainer(
-        worker,
-        train_loop_config=task.pack(),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
-        scaling_config=ScalingConfig(
-            num_workers=job.workers, use_gpu=gpus > 0, resources_per_worker=per_worker, placement_strategy="SPREAD"
-        ),
-        run_config=RunConfig(
-            name=task.checkpoints.name,  # type: ignore[call-arg]  # Ray declares its older class to type checkers
-            storage_path=str(task.checkpoints.parent),
-            failure_config=FailureConfig(max_failures=job.checkpoint.max_failures),
-            checkpoint_config=CheckpointConfig(  # and the newest, whatever its standing
-                num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="standing"
-            ),
-            worker_runtime_env={"env_vars": environment},
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    ).fit()
-
-
-def train_worker(packed: dict[str, Any]) -> None:
-    """One rank of a Ray Train training.
-
-    A UserError is left in a file for the driver, and not tried again: a restart finds the file and ends at once. With
-    peers it must still be raised, because they may be waiting for this rank.
-    """
-    import ray.train.torch
-
-    from moe_dist.train.loop import train
-
-    task = TrainingTask.unpack(packed)
-    if task.error_file.exists():
-        return
-    context = ray.train.get_context()
-    use_threads(task.job.resources.cpus_per_worker, sharing=context.get_local_world_size())
-    try:
-        train(RayWorker(task.checkpoints, ray.train.torch.get_device()), task)
-    except UserError as error:
-        write_text(task.error_file, str(error))
-        if context.get_world_size() > 1:
-            raise

@@ -22,16 +22,17 @@ from urllib.parse import urlsplit
 
 from moe_dist.config import Job, dump_job, load_job
 from moe_dist.errors import UserError
+from moe_dist.signals import GO_ON, exit_code
 from moe_dist.train.shipping import pack_tree
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended, as shells have it."""
-
 YOUNG_CLUSTER_SECONDS = 180
 """How long a cluster that has just come up is given to take its first job."""
+
+MOST_NODES = 10_000
+"""As many as Ray lists at most; its default, 100, may all be dead ones of a cluster that grows and shrinks."""
 
 SHIPPED_JOB = "submitted_job.yaml"
 """The job as resolved here, in the shipped tree: relative paths and recipes are looked up where the user is."""
@@ -70,13 +71,15 @@ def submit(
     command = ["python", "-m", "moe_dist.cli", "run", SHIPPED_JOB, "--out", str(run)]
     command += ["--resume"] if resume else []
     files = {SHIPPED_JOB: dump_job(job)}
+    go_on = ["moe-dist", "submit", str(job_path), "--address", address, "--out", str(run), "--resume"]
+    go_on += [word for override in overrides for word in ("--set", override)]
     return submit_command(
         client,
         command,
         root=Path.cwd(),
         name=job.name,
         files=files,
-        environment=job_environment(run, out),
+        environment=job_environment(run, out) | {GO_ON: shlex.join(go_on)},
         follow=follow,
     )
 
@@ -152,9 +155,9 @@ def living_nodes(address: str) -> list[ClusterNode]:
     """The nodes that are alive, as the cluster's state API tells. Raises UserError where it does not."""
     from ray.util.state import list_nodes
 
-    with _explained(address):
-        nodes = list_nodes(address=address, detail=True, filters=[("state", "=", "ALIVE")])
-    return [ClusterNode(node.node_ip, node.resources_total or {}) for node in nodes]
+    with _explained(address):  # not filtered by Ray, which then calls the dead ones missing and raises
+        nodes = list_nodes(address=address, detail=True, limit=MOST_NODES)
+    return [ClusterNode(node.node_ip, node.resources_total or {}) for node in nodes if node.state == "ALIVE"]
 
 
 def start_job(client: JobSubmissionClient, **job: Any) -> None:
@@ -201,7 +204,7 @@ def submit_command(
         raise UserError(f"{error}; the job may go on: ray job status --address {address} {submission}") from None
     except KeyboardInterrupt:
         print(f"\nthe job goes on\n{_afterwards(address, submission)}")
-        return INTERRUPTED
+        return exit_code()
 
 
 def follow_job(client: JobSubmissionClient, submission: str) -> int:
@@ -231,9 +234,11 @@ def _explained(address: str) -> Iterator[None]:
     """Turn what Ray raises when a job server cannot be used into a sentence.
 
     Ray raises AuthenticationError for a missing or wrong token, ConnectionError (an OSError, as are those of requests)
-    where nothing answers, and RuntimeError, with the server's words, for every other refusal.
+    where nothing answers, and RuntimeError, with the server's words, for every other refusal; its state API raises
+    exceptions of its own.
     """
     from ray.exceptions import AuthenticationError, RayError
+    from ray.util.state.exception import DataSourceUnavailable, RayStateApiException
 
     try:
         yield
@@ -243,6 +248,11 @@ def _explained(address: str) -> Iterator[None]:
         raise UserError(
             f"no job server answers at {address}: is the cluster up, and is its port forwarded (`ray dashboard "
             f"ray_cluster.yaml`)?"
+        ) from None
+    except (RayStateApiException, DataSourceUnavailable) as error:
+        raise UserError(
+            f"{address} does not tell which nodes the cluster has; look there whether it is whole, and submit again. "
+            f"It said: {' '.join(str(error).split())}"
         ) from None
     except (OSError, RuntimeError, RayError) as error:
         raise UserError(f"{address}: {' '.join(str(error).split())}") from None

@@ -55,16 +55,6 @@ class TrainingTask:
         """Where whoever works on the run notes the samples it could not use."""
         return self.run / BAD_SAMPLES
 
-    @property
-    def error_file(self) -> Path:
-        """Where a rank leaves the sentence that ended the training: a UserError does not travel between processes."""
-        return self.folder / "error.txt"
-
-    def raise_error(self) -> None:
-        """Raise the sentence that a rank left, if one did."""
-        if self.error_file.exists():
-            raise UserError(self.error_file.read_text())
-
     def pack(self) -> dict[str, Any]:
         """As plain values, to be sent."""
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,13 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from moe_dist.disk import disk_explained
 from moe_dist.errors import UserError
 from moe_dist.files import flush_to_disk
 from moe_dist.train.checkpoint import damaged_file, is_whole, read_state
+
+TRAINING_FILES = "a checkpoint or the log"
+"""What a rank writes into its training's folder."""
 
 
 class Worker(Protocol):
@@ -107,8 +112,22 @@ class RayWorker:
         import ray.train
 
         with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
-            yield Path(folder)
+            with disk_explained(Path(folder).parent, f"a checkpoint (on {socket.gethostname()}, before it is copied)"):
+                yield Path(folder)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+@contextlib.contextmanager
+def no_torn_checkpoint(folder: Path) -> Iterator[None]:
+    """Where the block fails, and with it the ranks in it, drop the checkpoint that they left torn in `folder`."""
+    before = set(folder.glob("checkpoint_*"))
+    try:
+        yield
+    except Exception:
+        begun = [path for path in set(folder.glob("checkpoint_*")) - before if not is_whole(path)]
+        for path in [*begun, *folder.glob(".saving-*")]:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def checkpoints(folder: Path) -> list[Path]:

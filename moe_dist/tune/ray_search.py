@@ -16,7 +16,8 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from moe_dist.config import ResourceConfig
-from moe_dist.errors import UserError
+from moe_dist.disk import disk_explained
+from moe_dist.errors import DiskError, UserError
 from moe_dist.train.launcher import device_of, use_threads
 from moe_dist.tune.runner import Backend, OpenBackend, failure
 from moe_dist.tune.search import Search
@@ -29,6 +30,7 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots grow with the number of trials, and ours is the journal
     "RAY_AIR_NEW_OUTPUT": "0",  # prints its settings even when it is asked for silence
     "TUNE_RESULT_BUFFER_LENGTH": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which ends the search as if it were done
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
@@ -40,9 +42,13 @@ class StudiesSearcher(Searcher):
         super().__init__(metric=METRIC, mode="max")
         self._search = search
         self._rounds: dict[str, Round] = {}
+        self.disk_error: DiskError | None = None
+        """What ended the search: rounds that a full disk broke off are not told, so that a resumed search has them."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next round; None: ask again when one has come back."""
+        if self.disk_error:
+            return Searcher.FINISHED
         work = self._search.next_round()
         if work is None:
             return None if self._search.under_way else Searcher.FINISHED
@@ -52,7 +58,9 @@ class StudiesSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the search; a round without a result has failed as a whole."""
         work = self._rounds.pop(trial_id)
-        if error or not result or "outcomes" not in result:
+        if result and "disk_error" in result:
+            self.disk_error = DiskError(result["disk_error"])
+        elif error or not result or "outcomes" not in result:
             self._search.tell(work, all_failed(work.batches, WORKER_LOST))
         else:
             self._search.tell(work, [[unpack_outcome(told) for told in batch] for batch in result["outcomes"]])
@@ -72,12 +80,13 @@ class RoundTrainable(tune.Trainable):
     """A worker that keeps its backend, and so its data, from round to round."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], open_backend: OpenBackend, packed: Any, resources: dict[str, Any]
+        self, config: dict[str, Any], open_backend: OpenBackend, packed: Any, resources: dict[str, Any], folder: Path
     ) -> None:
         """Remember how the backend is opened; that is done in `step`, whose failures are told."""
         self._resources = ResourceConfig.model_validate(resources)
         self._open = partial(open_backend, packed)
         self._backend: Backend | None = None
+        self._folder = folder
         self._round = config["round"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -89,7 +98,10 @@ class RoundTrainable(tune.Trainable):
         """Run the round; a failure of all of it is the outcome of each of its trials."""
         work = unpack_round(self._round)
         try:
-            outcomes = self._opened().run(work)
+            with disk_explained(self._folder, "what a trial leaves"):
+                outcomes = self._opened().run(work)
+        except DiskError as error:
+            return {METRIC: 0, "disk_error": str(error), "done": True}
         except Exception as error:
             outcomes = all_failed(work.batches, failure(error))
         packed = [[pack_outcome(outcome) for outcome in batch] for batch in outcomes]
@@ -113,13 +125,14 @@ def run_on_ray(search: Search, open_backend: OpenBackend, packed: Any, resources
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is in the journal
     per_trial = {"cpu": resources.cpus_per_task} | ({"gpu": resources.gpus_per_task} if resources.gpus_per_task else {})
     trainable = tune.with_parameters(
-        RoundTrainable, open_backend=open_backend, packed=packed, resources=resources.model_dump()
+        RoundTrainable, open_backend=open_backend, packed=packed, resources=resources.model_dump(), folder=folder
     )
+    searcher = StudiesSearcher(search)
     with tempfile.TemporaryDirectory(prefix=".ray-tune-", dir=folder) as storage:
         tuner = tune.Tuner(
             tune.with_resources(trainable, per_trial),
             tune_config=tune.TuneConfig(
-                search_alg=StudiesSearcher(search),
+                search_alg=searcher,
                 metric=METRIC,
                 mode="max",
                 num_samples=-1,
@@ -138,3 +151,5 @@ def run_on_ray(search: Search, open_backend: OpenBackend, packed: Any, resources
             tuner.fit()
         except tune.TuneError as error:
             raise UserError(f"Ray Tune ended the search; go on with it with --resume. It said: {error}") from error
+    if searcher.disk_error:
+        raise searcher.disk_error

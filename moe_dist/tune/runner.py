@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from moe_dist.errors import UserError
+from moe_dist.errors import DiskError, UserError
 from moe_dist.methods.search import Candidate, ExpertSearch, Score, SearchData
 from moe_dist.tune.config import TuneConfig
 from moe_dist.tune.halving import Rungs
@@ -136,7 +136,9 @@ def _outcomes(entries: Sequence[_Entry], seconds: float) -> dict[tuple[str, int]
 
 
 def failure(error: Exception) -> str:
-    """One line of what went wrong."""
+    """One line of what went wrong with a trial. Raises a DiskError again, which is no fault of the trial."""
+    if isinstance(error, DiskError):
+        raise error
     text = " ".join(str(error).split())[:REASON_CHARACTERS]
     if isinstance(error, UserError):
         return text

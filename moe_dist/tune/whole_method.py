@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from moe_dist.disk import disk_explained
 from moe_dist.train.loop import train
 from moe_dist.train.show import last_metrics
 from moe_dist.train.task import TrainingTask
@@ -43,7 +44,10 @@ class TrialWorker(LocalWorker):
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
         """A folder that is gone when the block ends."""
-        with tempfile.TemporaryDirectory(prefix="moe-dist-trial-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="moe-dist-trial-") as folder,
+            disk_explained(Path(folder).parent, "a trial's checkpoint"),
+        ):
             yield Path(folder)
         self._epoch_done()
 
@@ -78,7 +82,8 @@ class MethodBackend:
 
         try:
             task = trial_task(self._task, trial.number, trial.values)  # values that do not go together are refused
-            train(TrialWorker(self._device, lambda: epoch_done(task.folder)), task)
+            with disk_explained(task.folder, "a trial's log"):
+                train(TrialWorker(self._device, lambda: epoch_done(task.folder)), task)
         except Stopped:
             state = "stopped"
         except Exception as error:

@@ -22,6 +22,7 @@ from moe_dist.config import (
 )
 from moe_dist.errors import UserError
 from moe_dist.models.siamese import SiameseConfig
+from moe_dist.paths import local_path
 from moe_dist.schema import Part
 
 
@@ -41,7 +42,7 @@ def _recipe(value: Any, info: ValidationInfo) -> Any:
     """A path to a YAML list of experts becomes the list; relative paths start at the job file's folder."""
     if not isinstance(value, str | Path):
         return value
-    path = (info.context or {}).get("folder", Path()) / value
+    path = (info.context or {}).get("folder", Path()) / local_path(value)
     if not path.is_file():
         raise ValueError(f"no recipe of experts at {path}")
     return yaml.safe_load(path.read_text())

@@ -1,0 +1,123 @@
+"""What a signal does to a command, each in a process of its own that is sent it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = """
+import signal, sys, time
+from moe_dist.signals import Stopped, catch_signals, exit_code, keeping_handlers, stoppable
+catch_signals()
+try:
+    with stoppable(lambda: "the command again"):
+        {body}
+except Stopped as stopped:
+    print(stopped, flush=True)
+    sys.exit(exit_code())
+"""
+WAIT = """
+        try:
+            print("ready", flush=True)
+            time.sleep(600)
+        finally:
+            print("unwound", flush=True)
+"""
+UNWIND_FOREVER = """
+        try:
+            print("ready", flush=True)
+            time.sleep(600)
+        finally:
+            print("unwinding", flush=True)
+            time.sleep(600)
+"""
+UNWIND_UNTIL_TOLD = """
+        try:
+            print("ready", flush=True)
+            time.sleep(600)
+        finally:
+            print("unwinding", flush=True)
+            sys.stdin.readline()
+"""
+TAKEN_BY_A_LIBRARY = """
+        with keeping_handlers():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        try:
+            print("ready", flush=True)
+            time.sleep(600)
+        finally:
+            print("unwound", flush=True)
+"""
+WITHIN_THE_LIBRARY = """
+        with keeping_handlers():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            print("ready", flush=True)
+            time.sleep(600)
+"""
+FAILS_AFTERWARDS = """
+        try:
+            print("ready", flush=True)
+            time.sleep(600)
+        finally:
+            raise RuntimeError("what was being shut down is gone already")
+"""
+PLAIN = """
+        try:
+            print("ready", flush=True)
+            time.sleep(600)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # as Ray does, whatever it was
+"""
+
+
+def start(body: str) -> subprocess.Popen[str]:
+    """The command, when it has come to its body."""
+    program = COMMAND.format(body=body.strip())
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "by"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")], ids=["term", "int"]
+)
+@pytest.mark.parametrize("body", [WAIT, TAKEN_BY_A_LIBRARY, FAILS_AFTERWARDS, PLAIN])
+def test_it_unwinds_and_says_how_to_go_on(body: str, sent: signal.Signals, code: int, by: str) -> None:
+    process = start(body)
+    process.send_signal(sent)
+    printed, errors = process.communicate()
+    assert printed.removeprefix("unwound\n") == f"stopped by {by}; go on with: the command again\n"
+    assert printed.startswith("unwound\n") == ("unwound" in body)
+    assert (process.returncode, errors) == (code, "")
+
+
+def test_a_library_that_ends_by_sigterm_on_its_own_is_a_stop_too() -> None:
+    process = start(WITHIN_THE_LIBRARY)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate()[0] == "stopped by SIGTERM; go on with: the command again\n"
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_what_is_unwinding(first: signal.Signals) -> None:
+    process = start(UNWIND_FOREVER)
+    process.send_signal(first)
+    assert process.stdout is not None and process.stdout.readline() == "unwinding\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_second_sigterm_does_not() -> None:
+    """`timeout` sends it twice, Slurm to every process and again."""
+    process = start(UNWIND_UNTIL_TOLD)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None and process.stdout.readline() == "unwinding\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate("\n")[0] == "stopped by SIGTERM; go on with: the command again\n"
+    assert process.returncode == 143
