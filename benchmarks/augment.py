@@ -20,9 +20,9 @@ import torch
 from machine import machine
 from torch import Tensor
 
-from moe_dist.config import AugmentConfig
-from moe_dist.data.augment import DRAWS, augment, normalise
+from moe_dist.data.augment.augment import DRAWS, augment, normalise
 from moe_dist.data.order import uniform
+from moe_dist.settings.augment import AugmentConfig
 from moe_dist.vision import torchvision
 
 v2 = torchvision.transforms.v2

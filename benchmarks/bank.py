@@ -35,13 +35,14 @@ from moe_dist.bank.bank import Bank
 from moe_dist.bank.batches import ImagesOf, Lesson
 from moe_dist.bank.memory import memory_bytes
 from moe_dist.bank.stack import Member
-from moe_dist.config import AugmentConfig, DataConfig
 from moe_dist.methods.dfcp.config import ExpertConfig
 from moe_dist.methods.dfcp.network import expert_optimiser, widths
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
 from moe_dist.optimisers import torch_optimiser
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
 
 RESULTS = Path(__file__).parent / "results" / "bank.json"
 TABLE_1 = Path(__file__).parents[1] / "jobs" / "dfcp" / "table1.yaml"

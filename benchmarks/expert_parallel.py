@@ -26,12 +26,14 @@ import torch
 from machine import machine
 from torch import Tensor, nn
 
-from moe_dist.config import OptimiserConfig, ParallelConfig
-from moe_dist.methods.base import MakeExperts, seeded
+from moe_dist.engine.base import Engine
+from moe_dist.engine.make import make_engine
 from moe_dist.models.experts import Experts
 from moe_dist.models.lenet import LeNet, LeNetWidths
+from moe_dist.models.makers import MakeExperts, seeded
 from moe_dist.parallel.placement import exchanged_bytes, loads, place
-from moe_dist.train.engine import Engine, make_engine
+from moe_dist.settings.resources import ParallelConfig
+from moe_dist.settings.training import OptimiserConfig
 
 EXPERTS, CLASSES, SIDE = 43, 43, 32
 WIDTHS = [LeNetWidths(4 + expert % 5, 8 + expert % 9, 60, 42) for expert in range(EXPERTS)]
@@ -98,7 +100,6 @@ def run_rank(rank: int, ranks: int, batch: int, rounds: int, started: float, fol
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=ranks)
     lap("process group")
-    import moe_dist.train.deepspeed_engine  # noqa: F401
 
     lap("import DeepSpeed")
     engines = {"expert parallel, mixed": engine_of(ranks, ranks, False)}

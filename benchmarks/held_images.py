@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_dist.data.crops import RandomCrop
+from moe_dist.data.image.crops import RandomCrop
 
 
 class HeldImages:

@@ -31,19 +31,22 @@ from held_images import HeldImages
 from icl_straightforward import MEAN, STD, Straightforward, loaded_batches
 from machine import machine
 
-from moe_dist.config import DataConfig, OptimiserConfig, ParallelConfig
+from moe_dist.data.batch import Batch, DatasetInfo, TrainingSet
 from moe_dist.data.longtail import profile
-from moe_dist.data.stream import Stream
-from moe_dist.methods.base import Batch, DatasetInfo, Progress, Stage, TrainingSet
+from moe_dist.data.stream.stream import Stream
+from moe_dist.engine.make import make_engine
+from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.schedule import RateFactor
+from moe_dist.methods.base import Progress, Stage
 from moe_dist.methods.icl.config import IclConfig
 from moe_dist.methods.icl.method import Icl
 from moe_dist.methods.longtail.method import FEATURES
 from moe_dist.optimisers import torch_optimiser
+from moe_dist.settings.data import DataConfig
+from moe_dist.settings.resources import ParallelConfig
+from moe_dist.settings.training import OptimiserConfig
 from moe_dist.train import loop
-from moe_dist.train.engine import make_engine
 from moe_dist.train.gradient_shares import GradientShares
-from moe_dist.train.makers import IN_ONE_PROCESS
-from moe_dist.train.schedule import RateFactor
 from moe_dist.train.session import Session
 
 RESULTS = Path(__file__).parent / "results" / "icl.json"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moe_dist.data.index import Index, ShardInfo, write_index
-from moe_dist.data.scan import scan_shard
+from moe_dist.data.shards.index import Index, ShardInfo, write_index
+from moe_dist.data.shards.scan import scan_shard
 from moe_dist.files import file_sha256
 
 CLASSES, IMAGES = 8142, 437_513

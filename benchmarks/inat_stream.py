@@ -28,12 +28,12 @@ import torch
 
 from benchmarks.inat_shaped import CLASSES, IMAGES, pareto_counts, write_inat_shaped
 from benchmarks.machine import machine
-from moe_dist.config import DataConfig
-from moe_dist.data.images import open_images
+from moe_dist.data.batch import TrainingSet
+from moe_dist.data.opened.images import open_images
 from moe_dist.data.order import epoch_order, sampled_order
-from moe_dist.data.shards import ShardSet
-from moe_dist.data.stream import Stream
-from moe_dist.methods.base import TrainingSet
+from moe_dist.data.shards.shard_set import ShardSet
+from moe_dist.data.stream.stream import Stream
+from moe_dist.settings.data import DataConfig
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 384

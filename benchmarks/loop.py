@@ -23,8 +23,9 @@ import torch
 from machine import machine
 
 import moe_dist.train.loop as loop
-from moe_dist.config import Job, load_job
-from moe_dist.methods.base import Batch, Progress
+from moe_dist.data.batch import Batch
+from moe_dist.job import Job, load_job
+from moe_dist.methods.base import Progress
 from moe_dist.places import cache_folder
 from moe_dist.train.log import TrainingLog
 from moe_dist.train.session import Session, open_session

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from moe_dist.processor import multiplies_bf16
-from moe_dist.train.provenance import code_version, hardware
+from moe_dist.record.provenance import code_version, hardware
 
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 

@@ -35,16 +35,18 @@ import ray
 import torch
 from machine import machine
 
-from moe_dist.config import AugmentConfig, DataConfig, ResourceConfig
-from moe_dist.data.opened import open_data
-from moe_dist.methods.base import TrainingSet
+from moe_dist.data.batch import TrainingSet
+from moe_dist.data.opened.opened import open_data
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
 from moe_dist.methods.dfcp.network import widths
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.search import SearchData
 from moe_dist.models.lenet import LeNet
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
+from moe_dist.settings.resources import ResourceConfig
+from moe_dist.settings.tune import TuneConfig
 from moe_dist.tune.budget import Budget
-from moe_dist.tune.config import TuneConfig
 from moe_dist.tune.journal import Journal
 from moe_dist.tune.ray_search import run_on_ray
 from moe_dist.tune.runner import Backend, ExpertBackend, OpenBackend

@@ -19,11 +19,11 @@ from typing import Any
 from machine import machine
 from rich.console import Console
 
-from moe_dist.config import load_job
+from moe_dist.job import load_job
+from moe_dist.launch.choose import open_launcher
+from moe_dist.launch.ray_trainer import fit
 from moe_dist.places import cache_folder
-from moe_dist.train.launcher import open_launcher
-from moe_dist.train.ray_trainer import fit
-from moe_dist.train.show import Show
+from moe_dist.terminal import Show
 from moe_dist.train.task import TrainingTask
 
 PHASES = (
@@ -81,11 +81,11 @@ def stamped_worker(packed: dict[str, Any]) -> None:
     stamps = {"worker": time.time()}
     import ray.train.torch
 
+    from moe_dist.launch.ray_worker import RayWorker
     from moe_dist.methods.base import Progress
     from moe_dist.train.loop import train_step
     from moe_dist.train.session import open_session
     from moe_dist.train.task import open_training
-    from moe_dist.train.worker import RayWorker
 
     stamps["imports"] = time.time()
     task = TrainingTask.unpack(packed)

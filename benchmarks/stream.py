@@ -39,8 +39,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from stream_contenders import BATCH, Changes, Epoch, Stored, contenders
 
-from moe_dist.data.build import build_shards
-from moe_dist.data.shards import ShardSet
+from moe_dist.data.shards.build.build import build_shards
+from moe_dist.data.shards.shard_set import ShardSet
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "pillow", "simplejpeg", "imagecodecs", "webdataset", "litdata", "mosaicml-streaming")

@@ -21,14 +21,15 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from moe_dist.config import AugmentConfig, DataConfig
-from moe_dist.data.crops import CROP_DRAWS, RandomCrop, Region
-from moe_dist.data.decode import decode, decode_resized, image_size
-from moe_dist.data.images import open_images
+from moe_dist.data.batch import TrainingSet
+from moe_dist.data.image.crops import CROP_DRAWS, RandomCrop, Region
+from moe_dist.data.image.decode import decode, decode_resized, image_size
+from moe_dist.data.opened.images import open_images
 from moe_dist.data.order import CROPS, uniform
-from moe_dist.data.shards import ShardSet
-from moe_dist.data.stream import Stream
-from moe_dist.methods.base import TrainingSet
+from moe_dist.data.shards.shard_set import ShardSet
+from moe_dist.data.stream.stream import Stream
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
 from moe_dist.vision import torchvision
 
 BATCH = 64

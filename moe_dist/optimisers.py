@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from moe_dist.config import OptimiserConfig
+from moe_dist.settings.training import OptimiserConfig
 
 KINDS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW}
 """The torch optimiser of each kind."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from moe_dist.data.crops import RandomCrop
+from moe_dist.data.image.crops import RandomCrop
 
 
 class SmallDigits:

@@ -17,7 +17,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from moe_dist.config import OptimiserConfig
+from moe_dist.settings.training import OptimiserConfig
 
 RMSPROP_SMOOTHING = 0.99
 ADAM_BETAS = (0.9, 0.999)

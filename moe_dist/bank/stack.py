@@ -15,8 +15,8 @@ from torch.nn import functional
 from moe_dist.bank.batches import ImagesOf, Lesson, StackedBatch, stacked_batches, steps
 from moe_dist.bank.network import cut, pack, shapes, stacked_logits, unpacked, widest
 from moe_dist.bank.optimisers import member_optimisers
-from moe_dist.config import OptimiserConfig
 from moe_dist.models.lenet import LeNetWidths
+from moe_dist.settings.training import OptimiserConfig
 
 
 @dataclass(frozen=True)

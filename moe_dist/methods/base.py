@@ -14,83 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_dist.config import AugmentConfig, DataConfig, MethodConfig, OptimiserConfig, Sampling, ScheduleConfig
-from moe_dist.data.crops import RandomCrop
-from moe_dist.models.sparse import Routing
+from moe_dist.data.batch import Batch, DatasetInfo, Images, TrainingSet
+from moe_dist.methods.config import MethodConfig
+from moe_dist.models.makers import ExpertMaps, Makers
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
+from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig
 
 if TYPE_CHECKING:
     from moe_dist.methods.search import ExpertSearch
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What a method may know of a dataset before it sees an image.
-
-    class_counts [C]: training images of each class, validation left out.
-    """
-
-    classes: int
-    class_names: tuple[str, ...]
-    image_size: int
-    train_images: int
-    class_counts: tuple[int, ...] = ()
-
-
-@dataclass
-class Batch:
-    """One rank's share of a global batch.
-
-    images [B, 3, S, S] float32, normalised; labels [B] int64, the labels this stage may see; samples [B] int64, their
-    numbers in the training (or validation, test) set; weight [B] float32: 0 for padding, otherwise
-    ranks / valid samples of the *global* batch, so that the ranks' average of `mean` is the global batch's mean;
-    columns: further int64 or float32 tensors [B, ...] of the training set, by name (a DFCP sample's cluster);
-    partner [B] int64, share [B] float32: under MixUp and CutMix, the label of the image that each is joined with, and
-    how much of it is its own; None without.
-    """
-
-    images: Tensor
-    labels: Tensor
-    samples: Tensor
-    weight: Tensor
-    columns: dict[str, Tensor] = field(default_factory=dict)
-    partner: Tensor | None = None
-    share: Tensor | None = None
-
-    def mean(self, values: Tensor) -> Tensor:
-        """The weighted mean of per-sample `values` [B]: what a loss term reduces with."""
-        return (self.weight * values).sum()
-
-    def mean_over_labels(self, per_sample_loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """The `mean` of a loss of labels [B] -> [B], for mixed images by their shares of both labels."""
-        if self.partner is None or self.share is None:
-            return self.mean(per_sample_loss(self.labels))
-        own, other = per_sample_loss(self.labels), per_sample_loss(self.partner)
-        return self.mean(self.share * own + (1 - self.share) * other)
-
-    def split(self, parts: int) -> list[Batch]:
-        """The batch in `parts` micro-batches, whose `mean`s add up to the whole's.
-
-        Part p takes every parts-th row from the p-th on, as a rank takes its share of a global batch: so one rank's
-        parts are what several ranks would have been given.
-        """
-        if parts == 1:
-            return [self]
-        return [self._rows(slice(part, None, parts)) for part in range(parts)]
-
-    def _rows(self, rows: slice) -> Batch:
-        columns = {name: column[rows] for name, column in self.columns.items()}
-        images = self.images[rows].contiguous()  # as a rank of its own has them: convolutions round by memory layout
-        partner, share = (None if values is None else values[rows] for values in (self.partner, self.share))
-        return Batch(images, self.labels[rows], self.samples[rows], self.weight[rows], columns, partner, share)
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What a stage trains on: `samples` [N] numbers in the training set, `labels` [N], further columns [N, ...]."""
-
-    samples: np.ndarray
-    labels: np.ndarray
-    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,61 +67,12 @@ class Prediction:
     experts: Tensor | None = None
 
 
-@dataclass
-class ExpertMaps:
-    """maps: every expert's last map, M times [B, K, s, s]; logits [B, M, C], which each expert computed from its own.
-
-    Both hang on the autograd graph, so that a logit's gradient by a map can be asked for.
-    """
-
-    maps: list[Tensor]
-    logits: Tensor
-
-
-ExpertFactory = Callable[[], nn.Module]
-MakeExperts = Callable[[Sequence[ExpertFactory], Sequence[float], int], nn.Module]
-"""(factories by global id, relative costs, seed) -> the experts as one module, each made under its own seed.
-
-In one process the module is models/experts.py's, over ranks parallel/experts.py's; both have the same interface:
-called, it gives every expert's output for this rank's samples; `mix(weights, *inputs)` their weighted sum. A member's
-parameters are named `<where>.members.<global id>.<parameter>`.
-"""
-MakeSparse = Callable[[ExpertFactory, Routing, int], nn.Module]
-"""(factory of an expert, routing, seed) -> a sparse layer: tokens [T, D] -> (outputs [T, D], balancing loss []).
-
-In one process it is models/sparse.py's, under a DeepSpeed engine parallel/sparse.py's; it has a `gate` and `members`.
-"""
-
-
-@dataclass(frozen=True)
-class Makers:
-    """What a network is made with, so that it need not know where its experts are: in this process or over ranks."""
-
-    experts: MakeExperts
-    sparse: MakeSparse
-
-
 @dataclass(frozen=True)
 class StepResult:
     """What a step leaves: numbers and tables (JSON) and arrays, both by name."""
 
     values: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-class Images(Protocol):
-    """Random access to a split's images, in memory or on disk."""
-
-    def __len__(self) -> int: ...
-
-    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
-        """The decoded images `samples`, [n, 3, S, S] uint8; a bad one that the job lets pass is black.
-
-        crop: a random part of each instead of the whole.
-        """
-
-    def readable(self, samples: np.ndarray) -> np.ndarray:
-        """Which of `samples` [n], which were decoded in this process before, are no bad ones: [n] bool."""
 
 
 class TaskContext(Protocol):
@@ -338,10 +221,3 @@ class Method(ABC):
     def top_ks(self) -> Iterable[int]:
         """The numbers of experts for which accuracy and latency are reported beside `all`."""
         return ()
-
-
-def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` returns, its random numbers drawn from `seed` and the caller's generator left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()

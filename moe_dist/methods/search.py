@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 
-from moe_dist.config import DataConfig, Strict
-from moe_dist.methods.base import Images, TrainingSet
+from moe_dist.data.batch import Images, TrainingSet
+from moe_dist.settings.data import DataConfig
+from moe_dist.settings.schema import Strict
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_dist.config import Count, Positive, Strict, Weights
-from moe_dist.methods.base import ExpertMaps, Makers, seeded
 from moe_dist.models import cifar_resnet
 from moe_dist.models.backbones import backbone
 from moe_dist.models.cifar_resnet import Trunk, alignment
 from moe_dist.models.classifiers import ClassifierKind, build_classifier
+from moe_dist.models.makers import ExpertMaps, Makers, seeded
+from moe_dist.settings.schema import Count, Positive, Strict
+from moe_dist.settings.training import Weights
 
 TRUNK_SEED = 7_919
 """Keeps the trunk's random numbers apart from the experts', which are seeded by their ids."""

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_dist.config import Count, NonNegative, Positive, Strict
 from moe_dist.errors import UserError
+from moe_dist.settings.schema import Count, NonNegative, Positive, Strict
 
 POOLED_SIDE = 4
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from moe_dist.files import write_json, write_text
+from moe_dist.metrics.classification import classification_metrics, group_accuracy
+from moe_dist.plots.tables import Table, to_markdown
 from moe_dist.report.figures import draw_figures
-from moe_dist.report.metrics import classification_metrics, group_accuracy
 from moe_dist.report.page import render_page
-from moe_dist.report.render import Table, to_markdown
 from moe_dist.report.run import Evaluation, RunDirectory, StepRecord
 from moe_dist.report.seeds import seeds_table
 from moe_dist.report.tables import experts_table, results_table

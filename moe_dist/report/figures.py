@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_dist.report import plots
+from moe_dist.metrics.classification import confusion_counts
+from moe_dist.plots import charts as plots
+from moe_dist.plots.style import style
 from moe_dist.report.drawing import Drawing, test_split
 from moe_dist.report.longtail_figures import draw_longtail
-from moe_dist.report.metrics import confusion_counts
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory, StepRecord
-from moe_dist.report.style import style
 from moe_dist.report.tune_figures import draw_searches
 
 

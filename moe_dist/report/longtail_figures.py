@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_dist.report import longtail_plots as plots
+from moe_dist.metrics.classification import class_means
+from moe_dist.plots import longtail as plots
 from moe_dist.report.drawing import Drawing, test_split
-from moe_dist.report.metrics import class_means
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
 
 SCHEDULE = ("t_ad", "t_cl")

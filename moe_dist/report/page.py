@@ -10,9 +10,9 @@ from importlib.resources import files
 from string import Template
 
 from moe_dist import __version__
+from moe_dist.metrics.classification import ClassificationMetrics
+from moe_dist.plots.tables import Table, to_html
 from moe_dist.report.figures import Picture
-from moe_dist.report.metrics import ClassificationMetrics
-from moe_dist.report.render import Table, to_html
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
 from moe_dist.report.tables import class_table, duration, percent, steps_table
 

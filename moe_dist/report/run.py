@@ -15,8 +15,8 @@ import yaml
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
+from moe_dist.metrics.classification import ClassificationMetrics, classification_metrics, reported_groups
 from moe_dist.places import ModelFolder, status_of
-from moe_dist.report.metrics import ClassificationMetrics, classification_metrics, reported_groups
 from moe_dist.report.paper import PaperTable, paper_table
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from moe_dist.errors import UserError
-from moe_dist.report.metrics import mean_interval
-from moe_dist.report.render import ABSENT, Column, Row, Table
+from moe_dist.metrics.classification import mean_interval
+from moe_dist.plots.tables import ABSENT, Column, Row, Table
 from moe_dist.report.run import RunDirectory
 from moe_dist.report.tables import SECTIONS, Metrics
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE
-from moe_dist.report.metrics import LONG_TAIL_FROM
+from moe_dist.metrics.classification import LONG_TAIL_FROM
+from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table
 from moe_dist.report.paper import PaperTable
-from moe_dist.report.render import ABSENT, PAPER_MARK, Column, Row, Table
 from moe_dist.report.run import ModelRun, RunDirectory
 
 Metrics = Mapping[str, float]

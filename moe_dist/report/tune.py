@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_dist.errors import UserError
-from moe_dist.report.render import ABSENT, Column, Row, Table
+from moe_dist.plots.tables import ABSENT, Column, Row, Table
 from moe_dist.report.run import RunDirectory
 
 TABLE_1 = {

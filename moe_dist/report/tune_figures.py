@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from moe_dist.plots.charts import WIDTH
+from moe_dist.plots.style import ACCENT, MUTED
 from moe_dist.report.drawing import Drawing
-from moe_dist.report.plots import WIDTH
 from moe_dist.report.run import RunDirectory
-from moe_dist.report.style import ACCENT, MUTED
 from moe_dist.report.tune import SearchRecord, searches
 
 HEIGHT = 3.4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -50,3 +52,23 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(text) for text in path.read_text().splitlines(keepends=True) if text.endswith("}\n")]
+
+
+TAIL_BYTES = 64 * 2**10
+"""Longer than any line of a metrics.jsonl: an epoch of 100 experts takes 5 KiB."""
+
+
+def last_metrics(path: Path) -> dict | None:
+    """The newest whole line of a metrics.jsonl, or None."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        if line.startswith(b"{") and line.endswith(b"}"):
+            with contextlib.suppress(ValueError):  # a power cut may leave zeros inside a line
+                return json.loads(line)
+    return None

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from moe_dist.data.bad_samples import require_readable
+from moe_dist.data.batch import Batch
+from moe_dist.engine.checkpoint import load_checkpoint, read_state, save_checkpoint
+from moe_dist.engine.random_state import seed_random
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Batch, Method, Progress
-from moe_dist.train.checkpoint import load_checkpoint, read_state, save_checkpoint
+from moe_dist.methods.base import Method, Progress
+from moe_dist.record.provenance import Made
+from moe_dist.train.checkpoints import standing
 from moe_dist.train.log import TrainingLog
-from moe_dist.train.provenance import Made
-from moe_dist.train.random_state import seed_random
 from moe_dist.train.session import Session, open_session
 from moe_dist.train.task import TrainingTask, open_training
-from moe_dist.train.worker import Worker, mean_over_ranks, standing, sum_over_ranks
+from moe_dist.train.worker import Worker, mean_over_ranks, sum_over_ranks
 
 
 def train(worker: Worker, task: TrainingTask) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from moe_dist.config import Job
-from moe_dist.data.mixing import mixes
-from moe_dist.data.stream import require_divisible, require_no_window
+from moe_dist.data.augment.mixing import mixes
+from moe_dist.data.stream.stream import require_divisible, require_no_window
 from moe_dist.errors import UserError
+from moe_dist.job import Job
 from moe_dist.methods.base import Method, Stage
 from moe_dist.parallel.placement import place
 

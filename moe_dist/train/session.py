@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from moe_dist.data.stream import Stream
+from moe_dist.data.stream.stream import Stream
+from moe_dist.engine.base import Engine
+from moe_dist.engine.make import make_engine
+from moe_dist.engine.schedule import RateFactor
 from moe_dist.methods.base import Stage
-from moe_dist.train.engine import Engine, make_engine
 from moe_dist.train.gradient_shares import GradientShares
-from moe_dist.train.schedule import RateFactor
 from moe_dist.train.task import Training
 from moe_dist.train.worker import Worker
 

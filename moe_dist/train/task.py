@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from moe_dist.config import Job, parse_job
-from moe_dist.data.opened import OpenedData, open_data
-from moe_dist.data.stream import Stream
+from moe_dist.data.batch import TrainingSet
+from moe_dist.data.opened.opened import OpenedData, open_data
+from moe_dist.data.stream.stream import Stream
+from moe_dist.engine.makers import makers
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Method, Stage, TrainingSet
+from moe_dist.job import Job, parse_job
+from moe_dist.methods.base import Method, Stage
 from moe_dist.methods.registry import method_class
-from moe_dist.train.fingerprints import decided_precision
-from moe_dist.train.makers import makers
-from moe_dist.train.results import Results
+from moe_dist.record.fingerprints import decided_precision
+from moe_dist.record.results import Results
 from moe_dist.train.worker import Worker
 
 EVALUATION_BATCH = 256

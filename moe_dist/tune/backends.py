@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from moe_dist.data.opened import OpenedData, open_data
-from moe_dist.methods.base import Method, TrainingSet
+from moe_dist.data.batch import TrainingSet
+from moe_dist.data.opened.opened import OpenedData, open_data
+from moe_dist.methods.base import Method
 from moe_dist.methods.search import SearchData
-from moe_dist.train.results import Results
+from moe_dist.record.results import Results
 from moe_dist.train.task import TrainingTask, open_method
 from moe_dist.tune.runner import ExpertBackend
 from moe_dist.tune.studies import ExpertStudies, tune_settings

@@ -15,10 +15,10 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from moe_dist.config import ResourceConfig
 from moe_dist.disk import disk_explained
 from moe_dist.errors import DiskError, UserError
-from moe_dist.train.launcher import device_of, use_threads
+from moe_dist.launch.launcher import device_of, use_threads
+from moe_dist.settings.resources import ResourceConfig
 from moe_dist.tune.runner import Backend, OpenBackend, failure
 from moe_dist.tune.search import Search
 from moe_dist.tune.trials import Round, all_failed, pack_outcome, pack_round, unpack_outcome, unpack_round

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_dist.config import Job
-from moe_dist.data.opened import OpenedData
+from moe_dist.data.opened.opened import OpenedData
 from moe_dist.errors import UserError
+from moe_dist.job import Job
 from moe_dist.methods.base import Method
 from moe_dist.methods.registry import method_class
-from moe_dist.tune.config import Range
+from moe_dist.settings.tune import Range
 from moe_dist.tune.journal import refuse_other_search
 from moe_dist.tune.space import configured, parameters
 from moe_dist.tune.studies import FOLDER, ExpertStudies, MethodStudy, tune_settings

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from moe_dist.files import write_json, write_text
-from moe_dist.report.metrics import mean_interval
-from moe_dist.schema import Strict
+from moe_dist.metrics.classification import mean_interval
+from moe_dist.settings.schema import Strict
 from moe_dist.tune.search import Searched
 from moe_dist.tune.space import configured
 from moe_dist.tune.trials import Outcome, Trial

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
+from moe_dist.launch.drive import Drive
+from moe_dist.launch.launcher import device_of, use_threads
 from moe_dist.places import Current, ModelFolder, cache_folder
-from moe_dist.train.drive import Drive
-from moe_dist.train.fingerprints import fingerprint
-from moe_dist.train.launcher import device_of, use_threads
+from moe_dist.record.fingerprints import fingerprint
+from moe_dist.settings.tune import METHOD, TuneConfig
 from moe_dist.train.task import TrainingTask, open_method
 from moe_dist.tune.backends import open_expert_backend, open_method_backend, visible_training_set
 from moe_dist.tune.budget import Budget
-from moe_dist.tune.config import METHOD, TuneConfig
 from moe_dist.tune.journal import Journal
 from moe_dist.tune.results import (
     EXPERTS_RECIPE,

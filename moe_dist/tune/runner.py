@@ -12,7 +12,7 @@ import torch
 
 from moe_dist.errors import DiskError, UserError
 from moe_dist.methods.search import Candidate, ExpertSearch, Score, SearchData
-from moe_dist.tune.config import TuneConfig
+from moe_dist.settings.tune import TuneConfig
 from moe_dist.tune.halving import Rungs
 from moe_dist.tune.space import configured
 from moe_dist.tune.trials import Batch, Outcome, Point, Round, State, Trial

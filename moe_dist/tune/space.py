@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import TypeAdapter, ValidationError
 
-from moe_dist.config import explain
 from moe_dist.errors import UserError
-from moe_dist.schema import Strict
-from moe_dist.tune.config import Range, Space, Value
+from moe_dist.settings.explain import explain
+from moe_dist.settings.schema import Strict
+from moe_dist.settings.tune import Range, Space, Value
 
 Distributions = dict[str, BaseDistribution]
 Configuration = TypeVar("Configuration", bound=Strict)

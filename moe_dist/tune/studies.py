@@ -8,14 +8,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from moe_dist.config import Job
-from moe_dist.data.opened import OpenedData
+from moe_dist.data.batch import TrainingSet
+from moe_dist.data.opened.opened import OpenedData
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Method, TrainingSet
+from moe_dist.job import Job
+from moe_dist.methods.base import Method
 from moe_dist.methods.search import ExpertSearch
-from moe_dist.schema import settings_of
-from moe_dist.train.fingerprints import SCHEME, decided_precision, inputs_of
-from moe_dist.tune.config import METHOD, Space, TuneConfig
+from moe_dist.record.fingerprints import SCHEME, decided_precision, inputs_of
+from moe_dist.settings.schema import settings_of
+from moe_dist.settings.tune import METHOD, Space, TuneConfig
 from moe_dist.tune.results import StudyFacts
 from moe_dist.tune.search import Comparison, Searched
 from moe_dist.tune.space import Distributions, distributions, nearest, parameters, read_space, write_space

@@ -15,7 +15,7 @@ import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
-from moe_dist.tune.config import Value
+from moe_dist.settings.tune import Value
 from moe_dist.tune.space import Distributions
 from moe_dist.tune.trials import Outcome, Trial
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from moe_dist.tune.config import Value
+from moe_dist.settings.tune import Value
 
 State = Literal["finished", "stopped", "failed"]
 """finished: trained to its last epoch; stopped: at a rung; failed: with a reason."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from moe_dist.disk import disk_explained
+from moe_dist.train.log import last_metrics
 from moe_dist.train.loop import train
-from moe_dist.train.show import last_metrics
 from moe_dist.train.task import TrainingTask
 from moe_dist.train.worker import LocalWorker
 from moe_dist.tune.halving import Rungs

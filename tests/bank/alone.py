@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from moe_dist.bank.batches import Lesson
 from moe_dist.bank.stack import Member
-from moe_dist.config import OptimiserConfig
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet, LeNetWidths
 from moe_dist.optimisers import torch_optimiser
+from moe_dist.settings.training import OptimiserConfig
 
 SIDE = 16
 IMAGES = 90

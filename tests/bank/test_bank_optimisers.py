@@ -5,8 +5,8 @@ import torch
 from alone import KINDS
 
 from moe_dist.bank.optimisers import FusedOptimisers, MatrixOptimiser
-from moe_dist.config import OptimiserConfig
 from moe_dist.optimisers import torch_optimiser
+from moe_dist.settings.training import OptimiserConfig
 
 MEMBERS, LENGTH, STEPS = 3, 40, 50
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-import sys
 import time
 from pathlib import Path
 
@@ -12,14 +11,11 @@ import numpy as np
 import pytest
 from run_folders import checkpoints_of, training_of
 from safetensors.numpy import load_file
-
-from moe_dist.train.run import run_job
-from moe_dist.train.show import last_metrics
-from moe_dist.train.worker import newest_checkpoint
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-
 from small_jobs import quiet, traditional
+
+from moe_dist.run.run import run_job
+from moe_dist.train.checkpoints import newest_checkpoint
+from moe_dist.train.log import last_metrics
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 

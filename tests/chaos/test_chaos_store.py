@@ -22,15 +22,15 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from moe_dist.cli import app
-from moe_dist.config import DataConfig, RemoteConfig
-from moe_dist.data.build import build_shards
-from moe_dist.data.check import check_shards
-from moe_dist.data.images import DiskImages
-from moe_dist.data.shards import ShardSet
-from moe_dist.data.store import exists, get_bytes, list_names, put_file
-from moe_dist.data.stream import Stream
+from moe_dist.data.batch import TrainingSet
+from moe_dist.data.opened.images import DiskImages
+from moe_dist.data.shards.build.build import build_shards
+from moe_dist.data.shards.inspect.check import check_shards
+from moe_dist.data.shards.shard_set import ShardSet
+from moe_dist.data.storage.store import exists, get_bytes, list_names, put_file
+from moe_dist.data.stream.stream import Stream
 from moe_dist.errors import UserError
-from moe_dist.methods.base import TrainingSet
+from moe_dist.settings.data import DataConfig, RemoteConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
@@ -216,7 +216,7 @@ def test_a_server_that_comes_back_is_waited_for(
         if len(pauses) == 2:
             moto.start()
 
-    monkeypatch.setattr("moe_dist.data.store.sleep", back_at_the_second)
+    monkeypatch.setattr("moe_dist.data.storage.store.sleep", back_at_the_second)
     batches = epoch(ShardSet.open(f"{BUCKET}/set/train", REMOTE, tmp_path))
     streamed = [next(batches)]
     moto.stop()
@@ -331,7 +331,7 @@ def test_a_server_killed_in_mid_body_is_waited_for(
             servers.append(start(serve, shards, port, {}))
             wait_for_server(port)
 
-    monkeypatch.setattr("moe_dist.data.store.sleep", back_at_the_second)
+    monkeypatch.setattr("moe_dist.data.storage.store.sleep", back_at_the_second)
     killer = threading.Thread(target=killed)
     killer.start()
     remote = RemoteConfig(timeout_seconds=30, retries=4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_dist.errors import UserError
-from moe_dist.train import shipping
+from moe_dist.launch import shipping
 
 SHIPPED = {"jobs/demo.yaml", "moe_dist/data/order.py", "pyproject.toml"}
 NOT_SHIPPED = {

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from moe_dist.config import Job, load_job
 from moe_dist.errors import UserError
-from moe_dist.train import submit as submitting
-from moe_dist.train.submit import ClusterNode
+from moe_dist.job import Job, load_job
+from moe_dist.launch import submit as submitting
+from moe_dist.launch.submit import ClusterNode
 
 TOKEN = "5f0c1d-this-is-the-token"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pictures import write_image_folder
 
-from moe_dist.data.build import build_shards
+from moe_dist.data.shards.build.build import build_shards
 
 
 @pytest.fixture

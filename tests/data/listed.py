@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pictures import encode, gradient
 
-from moe_dist.data.build import build_shards
-from moe_dist.data.catalog import DATASETS, Dataset
-from moe_dist.data.samples import Sample
+from moe_dist.data.datasets.catalog import DATASETS, Dataset
+from moe_dist.data.datasets.samples import Sample
+from moe_dist.data.shards.build.build import build_shards
 
 
 class Listed:

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from pictures import encode, gradient, write_tar
 
-from moe_dist.config import DataConfig
 from moe_dist.data.bad_samples import BadSamples
-from moe_dist.data.check import check_shards
-from moe_dist.data.images import open_images
-from moe_dist.data.index import Index, ShardInfo, read_index, write_index
-from moe_dist.data.scan import scan_shard
-from moe_dist.data.shards import ShardSet
-from moe_dist.data.stream import Stream
+from moe_dist.data.batch import TrainingSet
+from moe_dist.data.opened.images import open_images
+from moe_dist.data.shards.index import Index, ShardInfo, read_index, write_index
+from moe_dist.data.shards.inspect.check import check_shards
+from moe_dist.data.shards.scan import scan_shard
+from moe_dist.data.shards.shard_set import ShardSet
+from moe_dist.data.stream.stream import Stream
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
-from moe_dist.methods.base import TrainingSet
+from moe_dist.settings.data import DataConfig
 
 Members = list[tuple[str, bytes]]
 SHARD = "train-000000.tar"

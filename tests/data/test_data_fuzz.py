@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from pictures import encode, gradient, write_image_folder, write_tar
 from PIL import Image
 
-from moe_dist.data.build import build_shards
-from moe_dist.data.decode import decode, decode_resized, image_size
-from moe_dist.data.scan import Scan, scan_shard
-from moe_dist.data.shards import ShardSet
-from moe_dist.data.source import open_tree
+from moe_dist.data.datasets.source import open_tree
+from moe_dist.data.image.decode import decode, decode_resized, image_size
+from moe_dist.data.shards.build.build import build_shards
+from moe_dist.data.shards.scan import Scan, scan_shard
+from moe_dist.data.shards.shard_set import ShardSet
 from moe_dist.errors import UserError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 21, 3), np.uint8)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from moe_dist.methods.base import MakeExperts, seeded
+from moe_dist.models.makers import MakeExperts, seeded
 
 SIDE, CLASSES = 8, 4
 

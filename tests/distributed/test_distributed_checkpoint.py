@@ -15,8 +15,8 @@ from torch import Tensor
 from training import Case, engine_of, largest_difference, parameters_of, take_steps
 from worlds import World
 
+from moe_dist.engine.checkpoint import is_whole, load_checkpoint, load_weights, save_checkpoint
 from moe_dist.models.experts import Experts
-from moe_dist.train.checkpoint import is_whole, load_checkpoint, load_weights, save_checkpoint
 
 BEFORE, AFTER = range(5), range(5, 10)
 MIXED = Case("dfcp5", "mixed", clip_norm=0.1)

@@ -12,9 +12,9 @@ from torch import Tensor
 from training import ADAM
 from worlds import World
 
-from moe_dist.config import ParallelConfig
+from moe_dist.engine.make import make_engine
 from moe_dist.parallel.placement import exchanged_bytes, place
-from moe_dist.train.engine import make_engine
+from moe_dist.settings.resources import ParallelConfig
 
 SIZES = {"even": [2, 2, 2], "uneven": [3, 0, 2]}
 

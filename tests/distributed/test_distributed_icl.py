@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 from worlds import World
 
-from moe_dist.config import ParallelConfig
-from moe_dist.methods.base import Batch, DatasetInfo, Progress
+from moe_dist.data.batch import Batch, DatasetInfo
+from moe_dist.engine.base import Engine
+from moe_dist.engine.checkpoint import load_checkpoint, save_checkpoint
+from moe_dist.engine.make import make_engine
+from moe_dist.engine.makers import makers
+from moe_dist.methods.base import Progress
 from moe_dist.methods.icl.config import IclConfig
 from moe_dist.methods.icl.method import Icl
 from moe_dist.methods.longtail.cross_entropy import CrossEntropy, CrossEntropyConfig
 from moe_dist.methods.longtail.method import BranchMethod
-from moe_dist.train.checkpoint import load_checkpoint, save_checkpoint
-from moe_dist.train.engine import Engine, make_engine
+from moe_dist.settings.resources import ParallelConfig
 from moe_dist.train.gradient_shares import GradientShares
 from moe_dist.train.loop import train_step
-from moe_dist.train.makers import makers
 from moe_dist.train.session import Session
 
 CLASSES, SIDE, BATCH = 5, 8, 12

@@ -20,16 +20,17 @@ from scipy.stats import dunnett
 from sklearn.datasets import load_digits
 from worlds import World
 
-from moe_dist.config import Job, parse_job
 from moe_dist.data.longtail import profile
-from moe_dist.data.opened import open_data
-from moe_dist.train.evaluate import load_network, predict_test
-from moe_dist.train.fingerprints import fingerprint
-from moe_dist.train.launcher import Context
+from moe_dist.data.opened.opened import open_data
+from moe_dist.evaluate.predictions import load_network, predict_test
+from moe_dist.job import Job, parse_job
+from moe_dist.launch.launcher import Context
+from moe_dist.launch.progress import ProgressFile
+from moe_dist.record.fingerprints import fingerprint
+from moe_dist.train.checkpoints import newest_checkpoint
 from moe_dist.train.loop import train
-from moe_dist.train.progress import ProgressFile
 from moe_dist.train.task import TrainingTask, open_method
-from moe_dist.train.worker import LocalWorker, newest_checkpoint
+from moe_dist.train.worker import LocalWorker
 from tests.data.pictures import encode
 
 CPU = torch.device("cpu")

@@ -11,13 +11,16 @@ from torch import Tensor
 from training import largest_difference, parameters_of
 from worlds import World
 
-from moe_dist.config import OptimiserConfig, ParallelConfig
+from moe_dist.data.batch import Batch, DatasetInfo
+from moe_dist.engine.base import Engine
+from moe_dist.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from moe_dist.engine.make import make_engine
+from moe_dist.engine.makers import IN_ONE_PROCESS, makers
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Batch, DatasetInfo, Progress
+from moe_dist.methods.base import Progress
 from moe_dist.methods.baselines.sparse_moe import SparseMoe, SparseMoeConfig, SparseNetwork
-from moe_dist.train.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from moe_dist.train.engine import Engine, make_engine
-from moe_dist.train.makers import IN_ONE_PROCESS, makers
+from moe_dist.settings.resources import ParallelConfig
+from moe_dist.settings.training import OptimiserConfig
 
 CLASSES, SIDE, GLOBAL_BATCH = 4, 8, 24
 INFO = DatasetInfo(CLASSES, tuple("abcd"), SIDE, GLOBAL_BATCH)

@@ -17,10 +17,12 @@ from training import ADAM, GLOBAL_BATCH, SGD, Case, largest_difference, share, t
 from training import engine_of as engine_of_case
 from worlds import World
 
-from moe_dist.config import OptimiserConfig, ParallelConfig
+from moe_dist.engine.base import Engine
+from moe_dist.engine.make import make_engine
 from moe_dist.errors import UserError
 from moe_dist.models.experts import Experts
-from moe_dist.train.engine import Engine, make_engine
+from moe_dist.settings.resources import ParallelConfig
+from moe_dist.settings.training import OptimiserConfig
 
 STEPS = range(10)
 
@@ -80,7 +82,7 @@ def test_zero_2_reduces_unequal_experts_in_one_bucket(worlds: dict[int, World]) 
 
 
 def bucket_and_parameters(rank: int, world: int) -> tuple[int, int]:
-    from moe_dist.train.deepspeed_engine import deepspeed_config
+    from moe_dist.engine.deepspeed import deepspeed_config
 
     network = spread("dfcp5", 3)
     config = deepspeed_config(network, ParallelConfig(zero=2), torch.device("cpu"))

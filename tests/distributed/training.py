@@ -9,9 +9,11 @@ import torch
 from networks import CLASSES, SIDE, build
 from torch import Tensor, nn
 
-from moe_dist.config import OptimiserConfig, ParallelConfig
+from moe_dist.engine.base import Engine
+from moe_dist.engine.make import make_engine
 from moe_dist.models.experts import Experts
-from moe_dist.train.engine import Engine, make_engine
+from moe_dist.settings.resources import ParallelConfig
+from moe_dist.settings.training import OptimiserConfig
 
 GLOBAL_BATCH = 26
 """Neither 3 nor 4 divides it: ranks have unequal numbers of rows."""

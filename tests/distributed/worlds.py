@@ -50,7 +50,7 @@ class World:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["moe_dist.train.deepspeed_engine"])
+        context.set_forkserver_preload(["moe_dist.engine.deepspeed"])
         store = Path(tempfile.mkdtemp()) / "store"
         for rank in range(self.size):
             mine, theirs = context.Pipe()

@@ -2,7 +2,7 @@
 
 import torch
 
-from moe_dist.methods.base import Batch
+from moe_dist.data.batch import Batch
 
 SIDE = 8
 

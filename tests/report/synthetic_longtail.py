@@ -12,7 +12,7 @@ import yaml
 from synthetic_run import write_run
 
 from moe_dist.data.longtail import profile
-from moe_dist.report.metrics import pairwise_divergence
+from moe_dist.metrics.classification import pairwise_divergence
 
 EXPERTS, SIDE, MAP = 3, 32, 8
 FULL = profile(500, 100, 100).tolist()

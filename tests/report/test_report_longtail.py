@@ -11,11 +11,11 @@ import pytest
 from matplotlib.colors import to_hex
 from synthetic_longtail import write_longtail_run
 
-from moe_dist.report import longtail_plots as plots
+from moe_dist.plots import longtail as plots
+from moe_dist.plots.style import COLOURS, style
 from moe_dist.report.build import build_report, flat_metrics
 from moe_dist.report.longtail_figures import draw_longtail
 from moe_dist.report.run import RunDirectory
-from moe_dist.report.style import COLOURS, style
 from moe_dist.report.tables import experts_table, results_table
 
 METHODS = {"icl": {"name": "icl"}, "cross_entropy": {"name": "cross_entropy"}}

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from synthetic_run import write_run
 
-from moe_dist.config import dump_job, parse_job
 from moe_dist.errors import UserError
+from moe_dist.job import dump_job, parse_job
 from moe_dist.report.paper import paper_table
 from moe_dist.report.run import RunDirectory
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from synthetic_run import write_run
 
 from moe_dist.errors import UserError
+from moe_dist.plots.tables import Column, Row, Table, to_html, to_markdown, to_rich
 from moe_dist.report.build import flat_metrics
-from moe_dist.report.render import Column, Row, Table, to_html, to_markdown, to_rich
 from moe_dist.report.run import RunDirectory
 from moe_dist.report.seeds import seeds_table
 from moe_dist.report.tables import class_table, duration, milliseconds, results_table, steps_table

@@ -12,10 +12,10 @@ from run_folders import checkpoints_of, training_of
 from small_jobs import quiet, traditional
 from torch._dynamo.utils import counters
 
+from moe_dist.engine.checkpoint import read_state
 from moe_dist.errors import UserError
-from moe_dist.train.checkpoint import read_state
-from moe_dist.train.run import run_job
-from moe_dist.train.worker import checkpoints
+from moe_dist.run.run import run_job
+from moe_dist.train.checkpoints import checkpoints
 
 
 def train(folder: Path, **changes: Any) -> list[float]:

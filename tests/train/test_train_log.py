@@ -11,10 +11,10 @@ import torch
 from run_folders import log_of
 from small_jobs import quiet, traditional
 
-import moe_dist.train.run as run_module
-from moe_dist.config import ScheduleConfig
-from moe_dist.train.engine import LocalEngine
-from moe_dist.train.run import run_job
+import moe_dist.run.run as run_module
+from moe_dist.engine.local import LocalEngine
+from moe_dist.run.run import run_job
+from moe_dist.settings.training import ScheduleConfig
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_an_epoch_s_rate_factor_is_the_one_it_was_trained_with(tmp_path: Path) -
 
 def test_the_gradient_s_norm_is_logged_as_it_was_before_clipping() -> None:
     """The gradient of 3 a + 4 b is (3, 4): 5 long, cut to length 1, and the step of rate 1 moves by (0.6, 0.8)."""
-    from moe_dist.config import OptimiserConfig
+    from moe_dist.settings.training import OptimiserConfig
 
     network = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.zeros_(network.weight)

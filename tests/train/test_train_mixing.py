@@ -10,12 +10,13 @@ import pytest
 from run_folders import training_of
 from small_jobs import dfcp, quiet, sparse, traditional
 
-from moe_dist.config import Job, parse_job
+from moe_dist.data.batch import DatasetInfo
 from moe_dist.errors import UserError
-from moe_dist.methods.base import DatasetInfo, Method
+from moe_dist.job import Job, parse_job
+from moe_dist.methods.base import Method
 from moe_dist.methods.registry import method_class
+from moe_dist.run.run import run_job
 from moe_dist.train.refusals import refuse_early
-from moe_dist.train.run import run_job
 
 INFO = DatasetInfo(10, tuple("0123456789"), 16, 300, (30,) * 10)
 

@@ -10,7 +10,7 @@ import pytest
 from run_folders import evaluation_of, training_of
 from small_jobs import quiet, sparse
 
-from moe_dist.train.run import run_job
+from moe_dist.run.run import run_job
 
 
 def terms(folder: Path) -> list[dict[str, float]]:

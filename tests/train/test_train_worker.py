@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_dist.train.worker import best_on_validation, newest_checkpoint, standing, superseded
+from moe_dist.train.checkpoints import best_on_validation, newest_checkpoint, standing, superseded
 
 Saved = tuple[int, int, float | None]
 """Step, stage and top-1 on validation of a checkpoint."""

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moe_dist.schema import Count, Positive, Strict
+from moe_dist.settings.schema import Count, Positive, Strict
+from moe_dist.settings.tune import Range
 from moe_dist.tune.budget import Budget
-from moe_dist.tune.config import Range
 from moe_dist.tune.halving import Rungs
 from moe_dist.tune.journal import Journal
 from moe_dist.tune.search import Comparison, Search, Searched

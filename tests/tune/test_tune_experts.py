@@ -9,12 +9,13 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from moe_dist.config import AugmentConfig, DataConfig
-from moe_dist.methods.base import DatasetInfo, TrainingSet
+from moe_dist.data.batch import DatasetInfo, TrainingSet
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
 from moe_dist.methods.dfcp.search import DfcpExpertSearch, f1
 from moe_dist.methods.search import Candidate, SearchData
-from moe_dist.tune.config import TuneConfig
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
+from moe_dist.settings.tune import TuneConfig
 from moe_dist.tune.runner import ExpertBackend
 from moe_dist.tune.trials import Batch, Round, Trial
 from tests.small_digits import SmallDigits

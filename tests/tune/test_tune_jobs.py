@@ -12,9 +12,9 @@ import yaml
 from run_folders import step_of
 from tune_jobs import GATE_SPACE, dense_search, dfcp_search, icl_search, mixture_search, run
 
-from moe_dist.config import load_job
+from moe_dist.data.batch import DatasetInfo
 from moe_dist.errors import UserError
-from moe_dist.methods.base import DatasetInfo
+from moe_dist.job import load_job
 from moe_dist.methods.registry import METHODS, method_class
 from moe_dist.models.branches import NetworkConfig
 from moe_dist.tune.space import distributions, read_space

@@ -6,8 +6,8 @@ import pytest
 from made_up import Network
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from moe_dist.config import Job, parse_job
 from moe_dist.errors import UserError
+from moe_dist.job import Job, parse_job
 from moe_dist.methods.dfcp.config import DfcpConfig
 from moe_dist.tune.budget import expected_gain
 from moe_dist.tune.halving import Rungs, rung_ranks

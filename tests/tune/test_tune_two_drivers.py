@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 from tune_jobs import mixture_search, run
 
-from moe_dist.config import Job, dump_job
 from moe_dist.errors import UserError
-from moe_dist.train.one_driver import only_driver
-from moe_dist.train.show import Show
+from moe_dist.job import Job, dump_job
+from moe_dist.record.one_driver import only_driver
+from moe_dist.terminal import Show
 
 SPACE = {"gate.dropout": {"low": 0.0, "high": 0.5}}
 HOLD = """
@@ -60,7 +60,7 @@ def test_a_file_system_without_locks_is_told_of_and_goes_on(tmp_path, monkeypatc
     def none(file: object, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("moe_dist.train.one_driver.fcntl.lockf", none)
+    monkeypatch.setattr("moe_dist.record.one_driver.fcntl.lockf", none)
     said = io.StringIO()
     with only_driver(tmp_path / "run", Show(Console(file=said, width=300))):
         assert (tmp_path / "run").is_dir()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
-
 from small_jobs import dfcp, quiet, traditional
 
-from moe_dist.config import Job, parse_job
-from moe_dist.train.run import run_job
+from moe_dist.job import Job, parse_job
+from moe_dist.run.run import run_job
 
 EXPERT_SPACE = {"conv1": {"low": 2, "high": 4}, "optimiser": ["sgd", "adam"]}
 GATE_SPACE = {"gate.optimiser.learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}, "gate.dropout": [0.0, 0.5]}
@@ -52,7 +49,7 @@ def icl_search(**tune: Any) -> Job:
 
 def run(job: Job, folder: Path, launcher: str = "local") -> dict[str, Any]:
     """Run the search, without a report, which takes longer; its results.json."""
-    with patch("moe_dist.train.run.build_report"):
+    with patch("moe_dist.run.run.build_report"):
         run_job(job, folder, launcher, quiet())
     (label,) = job.models
     return json.loads((folder / label / "search" / "results.json").read_text())

@@ -17,19 +17,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_dist.config import (
-    AugmentConfig,
-    Count,
-    MethodConfig,
-    NonNegative,
-    OptimiserConfig,
-    Positive,
-    Sampling,
-    ScheduleConfig,
-)
+from moe_dist.data.batch import Batch
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, StepResult, seeded
+from moe_dist.methods.base import Method, Prediction, Progress, Stage, StepResult
+from moe_dist.methods.config import MethodConfig
+from moe_dist.models.makers import Makers, seeded
 from moe_dist.models.sparse import Routing, gate_logits, route
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.schema import Count, NonNegative, Positive
+from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig
 
 
 class SparseMoeConfig(MethodConfig):

@@ -10,12 +10,16 @@ from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
-from moe_dist.config import AugmentConfig, Count, MethodConfig, Positive, Sampling, ScheduleConfig
-from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, StepResult
+from moe_dist.data.batch import Batch
+from moe_dist.methods.base import Method, Prediction, Progress, Stage, StepResult
+from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.dfcp import losses
 from moe_dist.methods.dfcp.config import GATE_SPACE, ExpertConfig, Experts, GateConfig, check_experts, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
-from moe_dist.schema import Part
+from moe_dist.models.makers import Makers
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.schema import Count, Part, Positive
+from moe_dist.settings.training import Sampling, ScheduleConfig
 
 
 class TraditionalMoeConfig(MethodConfig):

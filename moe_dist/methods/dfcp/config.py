@@ -8,22 +8,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from moe_dist.config import (
-    AugmentConfig,
-    Count,
-    Fraction,
-    MethodConfig,
-    NonNegative,
-    OptimiserConfig,
-    Positive,
-    ScheduleConfig,
-    Strict,
-    Weights,
-)
 from moe_dist.errors import UserError
+from moe_dist.methods.config import MethodConfig
 from moe_dist.models.siamese import SiameseConfig
 from moe_dist.paths import local_path
-from moe_dist.schema import Part
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.schema import Count, Fraction, NonNegative, Part, Positive, Strict
+from moe_dist.settings.training import OptimiserConfig, ScheduleConfig, Weights
 
 
 class ExpertConfig(Strict):

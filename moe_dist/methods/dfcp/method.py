@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_dist.methods.base import Batch, Makers, Method, Prediction, Progress, Stage, Step, StepResult, TrainingSet
+from moe_dist.data.batch import Batch, TrainingSet
+from moe_dist.methods.base import Method, Prediction, Progress, Stage, Step, StepResult
 from moe_dist.methods.dfcp import losses, steps
 from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import GATE_SPACE, DfcpConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.search import ExpertSearch
+from moe_dist.models.makers import Makers
 
 
 class Dfcp(Method):

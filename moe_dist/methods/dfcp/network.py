@@ -8,10 +8,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from moe_dist.config import OptimiserConfig
-from moe_dist.methods.base import MakeExperts, seeded
 from moe_dist.methods.dfcp.config import ExpertConfig, GateConfig
 from moe_dist.models.lenet import LeNet, LeNetWidths, ManagingNetwork
+from moe_dist.models.makers import MakeExperts, seeded
+from moe_dist.settings.training import OptimiserConfig
 
 GATE_SEED = 7_919
 """Keeps the managing network's random numbers apart from the experts', which are seeded by their ids."""

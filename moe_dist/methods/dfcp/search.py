@@ -19,7 +19,7 @@ from torch.nn import functional
 from moe_dist.bank.bank import Bank
 from moe_dist.bank.batches import ImagesOf, Lesson
 from moe_dist.bank.stack import Member
-from moe_dist.data.augment import normalise
+from moe_dist.data.augment.augment import normalise
 from moe_dist.methods.dfcp.alone import chosen_samples
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
 from moe_dist.methods.dfcp.network import expert_optimiser, widths

@@ -29,7 +29,7 @@ from moe_dist.methods.dfcp.pseudo_labels import (
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.backbones import feature_map
 from moe_dist.models.siamese import embed, train_siamese
-from moe_dist.schema import settings_of
+from moe_dist.settings.schema import settings_of
 
 SIAMESE = "siamese"
 """The name under which the Siamese network serves as the source of features."""

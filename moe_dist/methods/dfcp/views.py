@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from moe_dist.config import AugmentConfig, DataConfig
-from moe_dist.data.augment import DRAWS, augment, normalise
-from moe_dist.data.crops import CROP_DRAWS, RandomCrop
-from moe_dist.data.images import cropped
+from moe_dist.data.augment.augment import DRAWS, augment, normalise
+from moe_dist.data.batch import Images
+from moe_dist.data.image.crops import CROP_DRAWS, RandomCrop
+from moe_dist.data.opened.images import cropped
 from moe_dist.data.order import CROPS, uniform
-from moe_dist.methods.base import Images
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
 
 EVALUATION_BATCH = 512
 

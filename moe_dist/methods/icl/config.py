@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from moe_dist.config import Count, Fraction, NonNegative, Positive
 from moe_dist.methods.longtail.config import BranchConfig, ClassifierStage, Epoch, FeatureStage
+from moe_dist.settings.schema import Count, Fraction, NonNegative, Positive
 
 
 class IclConfig(BranchConfig):

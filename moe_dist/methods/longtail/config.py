@@ -6,19 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from moe_dist.config import (
-    AugmentConfig,
-    Count,
-    MethodConfig,
-    NonNegative,
-    OptimiserConfig,
-    Positive,
-    Sampling,
-    ScheduleConfig,
-    Strict,
-)
 from moe_dist.methods.base import Stage
+from moe_dist.methods.config import MethodConfig
 from moe_dist.models.branches import NetworkConfig
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.schema import Count, NonNegative, Positive, Strict
+from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig
 
 CIFAR_AUGMENT = AugmentConfig(pad_crop=4, flip=True, policy="autoaugment_cifar10", cutout=0.5)
 Epoch = Annotated[int, Field(ge=0)]

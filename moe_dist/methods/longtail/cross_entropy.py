@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from moe_dist.methods.base import Batch, Progress
+from moe_dist.data.batch import Batch
+from moe_dist.methods.base import Progress
 from moe_dist.methods.longtail import losses
 from moe_dist.methods.longtail.config import BranchConfig
 from moe_dist.methods.longtail.method import BranchMethod

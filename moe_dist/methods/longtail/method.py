@@ -14,18 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.errors import UserError
-from moe_dist.methods.base import (
-    Batch,
-    DatasetInfo,
-    ExpertMaps,
-    Makers,
-    Method,
-    Prediction,
-    Progress,
-    Stage,
-    StepResult,
-)
+from moe_dist.methods.base import Method, Prediction, Progress, Stage, StepResult
 from moe_dist.methods.longtail.config import BranchConfig
 from moe_dist.methods.longtail.losses import balanced_softmax
 from moe_dist.models.branches import (
@@ -36,6 +27,7 @@ from moe_dist.models.branches import (
     feature_count,
     last_convolutions,
 )
+from moe_dist.models.makers import ExpertMaps, Makers
 
 FEATURES, CLASSIFIERS = "features", "classifiers"
 

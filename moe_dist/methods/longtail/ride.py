@@ -11,11 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from moe_dist.config import NonNegative, Positive
-from moe_dist.methods.base import Batch, Progress
+from moe_dist.data.batch import Batch
+from moe_dist.methods.base import Progress
 from moe_dist.methods.longtail import losses
 from moe_dist.methods.longtail.ldam_drw import LdamDrw, MarginConfig
 from moe_dist.models.branches import BranchOutputs
+from moe_dist.settings.schema import NonNegative, Positive
 
 
 class RideConfig(MarginConfig):

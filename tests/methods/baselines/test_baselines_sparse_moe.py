@@ -10,12 +10,13 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
-from moe_dist.config import OptimiserConfig
+from moe_dist.data.batch import Batch, DatasetInfo
+from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.optimisers import choose_optimisers
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Batch, DatasetInfo, Progress
+from moe_dist.methods.base import Progress
 from moe_dist.methods.baselines.sparse_moe import SparseMoe, SparseMoeConfig, SparseNetwork
-from moe_dist.train.makers import IN_ONE_PROCESS
-from moe_dist.train.optimisers import choose_optimisers
+from moe_dist.settings.training import OptimiserConfig
 from tests.reference import sparse_moe as reference
 
 CLASSES, SIDE, IMAGES, EXPERTS = 3, 8, 12, 4

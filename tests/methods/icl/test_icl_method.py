@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_dist.config import parse_job
+from moe_dist.data.batch import Batch, DatasetInfo
+from moe_dist.engine.local import LocalEngine
+from moe_dist.engine.makers import IN_ONE_PROCESS
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Batch, DatasetInfo, Progress
+from moe_dist.job import parse_job
+from moe_dist.methods.base import Progress
 from moe_dist.methods.icl.config import IclConfig
 from moe_dist.methods.icl.memory import Memory
 from moe_dist.methods.icl.method import Icl
 from moe_dist.models.branches import BranchNetwork
-from moe_dist.train.engine import LocalEngine
-from moe_dist.train.makers import IN_ONE_PROCESS
 from tests.methods.branch_batches import SIDE, batch_of
 from tests.reference import icl as reference
 

@@ -12,11 +12,11 @@ from run_folders import checkpoints_of, evaluation_of, log_of
 from safetensors.numpy import load_file
 
 import moe_dist.train.loop as loop
-from moe_dist.config import Job, parse_job
 from moe_dist.errors import UserError
-from moe_dist.train.run import run_job
-from moe_dist.train.show import Show
-from moe_dist.train.worker import newest_checkpoint
+from moe_dist.job import Job, parse_job
+from moe_dist.run.run import run_job
+from moe_dist.terminal import Show
+from moe_dist.train.checkpoints import newest_checkpoint
 
 AUGMENT = {"pad_crop": 2, "cutout": 0.25}
 

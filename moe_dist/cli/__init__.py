@@ -1,0 +1,194 @@
+"""The `moe-dist` command."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.markup import escape
+
+from moe_dist import __version__
+from moe_dist.cli.shards import shards
+from moe_dist.disk import disk_explained
+from moe_dist.errors import UserError
+from moe_dist.paths import FOR_RUNS, typed
+from moe_dist.signals import GO_ON, Stopped, catch_signals, exit_code, stoppable
+from moe_dist.terminal import console, short
+
+
+class Commands(typer.core.TyperGroup):
+    """Commands that a signal or a full disk ends with a sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for; where it has no better way to say so, it is to be given again."""
+        again = shlex.join(["moe-dist", *sys.argv[1:]])
+        with stoppable(lambda: again), disk_explained(Path.cwd(), "a file", f"give the command again: {again}"):
+            if "MOE_DIST_CACHE" in os.environ:
+                typed("MOE_DIST_CACHE", "name a folder (on a cluster, one that every node reaches)")(
+                    os.environ["MOE_DIST_CACHE"]
+                )
+            try:
+                return super().invoke(ctx)
+            except typer.Exit as end:  # an exit code, also after a signal that the command has dealt with
+                ended = end
+        raise ended
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train, tune and reproduce image mixtures of experts, on a Ray cluster or on this machine.",
+)
+
+RUN_FOLDER = typed("--out", FOR_RUNS)
+JobFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="JOB.yaml", help="The job, a YAML file as under jobs/.", parser=typed("JOB.yaml", "download the job")
+    ),
+]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="a.b=c", help="Change a field of the job, or all that a file says: @FILE; repeat it."
+    ),
+]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
+) -> None:
+    """What goes before the command's name."""
+    context.obj = {"debug": debug}
+    if version:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    job_file: JobFile,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory. Default: runs/<job>/<time>.", parser=RUN_FOLDER)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or the job's newest.")] = False,
+    launcher: Annotated[str, typer.Option(help="ray: on Ray; local: in this process, without Ray.")] = "ray",
+) -> None:
+    """Run a job here: on an embedded Ray, or on the cluster that RAY_ADDRESS names."""
+    from moe_dist.job import load_job
+    from moe_dist.plots.tables import to_rich
+    from moe_dist.report.build import flat_metrics
+    from moe_dist.report.run import RunDirectory
+    from moe_dist.report.tables import results_table
+    from moe_dist.report.tune import search_tables
+    from moe_dist.run.run import choose_run_directory, run_job
+    from moe_dist.terminal import Show
+
+    job = load_job(job_file, overrides)
+    folder = choose_run_directory(job, out, resume)
+    console.print(f"[bold]{job.name}[/] into {short(folder)}")
+    with stoppable(lambda: again(folder, out, resume)), disk_explained(folder, "what the run leaves"):
+        page = run_job(job, folder, launcher, Show(console))
+    record = RunDirectory(folder)
+    console.print()
+    for table in [results_table(record, flat_metrics(record)), *search_tables(record)]:
+        if table.rows:
+            console.print(to_rich(table))
+    console.print(f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
+
+
+def again(folder: Path, out: Path | None, resume: bool) -> str:
+    """The command that goes on with the run that this one began in `folder`."""
+    if GO_ON in os.environ:
+        return os.environ[GO_ON]
+    words = ["moe-dist", *sys.argv[1:]]
+    if (folder / "job.yaml").exists():  # otherwise nothing has begun that could be gone on with
+        words += [] if out else ["--out", short(folder)]
+        words += [] if resume else ["--resume"]
+    return shlex.join(words)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="A run directory; or several of one job.", parser=typed("RUN", FOR_RUNS)),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Of several runs: the folder for seeds.md. Default: here.", parser=RUN_FOLDER),
+    ] = None,
+) -> None:
+    """Write the report of a run again, from what the run left; of runs with several seeds, a table of their means."""
+    from moe_dist.plots.tables import to_rich
+    from moe_dist.report.build import build_report, build_seeds_table
+
+    if len(runs) > 1:
+        folder = out or Path()
+        console.print(to_rich(build_seeds_table(runs, folder)))
+        console.print(f"table: {short(folder / 'seeds.md')}")
+    elif out is not None:
+        raise UserError(f"--out {out}: is for the table over several runs; a single run's report lies in {runs[0]}")
+    else:
+        console.print(f"report: {short(build_report(runs[0]))}")
+
+
+@app.command()
+def show(job_file: JobFile, overrides: Overrides = []) -> None:  # noqa: B006
+    """Show a job resolved: every setting, sizes, placement of experts and an estimate. Runs nothing."""
+    from moe_dist.job import load_job
+    from moe_dist.run.preview import preview
+
+    preview(load_job(job_file, overrides), console)
+
+
+@app.command()
+def submit(
+    job_file: JobFile,
+    address: Annotated[str, typer.Option(help="The cluster's job server, as http://127.0.0.1:8265.")],
+    overrides: Overrides = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory, on storage that every node reaches.", parser=RUN_FOLDER)
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Follow the job's log and return its exit code.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Run a job on a cluster: ship this directory to it by Ray's job submission."""
+    from moe_dist.launch.submit import submit as submit_job
+
+    raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, out=out, resume=resume))
+
+
+app.add_typer(shards, name="shards")
+
+
+def main() -> None:
+    """Run the command; an error a user can mend is one sentence, and so is a stop; any other keeps its traceback."""
+    catch_signals()
+    try:
+        app()
+    except Stopped as stopped:
+        Console(stderr=True, highlight=False).print(escape(str(stopped)), soft_wrap=True)
+        sys.exit(exit_code())
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        Console(stderr=True, highlight=False).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

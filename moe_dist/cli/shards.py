@@ -1,0 +1,193 @@
+"""The `moe-dist shards` commands: build, list, check, stats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moe_dist.errors import UserError
+from moe_dist.paths import typed
+from moe_dist.terminal import console, short
+
+
+class BuildByDefault(typer.core.TyperGroup):
+    """`shards SOURCE OUT` builds; `shards check DIR` and other named commands do what they say."""
+
+    def resolve_command(self, context: Any, args: list[str]) -> Any:
+        """The named command, or `build` when the first word is a dataset. Raises UserError where it is neither."""
+        if args[0] in self.commands:
+            return super().resolve_command(context, args)
+        from moe_dist.data.datasets.catalog import DATASETS
+
+        if args[0] not in DATASETS:
+            raise UserError(
+                f"shards {args[0]}: neither a command ({', '.join(sorted(self.commands))}) nor a dataset "
+                f"({', '.join(sorted(DATASETS))})"
+            )
+        return super().resolve_command(context, ["build", *args])
+
+
+class Choice(StrEnum):
+    """Which images a class of a long tail keeps."""
+
+    first = "first"
+    random = "random"
+
+
+shards = typer.Typer(cls=BuildByDefault, no_args_is_help=True, help="Build, check, describe and list shards.")
+Place = Annotated[str, typer.Argument(metavar="DIR|URL", help="Shards: a split, or train, val and test.")]
+
+
+@shards.command("build")
+def build(
+    dataset: Annotated[str, typer.Argument(metavar="SOURCE", help="A dataset of the catalogue.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder or URL that gets train/, test/ and perhaps val/.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="The downloaded dataset: a folder or a tar.",
+            parser=typed("--from", "download the dataset (only its shards may be a URL)"),
+        ),
+    ] = None,
+    imbalance: Annotated[float | None, typer.Option(min=1, help="Long-tailed form of this imbalance factor.")] = None,
+    imbalance_choice: Annotated[Choice, typer.Option(help="Images a class keeps: its first, or random ones.")] = (
+        Choice.first
+    ),
+    imbalance_seed: Annotated[int, typer.Option(min=0, help="Of the random ones.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Shards written at a time; above 1 on Ray.")] = 1,
+    short_side: Annotated[int | None, typer.Option(min=8, help="Make larger images so small, as JPEGs.")] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of those JPEGs.")] = 90,
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 4096,
+) -> None:
+    """Build the shards of a dataset. Broken off, the same command goes on where it stood."""
+    from moe_dist.data.longtail import LongTail
+    from moe_dist.data.shards.build.build import build_shards
+    from moe_dist.data.shards.shrink import Shrink
+    from moe_dist.places import cache_folder
+    from moe_dist.terminal import Show
+
+    shower = Show(console)
+    with shower.working(f"shards of {dataset}"):
+        indexes = build_shards(
+            dataset,
+            source,
+            out,
+            long_tail=None if imbalance is None else LongTail(imbalance, imbalance_choice.value, imbalance_seed),
+            shrink=None if short_side is None else Shrink(short_side, quality),
+            samples_per_shard=samples_per_shard,
+            workers=workers,
+            cache=cache_folder(),
+            on_progress=shower.shards,
+        )
+    for split, index in indexes.items():
+        held = f"{len(index.rows):,} images in {_number(len(index.shards), 'shard')}"
+        console.print(f"{split}: {held}, split hash {index.digest}", soft_wrap=True)
+    console.print(f"shards: {_place(out)}")
+
+
+@shards.command("list")
+def list_datasets() -> None:
+    """The datasets a job can name, where to get them and what is read and checked; and the shards in the cache."""
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    from moe_dist.data.datasets.catalog import DATASETS
+    from moe_dist.data.shards.inspect.inventory import cached_shards
+    from moe_dist.places import cache_folder
+
+    cached = cached_shards(cache_folder())
+    for entry in DATASETS.values():
+        states = [one.state.partition(":")[0] for one in cached if one.dataset == entry.name]
+        said = {
+            "what": entry.title,
+            "images": _counts(entry.expected) or "any number",
+            "licence": entry.licence,
+            "get": entry.where,
+            "read": entry.reads,
+            "checked": entry.checked,
+            "shards": ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))) or "none",
+        }
+        console.print(f"[bold]{entry.name}[/]")
+        table = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 1))
+        for title, text in said.items():
+            if text:
+                table.add_row(f"  {title}", escape(text))
+        console.print(table)
+        console.print()
+    for one in cached:
+        counts = f" ({_counts(one.counts)})" if one.counts else ""
+        console.print(f"{short(one.folder)}: {one.state}{counts}", markup=False, soft_wrap=True)
+
+
+@shards.command("check")
+def check(
+    place: Place,
+    repair: Annotated[bool, typer.Option("--repair", help="Drop what is bad in a new index; shards stay.")] = False,
+) -> None:
+    """Read every shard and say what is wrong where."""
+    from moe_dist.data.shards.inspect.check import check_shards
+    from moe_dist.data.shards.inspect.repair import repair_shards
+
+    for repaired in repair_shards(place) if repair else []:
+        _say(repaired.reasons)
+        dropped = _number(repaired.dropped, "sample")
+        console.print(f"{short(repaired.folder)}: {dropped} dropped, {repaired.kept:,} kept")
+    problems = check_shards(place)
+    _say(problems)
+    found = _number(len(problems), "problem") if problems else "all shards are whole"
+    console.print(f"{_place(place)}: {found}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@shards.command("stats")
+def stats(
+    place: Place,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="The picture's file. Default: DIR/stats.png.", parser=typed("--plot", "name a file")),
+    ] = None,
+) -> None:
+    """What shards hold: classes, their balance, images, bytes, sides; with a picture of the class profile."""
+    from rich.table import Table
+
+    from moe_dist.data.shards.inspect.stats import shard_stats
+    from moe_dist.data.storage.store import is_url
+    from moe_dist.plots.profile import save_class_profile
+
+    if plot is None and is_url(place):
+        raise UserError(f"{_place(place)}: a picture cannot be put beside these shards; name its file with --plot")
+    splits = shard_stats(place)
+    described = [split.in_words() for split in splits]
+    table = Table("", *(split.name for split in splits))
+    for title in described[0]:
+        table.add_row(title, *(words[title] for words in described))
+    console.print(table)
+    console.print(f"widths and heights: smallest, median, largest of {splits[0].sides.images:,} images")
+    path = plot or Path(place) / "stats.png"
+    save_class_profile(path, splits[0].headline(), splits[0].counts)
+    console.print(f"picture: {short(path.absolute())}")
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+
+
+def _place(place: str) -> str:
+    """A folder as one would type it here, or a URL without what is secret in it."""
+    from moe_dist.data.storage.store import is_url, shown
+
+    return shown(place) if is_url(place) else short(Path(place).absolute())

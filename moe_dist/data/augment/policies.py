@@ -1,0 +1,206 @@
+"""Published policies of augmentation (AutoAugment, RandAugment) on whole batches of uint8 images.
+
+Which operations there are, how strong they are and what they compute is torchvision's; the random numbers are the
+caller's, and an image gets the same pixels in any batch. A *variant* is an operation at a magnitude.
+
+1. An operation that only moves pixels, or only looks each one up, does the same to every image: torchvision's kernel is
+   run once, on the pixels' numbers or on the values 0 to 255, and what comes out serves whole batches of variants.
+2. Every other depends on the image: torchvision's kernel is called once for all images that get the same variant.
+
+Letters: B images, S their side, V variants, P sub-policies of K operations each.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moe_dist.settings.augment import MOST_RANDAUGMENT_OPERATIONS, AugmentConfig
+from moe_dist.vision import torchvision
+
+POLICY_DRAWS = 1 + 2 * MOST_RANDAUGMENT_OPERATIONS
+"""Random numbers of an image: its sub-policy; then for every operation whether (or which), and its sign."""
+FILL = 128
+"""Grey level of what an operation brings in from outside, as in AutoAugment's own code; torchvision's default is 0."""
+
+_MOVES = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"})
+_LOOKUPS = frozenset({"Brightness", "Posterize", "Solarize", "Invert"})
+_AUTOAUGMENT_BINS, _RANDAUGMENT_BINS = 10, 31
+_NOTHING, _MOVE, _LOOKUP, _KERNEL = range(4)
+
+Variant = tuple[str, float]
+"""An operation by torchvision's name, and its signed magnitude."""
+_IDENTITY: Variant = ("Identity", 0.0)
+
+
+def apply_policy(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Tensor:
+    """The images [B, 3, S, S] uint8 after the operations that `config.policy` and the random numbers give them.
+
+    images [B, 3, S, S] uint8; draws [B, POLICY_DRAWS] float64 in [0, 1).
+    """
+    side = images.shape[-1]
+    if config.policy == "randaugment":
+        policy = _randaugment(config.randaugment_magnitude, side)
+        chosen = _free_choice(policy, draws, config.randaugment_operations)
+    else:
+        policy = _autoaugment(str(config.policy).removeprefix("autoaugment_"), side)
+        chosen = _sub_policy_choice(policy, draws)
+    operations = _operations(policy.variants, side, images.device)
+    for variants in chosen.T:
+        images = operations.apply(images, variants)
+    return images
+
+
+@dataclass(frozen=True)
+class _Policy:
+    """variants [V], sorted by kind, the first of which does nothing; sequences [P, K, 2]: variants of positive and of
+    negative sign; chances [P, K]: how probable it is that the operation is done at all."""
+
+    variants: tuple[Variant, ...]
+    sequences: np.ndarray
+    chances: np.ndarray
+
+
+def _sub_policy_choice(policy: _Policy, draws: np.ndarray) -> np.ndarray:
+    """AutoAugment: a sub-policy an image, each of its operations done with its own chance; variants [B, K]."""
+    row = np.floor(draws[:, 0] * len(policy.sequences)).astype(np.int64)
+    done = draws[:, 1:5:2] < policy.chances[row]
+    negative = (draws[:, 2:5:2] < 0.5).astype(np.int64)
+    return np.where(done, np.take_along_axis(policy.sequences[row], negative[..., None], axis=2)[..., 0], 0)
+
+
+def _free_choice(policy: _Policy, draws: np.ndarray, operations: int) -> np.ndarray:
+    """RandAugment: each of an image's operations is any of the P; variants [B, operations]."""
+    which, negative = draws[:, 1::2][:, :operations], draws[:, 2::2][:, :operations] < 0.5
+    row = np.floor(which * len(policy.sequences)).astype(np.int64)
+    return policy.sequences[row, 0, negative.astype(np.int64)]
+
+
+@lru_cache
+def _autoaugment(dataset: str, side: int) -> _Policy:
+    transforms = torchvision.transforms.v2
+    source = transforms.AutoAugment(transforms.AutoAugmentPolicy(dataset))
+    table = [
+        [(name, _magnitude(source, name, level, _AUTOAUGMENT_BINS, side)) for name, _, level in sub_policy]
+        for sub_policy in source._policies
+    ]
+    return _numbered(source, table, np.array([[chance for _, chance, _ in sub] for sub in source._policies]))
+
+
+@lru_cache
+def _randaugment(magnitude: int, side: int) -> _Policy:
+    source = torchvision.transforms.v2.RandAugment(num_magnitude_bins=_RANDAUGMENT_BINS)
+    names = source._AUGMENTATION_SPACE
+    table = [[(name, _magnitude(source, name, magnitude, _RANDAUGMENT_BINS, side))] for name in names]
+    return _numbered(source, table, np.ones((len(table), 1)))
+
+
+def _magnitude(source: Any, name: str, level: int | None, bins: int, side: int) -> float:
+    """What `level` of an operation means on torchvision's scale of `bins` steps; 0 where it has no magnitude."""
+    magnitudes = source._AUGMENTATION_SPACE[name][0](bins, side, side)
+    return 0.0 if magnitudes is None else float(magnitudes[level])
+
+
+def _numbered(source: Any, table: list[list[Variant]], chances: np.ndarray) -> _Policy:
+    """The policy of `table` [P, K], its variants numbered, those of both signs where the operation has a sign."""
+    signs = {name: (1, -1 if signed else 1) for name, (_, signed) in source._AUGMENTATION_SPACE.items()}
+    both = [[[(name, sign * level) for sign in signs[name]] for name, level in row] for row in table]
+    distinct = {variant for row in both for pair in row for variant in pair} | {_IDENTITY}
+    variants = sorted(distinct, key=lambda variant: (_kind(variant[0]), variant))
+    sequences = [[[variants.index(variant) for variant in pair] for pair in row] for row in both]
+    return _Policy(tuple(variants), np.array(sequences), chances)
+
+
+@lru_cache
+def _operations(variants: tuple[Variant, ...], side: int, device: torch.device) -> _Operations:
+    return _Operations(variants, side, device)
+
+
+class _Operations:
+    """The variants of a policy, ready for batches of images of one side on one device."""
+
+    def __init__(self, variants: tuple[Variant, ...], side: int, device: torch.device) -> None:
+        self._variants = variants
+        kinds = [_kind(name) for name, _ in variants]
+        assert kinds == sorted(kinds)
+        self._ends = [bisect_right(kinds, kind) for kind in (_NOTHING, _MOVE, _LOOKUP)]
+        numbers = torch.arange(side * side, dtype=torch.float32).view(1, 1, side, side)
+        levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+        nothing, move, lookup = self._ends
+        self._sources = _made_once(variants[nothing:move], numbers, side * side).long().to(device)  # [moves, S S]
+        self._tables = _made_once(variants[move:lookup], levels, FILL).to(device)  # [lookups, 256]
+
+    def apply(self, images: Tensor, variants: np.ndarray) -> Tensor:
+        """Each of `images` [B, 3, S, S] uint8 after its variant of `variants` [B].
+
+        Sorted by variant, the images of each are a slice, which is cheaper than to pick them out and put them back.
+        """
+        order = np.argsort(variants, kind="stable")
+        ordered = variants[order]
+        changed = images.index_select(0, torch.from_numpy(order).to(images.device))
+        nothing, move, lookup = self._ends
+        for first, end, change in ((nothing, move, self._moved), (move, lookup, self._looked_up)):
+            rows = slice(*np.searchsorted(ordered, (first, end)))
+            if rows.start < rows.stop:
+                changed[rows] = change(changed[rows], torch.from_numpy(ordered[rows] - first).to(images.device))
+        for variant in np.unique(ordered[np.searchsorted(ordered, lookup) :]):
+            rows = slice(*np.searchsorted(ordered, (variant, variant + 1)))
+            changed[rows] = _kernel(changed[rows], self._variants[variant], FILL)
+        return changed.index_select(0, torch.from_numpy(np.argsort(order)).to(images.device))
+
+    def _moved(self, images: Tensor, places: Tensor) -> Tensor:
+        """Every pixel taken from where its variant says, or from the grey one behind the last."""
+        padded = functional.pad(images.flatten(2), (0, 1), value=FILL)
+        return padded.gather(2, self._sources[places][:, None].expand(-1, 3, -1)).view_as(images)
+
+    def _looked_up(self, images: Tensor, places: Tensor) -> Tensor:
+        return self._tables[places].gather(1, images.flatten(1).long()).view_as(images)
+
+
+def _kind(name: str) -> int:
+    if name == "Identity":
+        return _NOTHING
+    return _MOVE if name in _MOVES else _LOOKUP if name in _LOOKUPS else _KERNEL
+
+
+def _made_once(variants: Sequence[Variant], ramp: Tensor, fill: int) -> Tensor:
+    """What each of `variants` makes of an image [1, 1, H, W] of consecutive numbers, [len(variants), H W]."""
+    return torch.stack([_kernel(ramp, variant, fill).flatten() for variant in variants] or [ramp.flatten()])
+
+
+def _kernel(images: Tensor, variant: Variant, fill: int) -> Tensor:
+    """The operation on images [B, C, H, W]: torchvision's own but for one."""
+    name, magnitude = variant
+    if name == "Sharpness":
+        return _sharpen(images, 1 + magnitude)
+    nearest = torchvision.transforms.InterpolationMode.NEAREST
+    return _interpreter()._apply_image_or_video_transform(images, *variant, nearest, {torch.Tensor: float(fill)})
+
+
+def _sharpen(images: Tensor, factor: float) -> Tensor:
+    """Bit for bit torchvision's adjust_sharpness of `images` [B, 3, S, S] uint8, at a quarter of its time on a CPU.
+
+    The nine neighbours, the middle one five times, are added up as they are: their sum is an integer, so that sum / 13
+    is never near a half and rounds as torchvision's convolution does, whatever order (or TF32) that one adds in.
+    """
+    changed = images.float()
+    inner = changed[:, :, 1:-1, 1:-1]
+    rows = changed[..., :-2] + changed[..., 1:-1] + changed[..., 2:]
+    blurred = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    blurred.add_(inner, alpha=4).mul_(1 / 13).round_()
+    inner.add_(blurred.sub_(inner), alpha=1 - factor)
+    return changed.clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache
+def _interpreter() -> Any:
+    """A policy of torchvision's, for what all of them share: running an operation by its name."""
+    return torchvision.transforms.v2.RandAugment()

@@ -1,0 +1,153 @@
+"""From an encoded image to pixels: the only place that decodes, and the only formats that are read.
+
+Pillow reads all of them. simplejpeg and imagecodecs, where they are installed, read most JPEGs and PNGs faster; what
+they refuse, Pillow reads or says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.nn import functional
+
+from moe_dist.data.image.crops import Region, centre_square, resized_sides
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+try:
+    import imagecodecs
+except ImportError:
+    imagecodecs = None  # type: ignore[assignment]
+
+EXTENSIONS = ("jpg", "jpeg", "png", "ppm")
+Frame = Literal["stretch", "centre_crop"]
+_FORMATS = ("JPEG", "PNG", "PPM")  # Pillow guesses from the content: an EPS called .jpg must not reach Ghostscript
+_JPEG = b"\xff\xd8"
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_HEADER = struct.Struct(">IIBB")
+_PLAIN_PNGS = ((8, 0), (8, 2))
+"""(bits, colour type) of grey and RGB: no palette, no transparency."""
+_WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The pixels [H, W, 3] uint8 of a JPEG, PNG or PPM image; grey becomes RGB, transparency is dropped.
+
+    Raises ValueError where the image is truncated, damaged, of another format or has 16 bits a channel.
+    """
+    return _decode_shrunk(data, 1)
+
+
+def decode_resized(data: bytes, size: int, region: Region | None = None, frame: Frame = "stretch") -> np.ndarray:
+    """The image, cut to `region` where one is given, as [3, size, size] uint8.
+
+    frame: stretch, the aspect ratio not kept; or centre_crop, the centre square of what is resized to 8/7 of `size` on
+    its short side. A JPEG at least twice as large as needed is decoded at a half, a quarter or an eighth of its size,
+    at less than the cost of a full decode; a region is then cut to the nearest of the pixels that are left.
+    Raises ValueError like `decode`.
+    """
+    x1, y1, x2, y2 = region or (0, 0, *image_size(data))
+    width, height = x2 - x1, y2 - y1
+    across, down = (size, size) if frame == "stretch" else resized_sides(width, height, size)
+    shrink = _shrink(width / across, height / down) if data.startswith(_JPEG) else 1
+    pixels = _decode_shrunk(data, shrink)
+    if region is not None:
+        left, top, right, bottom = (round(edge / shrink) for edge in region)
+        pixels = pixels[top:bottom, left:right]
+    left, top, right, bottom = centre_square(across, down, size)
+    return resize(pixels, across, down)[:, top:bottom, left:right]
+
+
+def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """`pixels` [H, W, 3] uint8 as [3, height, width] uint8: bilinear, antialiased."""
+    if pixels.shape[:2] == (height, width):
+        return pixels.transpose(2, 0, 1)
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # uint8, channels last: torch has a fast kernel for it
+    return functional.interpolate(image, size=(height, width), mode="bilinear", antialias=True)[0].numpy()
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels from an image's header. Raises ValueError where there is none."""
+    header = _fast_jpeg_size(data) or _png_header(data)
+    return header[:2] if header is not None else _open_with_pillow(data).size
+
+
+def _shrink(*spare: float) -> int:
+    """The divisor of a JPEG's sides that leaves what is needed; spare: pixels there are over pixels needed, a side.
+
+    Powers of two alone: a decoder has fast code for them. At 5/8 of its size a JPEG takes longer than at its full size.
+    """
+    return next((divisor for divisor in (8, 4, 2) if min(spare) >= divisor), 1)
+
+
+def _decode_shrunk(data: bytes, shrink: int) -> np.ndarray:
+    """The image [H / shrink, W / shrink, 3], sides rounded up; only a JPEG can be shrunk."""
+    if (size := _fast_jpeg_size(data)) is not None:
+        width, height = size
+        return simplejpeg.decode_jpeg(data, min_height=-(-height // shrink), min_width=-(-width // shrink))
+    if _is_plain_png(data):
+        try:
+            pixels = imagecodecs.spng_decode(data)
+        except imagecodecs.SpngError:
+            return _decode_with_pillow(data, shrink)
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+    return _decode_with_pillow(data, shrink)
+
+
+def _fast_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG that simplejpeg decodes; None for CMYK and rare layouts, which Pillow reads."""
+    if simplejpeg is None or not data.startswith(_JPEG):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return None if colours in ("CMYK", "YCCK") or _is_huge(width, height) else (width, height)
+
+
+def _png_header(data: bytes) -> tuple[int, int, int, int] | None:
+    """(width, height, bits, colour type) of a PNG, None where it is none."""
+    whole = data.startswith(_PNG) and len(data) >= len(_PNG) + _PNG_HEADER.size
+    return _PNG_HEADER.unpack_from(data, len(_PNG)) if whole else None
+
+
+def _is_plain_png(data: bytes) -> bool:
+    """Whether imagecodecs decodes this PNG: one without palette and transparency, of 8 bits a channel."""
+    if imagecodecs is None or (header := _png_header(data)) is None:
+        return False
+    width, height, *layout = header
+    return tuple(layout) in _PLAIN_PNGS and not _is_huge(width, height)
+
+
+def _is_huge(width: int, height: int) -> bool:
+    """Whether an image claims so many pixels that Pillow must decide whether it is an attack."""
+    assert Image.MAX_IMAGE_PIXELS is not None
+    return width * height > Image.MAX_IMAGE_PIXELS
+
+
+def _open_with_pillow(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("not a JPEG, PNG or PPM image") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"damaged image: {error}") from None
+
+
+def _decode_with_pillow(data: bytes, shrink: int) -> np.ndarray:
+    image = _open_with_pillow(data)
+    if image.mode in _WIDE_MODES:
+        raise ValueError("more than 8 bits a channel: convert the image to 8 bits")
+    try:
+        if shrink > 1:
+            image.draft("RGB", (image.width // shrink, image.height // shrink))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"damaged image: {error}") from None

@@ -1,0 +1,246 @@
+"""Building a dataset's shards: one after the other in this process, or several at a time as Ray tasks.
+
+A build grows in a working folder (working_folder.py). Every shard is written under another name, renamed when it is
+whole, and recorded; a build that was killed goes on with the shards that have no record. What a shard holds follows
+from the plan and its number alone, so the result is the same to the byte however often the build was broken off and by
+however many processes it was made.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_dist.data.datasets.catalog import open_contents
+from moe_dist.data.longtail import LongTail
+from moe_dist.data.shards.build.destination import Destination, destination_at
+from moe_dist.data.shards.build.plan import SAMPLES_PER_SHARD, Plan, source_fingerprint
+from moe_dist.data.shards.build.shard_writer import OnSamples, ShardWriter, WrittenShard
+from moe_dist.data.shards.build.working_folder import (
+    SHARDS,
+    build_in,
+    only_builder,
+    read_record,
+    remove_left_over,
+    save_record,
+)
+from moe_dist.data.shards.index import Index, write_index
+from moe_dist.data.shards.shrink import Shrink
+from moe_dist.errors import UserError
+from moe_dist.settings.data import RemoteConfig
+from moe_dist.signals import keeping_handlers
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with (split, samples done, samples in the split)."""
+Write = Callable[[str, Sequence[int], OnSamples], Generator[WrittenShard, None, None]]
+"""Writes the shards of a split with the given numbers, and yields each when it is in place, in any order."""
+_REMOTE = RemoteConfig()
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Of a Ray that is started here (its default is 30 % of the memory): it carries lists of files and no images."""
+
+
+def build_shards(
+    dataset_name: str,
+    source: Path | None,
+    out: str | Path,
+    *,
+    long_tail: LongTail | None = None,
+    shrink: Shrink | None = None,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
+    workers: int = 1,
+    cache: Path = Path("runs/cache"),
+    remote: RemoteConfig = _REMOTE,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Index]:
+    """Write the dataset's splits as shards to out/train, out/val (where it has one), out/test; return their indexes.
+
+    `out` appears whole or not at all. A build that was broken off goes on where it stood; one that is whole already, of
+    the same plan, is left as it is. workers: shards written at a time; 1 needs no Ray. cache, remote: where `out` is a
+    URL, the folder of this machine in which the build keeps its records, and how it talks to the store.
+    Raises UserError where the source or samples are bad (the files of the first shard with any are named, nothing is
+    left), `out` holds something else, the disk is full or the store fails (what is done is kept).
+    """
+    fingerprint = source_fingerprint(dataset_name, source, long_tail)
+    plan = Plan(dataset_name, fingerprint, long_tail, shrink, samples_per_shard)
+    destination = destination_at(out, cache, remote)
+    try:
+        indexes = _whole(destination, plan)
+        if indexes is None:
+            with only_builder(destination.work):
+                indexes = _whole(destination, plan)  # another build may have ended between the look and the lock
+                if indexes is None:
+                    with build_in(destination.work, plan):
+                        contents = open_contents(dataset_name, source, long_tail)
+                        return _build(ShardWriter(contents, plan, destination), workers, on_progress)
+        remove_left_over(destination.work)
+        return indexes
+    except OSError as error:
+        raise UserError(
+            f"{destination.place}: cannot build shards: {error}; check the source, the place and its free space, and "
+            "run it again: it goes on where it stood"
+        ) from None
+
+
+def _whole(destination: Destination, plan: Plan) -> dict[str, Index] | None:
+    """The indexes of the whole shards of `plan` at the destination, None where it is free.
+
+    Raises UserError where it holds something else.
+    """
+    if not destination.in_use():
+        return None
+    if destination.plan() != plan.text():
+        raise UserError(f"{destination.place}: already holds something; name another folder or remove it")
+    return destination.indexes()
+
+
+def _build(writer: ShardWriter, workers: int, on_progress: OnProgress | None) -> dict[str, Index]:
+    indexes = {}
+    with _writing(writer, workers) as write:
+        for split, total in writer.contents.counts.items():
+            if not total:
+                raise UserError(f"dataset {writer.plan.dataset}: split {split} holds no images")
+            indexes[split] = _build_split(writer, split, write, on_progress)
+    for split, index in indexes.items():
+        folder = writer.destination.work / SHARDS / split
+        folder.mkdir(exist_ok=True)
+        write_index(folder, index)
+    writer.destination.publish()
+    return indexes
+
+
+def _build_split(writer: ShardWriter, split: str, write: Write, on_progress: OnProgress | None) -> Index:
+    """Write the shards of `split` that are not finished; the index of all."""
+    work, total, count = writer.destination.work, writer.contents.counts[split], writer.shards(split)
+    shards = {number: kept for number in range(count) if (kept := _kept(writer, split, number)) is not None}
+    done = sum(len(shard.keys) for shard in shards.values())
+
+    def advance(samples: int) -> None:
+        nonlocal done
+        done += samples
+        if on_progress is not None:
+            on_progress(split, done, total)
+
+    advance(0)  # a clock of this split starts here, whatever is finished already
+    missing = [number for number in range(count) if number not in shards]
+    with closing(write(split, missing, advance)) as written:  # a failure here ends the tasks that still run
+        for shard in written:
+            save_record(work, split, shard)
+            shards[int(shard.rows["shard"][0])] = shard
+    in_order = [shards[number] for number in range(count)]
+    _demand_unique_keys(writer, split, in_order)
+    kinds = sum((Counter(shard.image_kinds) for shard in in_order), Counter[str]())
+    return Index(
+        dataset=writer.plan.dataset,
+        split=split,
+        class_names=tuple(writer.contents.class_names),
+        shards=tuple(shard.info for shard in in_order),
+        rows=np.concatenate([shard.rows for shard in in_order]),
+        image_kinds=dict(kinds),
+        long_tail=writer.plan.long_tail,
+        shrink=writer.plan.shrink,
+    )
+
+
+def _kept(writer: ShardWriter, split: str, number: int) -> WrittenShard | None:
+    """A shard that an earlier run of this build finished."""
+    name = writer.name(split, number)
+    record = read_record(writer.destination.work, split, name)
+    return record if record is not None and writer.destination.holds(f"{split}/{name}", record.info) else None
+
+
+def _demand_unique_keys(writer: ShardWriter, split: str, shards: Sequence[WrittenShard]) -> None:
+    """Raise UserError where two shards hold the same key."""
+    keys = [key for shard in shards for key in shard.keys]
+    if len(set(keys)) == len(keys):
+        return
+    (key, _), *_ = Counter(keys).most_common(1)
+    second = len(keys) - 1 - keys[::-1].index(key)
+    size = writer.plan.samples_per_shard
+    number = int(writer.numbers(split, second // size)[second % size])
+    raise UserError(f"{writer.contents.sample(split, number).origin}: key {key} occurs twice")
+
+
+@contextmanager
+def _writing(writer: ShardWriter, workers: int) -> Iterator[Write]:
+    """What writes shards: this process, or `workers` Ray tasks at a time."""
+    if workers == 1:
+        yield lambda split, numbers, on_samples: (writer.write(split, number, on_samples) for number in numbers)
+        return
+    with _connected_ray(workers) as ray:
+        reference = ray.put(writer)
+        yield lambda split, numbers, on_samples: _write_with_ray(reference, workers, split, numbers, on_samples)
+
+
+@contextmanager
+def _connected_ray(workers: int) -> Iterator[Any]:
+    """Ray as it runs; where it does not, the cluster that RAY_ADDRESS names or one started here, left at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--workers above 1 needs Ray, which is not installed: pip install 'ray[default]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    own = {"address": "local", "num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES}
+    cluster = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else own
+    try:
+        with keeping_handlers():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _write_with_ray(
+    reference: Any, workers: int, split: str, numbers: Sequence[int], on_samples: OnSamples
+) -> Generator[WrittenShard, None, None]:
+    """Write shards as Ray tasks, `workers` at a time. Raises what a task raises, when none of the others runs on."""
+    import ray
+
+    task = ray.remote(_write_in_task).options(num_cpus=1, max_retries=2)
+    waiting = list(numbers)
+    running: list[Any] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                running.append(task.remote([reference], split, waiting.pop(0)))
+            (ready, *_), running = ray.wait(running)
+            written = ray.get(ready)
+            if isinstance(written, Exception):
+                raise written
+            on_samples(len(written.keys))
+            yield written
+    except ray.exceptions.RayError as error:
+        raise ChildProcessError(f"Ray lost a worker that wrote shards ({str(error).splitlines()[0]})") from None
+    finally:
+        for unfinished in running:
+            ray.cancel(unfinished)
+        if running:
+            ray.wait(running, num_returns=len(running))  # or one could write to a folder that is being removed
+
+
+def _write_in_task(reference: list[Any], split: str, number: int) -> WrittenShard | Exception:
+    """One shard, or what a user can mend: an exception that Ray raises would carry its traceback as text.
+
+    The reference comes in a list, as Ray would unpack a bare one, and every file name of the dataset, for each shard.
+    """
+    try:
+        return _received(reference[0]).write(split, number)
+    except (UserError, OSError) as error:
+        return error
+
+
+@lru_cache(maxsize=1)
+def _received(reference: Any) -> ShardWriter:
+    import ray
+
+    return ray.get(reference)

@@ -1,0 +1,106 @@
+"""What shards hold, in numbers: classes and their balance, images, bytes, sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moe_dist.data.image.decode import image_size
+from moe_dist.data.longtail import imbalance_factor, shot_groups
+from moe_dist.data.shards.index import Index
+from moe_dist.data.shards.inspect.check import Split, splits_at
+from moe_dist.errors import UserError
+from moe_dist.settings.data import RemoteConfig
+
+LARGEST_SAMPLE = 1000
+"""Images whose sides are looked at, at most."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Smallest, median and largest width and height in pixels of the `images` that were looked at."""
+
+    images: int
+    widths: tuple[int, int, int]
+    heights: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class SplitStats:
+    """A split: its index, the images [C] of every class, the imbalance factor of those it has, bytes, images' sides."""
+
+    name: str
+    index: Index
+    counts: np.ndarray
+    imbalance: float
+    bytes: int
+    sides: Sides
+
+    def in_words(self) -> dict[str, str]:
+        """The numbers by title. Many, medium and few are groups of training classes: other splits have none."""
+        present = self.counts[self.counts > 0]
+        groups = shot_groups(self.counts) if self.name == "train" else {}
+        return {
+            "dataset": self.index.dataset,
+            "images": f"{len(self.index.rows):,}",
+            "classes": f"{len(present):,}" + (f" of {len(self.counts):,}" if len(present) < len(self.counts) else ""),
+            "largest, smallest class": f"{present.max():,}, {present.min():,}",
+            "imbalance factor": f"{self.imbalance:.4g}",
+            "many, medium, few": ", ".join(f"{len(classes):,}" for classes in groups.values()) or "-",
+            "kinds": ", ".join(f"{count:,} {kind}" for kind, count in self.index.image_kinds.items()),
+            "widths": _three(self.sides.widths),
+            "heights": _three(self.sides.heights),
+            "shards": f"{len(self.index.shards):,}, {self.bytes / 2**20:,.1f} MiB",
+            "left out by repairs": f"{sum(len(samples) for samples in self.index.dropped.values()):,}",
+            "split hash": self.index.digest[:16],
+        }
+
+    def headline(self) -> str:
+        """The heading of the split's picture."""
+        return (
+            f"{self.index.dataset}, {self.name}: {len(self.index.rows):,} images of {len(self.counts):,} classes, "
+            f"imbalance factor {self.imbalance:.4g}"
+        )
+
+
+def _three(values: tuple[int, int, int]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def shard_stats(place: str | Path, remote: RemoteConfig | None = None) -> list[SplitStats]:
+    """The numbers of every split at `place` (a folder or URL of a split, or of train, val and test).
+
+    Sides are read from the headers of the first shard's images, up to 1,000: shards are mixed when they are built.
+    Raises UserError where an index or that shard cannot be read.
+    """
+    return [_stats(split) for split in splits_at(place, remote or RemoteConfig())]
+
+
+def _stats(split: Split) -> SplitStats:
+    index = split.index()
+    counts = index.class_counts
+    total = sum(shard.bytes for shard in index.shards)
+    with split.file(index.shards[0].name) as path:
+        sides = _sides(path, index.rows[index.rows["shard"] == 0][:LARGEST_SAMPLE])
+    return SplitStats(split.name, index, counts, imbalance_factor(counts[counts > 0]), total, sides)
+
+
+def _sides(path: Path, rows: np.ndarray) -> Sides:
+    sizes = []
+    with path.open("rb") as file:
+        for row in rows:
+            file.seek(int(row["offset"]))
+            try:
+                sizes.append(image_size(file.read(int(row["length"]))))
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: byte {row['offset']}: {error}; `moe-dist shards check` says all that is wrong"
+                ) from None
+    widths, heights = np.array(sizes).T
+    return Sides(len(sizes), _spread(widths), _spread(heights))
+
+
+def _spread(values: np.ndarray) -> tuple[int, int, int]:
+    return int(values.min()), int(np.median(values)), int(values.max())

@@ -1,0 +1,268 @@
+"""A rank's resumable sequence of batches.
+
+1. The epoch's order follows from (seed, epoch) alone, and every rank takes its share of each global batch from it
+   (order.py), so any number of ranks sees the same global batches.
+2. Only finished steps move the position: what was decoded ahead and never trained on is read again after a restart.
+3. An image's augmentation is drawn from (seed, epoch, sample), so a resumed run sees the pixels an unbroken one sees;
+   where an epoch shows an image several times, each time has draws of its own.
+4. A bad sample that the job lets pass is a black image of weight 0. The others of its batch keep the weights they had,
+   since only its own rank knows of it: the batch's mean counts it as a loss of 0, and no number of batches changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_dist.data.augment.augment import DRAWS, augment, normalise
+from moe_dist.data.augment.mixing import MIX_DRAWS, mix, mixes, with_partners
+from moe_dist.data.batch import Batch, Images, TrainingSet
+from moe_dist.data.opened.images import DiskImages
+from moe_dist.data.order import (
+    MIXES,
+    Position,
+    epoch_order,
+    partner_positions,
+    rank_batch,
+    rank_positions,
+    sampled_order,
+    steps_per_epoch,
+    uniform,
+    valid_in_step,
+)
+from moe_dist.data.stream.loader import Loader
+from moe_dist.data.stream.prefetch import on_device
+from moe_dist.errors import UserError
+from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
+from moe_dist.settings.training import Sampling
+
+
+class Stream:
+    """The batches of `training_set` that `rank` of `world` trains on, epoch after epoch.
+
+    images: the split's images; config: normalisation, loader workers and shuffle window; global_batch: samples per step
+    over all ranks; augment: random changes, or None; shuffle: False keeps the order of `training_set`;
+    shard_of [images]: each image's shard, needed with `config.window_shards`; sampling: how often an epoch shows each
+    label of `training_set`, epochs: of the whole stage, which progressive sampling goes through; beside: a stream that
+    is not read at the same time, whose loader processes work for this one, too.
+    Raises UserError where global_batch is no multiple of world, the set is empty, or its classes are sampled and the
+    epoch is shuffled in windows of shards.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        training_set: TrainingSet,
+        config: DataConfig,
+        *,
+        seed: int,
+        global_batch: int,
+        rank: int,
+        world: int,
+        augment: AugmentConfig | None = None,
+        shuffle: bool = True,
+        device: str | torch.device = "cpu",
+        shard_of: np.ndarray | None = None,
+        sampling: Sampling = "instance",
+        epochs: int = 1,
+        beside: Stream | None = None,
+    ) -> None:
+        require_divisible(global_batch, world)
+        require_no_window(sampling, config)
+        if not len(training_set.samples):
+            raise UserError("a training stage was given no samples; look at the steps before it")
+        self.position = Position()
+        self._set = training_set
+        self._columns = {name: _column(values) for name, values in training_set.columns.items()}
+        self._config = config
+        self._seed = seed
+        self._global_batch = global_batch
+        self._rank = rank
+        self._world = world
+        self._augment = augment
+        self._shuffle = shuffle
+        self._sampling: Sampling = sampling
+        self._epochs = epochs
+        self._device = torch.device(device)
+        self._shard_of = None if shard_of is None else shard_of[training_set.samples]
+        crop_scale = None if augment is None else augment.resized_crop
+        processes = config.loader_workers if isinstance(images, DiskImages) else 0
+        self._loader: Loader
+        if beside is not None and beside._loader.processes == processes:
+            self._loader = beside._loader
+        else:
+            self._loader = Loader(processes, pin_memory=self._device.type == "cuda")
+        self._decoder = self._loader.add(images, seed, crop_scale)
+
+    def __len__(self) -> int:
+        """Steps of one epoch, the same on every rank."""
+        return steps_per_epoch(len(self._set.samples), self._global_batch)
+
+    def epoch(self) -> Iterator[Batch]:
+        """The batches from the current position to the end of its epoch; call `advance` after each finished step."""
+        epoch, first = self.position.epoch, self.position.steps
+        order, repeats = self._order(epoch)
+        steps = range(first, len(self))
+        shares = [self._share(order, repeats, step) for step in steps]
+        wanted = [(epoch, self._set.samples[share.rows], share.repeats) for share in shares]
+        loaded = on_device(self._loader.load(self._decoder, wanted), self._device)
+        for step, share, (images, readable) in zip(steps, shares, loaded):
+            yield self._batch(epoch, step, share, images, readable.numpy())
+
+    def advance(self) -> None:
+        """Count one finished step; after the last of an epoch the next epoch begins."""
+        self.position = self.position.next(len(self))
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands and what it streams, in plain values; the number of ranks is no part of it."""
+        return {"epoch": self.position.epoch, "steps": self.position.steps, **self._identity()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken. Raises UserError where it was taken from another stream."""
+        for name, value in self._identity().items():
+            if state[name] != value:
+                raise UserError(
+                    f"the checkpoint's data stream has {name} = {state[name]} and this job's has {value}; resume with "
+                    "the same data, seed and batch size, or start a new run"
+                )
+        self.position = Position(state["epoch"], state["steps"])
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "global_batch": self._global_batch,
+            "samples": len(self._set.samples),
+            "digest": _digest(self._set),
+            "sampling": f"progressive over {self._epochs} epochs"
+            if self._sampling == "progressive"
+            else self._sampling,
+        }
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of the training set in the epoch's order, and which of its row's copies each place is."""
+        count = len(self._set.samples)
+        if self._shuffle and self._sampling != "instance":
+            return sampled_order(self._set.labels, self._sampling, self._seed, epoch, self._epochs)
+        once = np.zeros(count, np.int64)
+        if not self._shuffle:
+            return np.arange(count), once
+        return epoch_order(count, self._seed, epoch, self._shard_of, self._config.window_shards), once
+
+    def _share(self, order: np.ndarray, repeats: np.ndarray, step: int) -> _Share:
+        where = (step, self._global_batch, self._rank, self._world)
+        rows, valid = rank_batch(order, *where)
+        again, _ = rank_batch(repeats, *where)
+        if self._augment is None or not mixes(self._augment):
+            return _Share(rows, again, valid)
+        own = rank_positions(*where)
+        further, partners = with_partners(own, partner_positions(own, len(order), self._global_batch))
+        return _Share(np.append(rows, order[further]), np.append(again, repeats[further]), valid, partners)
+
+    def _batch(self, epoch: int, step: int, share: _Share, images: Tensor, readable: np.ndarray) -> Batch:
+        """The batch of `share`, of whose images [L, 3, S, S] uint8 those are `readable` [L] that are no bad ones."""
+        own_share = partner = None
+        if self._augment is not None:
+            loaded = self._set.samples[share.rows]
+            images = augment(images, self._augment, uniform(self._seed, epoch, loaded, DRAWS, share.repeats))
+            if share.partners is not None:
+                draws = uniform(self._seed, epoch, loaded, MIX_DRAWS, share.repeats, MIXES)[: len(share.valid)]
+                images, own_share = mix(images, share.partners, readable, self._augment, draws)
+                partner = self._to_device(self._set.labels[share.rows[share.partners]].astype(np.int64))
+        rows, valid = share.rows[: len(share.valid)], share.valid & readable[: len(share.valid)]
+        samples = self._set.samples[rows]
+        weight = valid * (self._world / valid_in_step(len(self._set.samples), step, self._global_batch))
+        return Batch(
+            images=normalise(images, self._config.mean, self._config.std),
+            labels=self._to_device(self._set.labels[rows].astype(np.int64)),
+            samples=self._to_device(samples.astype(np.int64)),
+            weight=self._to_device(weight.astype(np.float32)),
+            columns={name: self._to_device(values[rows]) for name, values in self._columns.items()},
+            partner=partner,
+            share=own_share,
+        )
+
+    def _to_device(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device, non_blocking=True)
+
+
+def require_divisible(global_batch: int, world: int) -> None:
+    """Raise UserError where a batch cannot be divided evenly over the workers."""
+    if rest := global_batch % world:
+        near = f"{global_batch - rest} or {global_batch - rest + world}" if global_batch > world else f"{world}"
+        raise UserError(
+            f"batch_size = {global_batch} is the batch over all workers and no multiple of workers = {world}; "
+            f"set it to {near}, or change workers"
+        )
+
+
+def require_no_window(sampling: Sampling, config: DataConfig) -> None:
+    """Raise UserError where classes are to be sampled from windows of shards."""
+    if sampling != "instance" and config.window_shards:
+        raise UserError(
+            f"data.window_shards = {config.window_shards} shows every image once, window after window, and cannot be "
+            f"joined with sampling = {sampling}: set data.window_shards to 0 or sampling to instance"
+        )
+
+
+def evaluation_batches(
+    images: Images,
+    samples: np.ndarray,
+    labels: np.ndarray,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    device: str | torch.device = "cpu",
+) -> Iterator[Batch]:
+    """The batches of `samples` [N] with `labels` [N] once, in order and unchanged; the last is padded with weight 0.
+
+    None has more than N rows: padding is computed like any image.
+    """
+    stream = Stream(
+        images,
+        TrainingSet(samples, labels),
+        config,
+        seed=0,
+        global_batch=min(batch_size, len(samples)),
+        rank=0,
+        world=1,
+        shuffle=False,
+        device=device,
+    )
+    return stream.epoch()
+
+
+def _column(values: np.ndarray) -> np.ndarray:
+    """A training set's column as batches carry it: float32, or int64."""
+    return values.astype(np.float32 if np.issubdtype(values.dtype, np.floating) else np.int64)
+
+
+def _digest(training_set: TrainingSet) -> str:
+    """A name for what is trained on: the samples, their labels and their columns, in order."""
+    digest = hashlib.sha256()
+    for values in (training_set.samples.astype(np.int64), training_set.labels.astype(np.int64)):
+        digest.update(values.tobytes())
+    for name in sorted(training_set.columns):
+        digest.update(name.encode())
+        digest.update(_column(training_set.columns[name]).tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A rank's share of a global batch of B images a rank, of which L >= B are loaded: its own first, then partners.
+
+    rows [L]: of the training set; repeats [L]: which of its row's copies in the epoch each is; valid [B]: False for
+    padding; partners [B]: where each one's partner for MixUp and CutMix is among the L, or None.
+    """
+
+    rows: np.ndarray
+    repeats: np.ndarray
+    valid: np.ndarray
+    partners: np.ndarray | None = None

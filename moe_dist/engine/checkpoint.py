@@ -1,0 +1,208 @@
+"""Checkpoints that fit any number of ranks: dense files, one pair of files per expert, and state.json written last.
+
+    dense.safetensors                   parameters and buffers outside the experts        rank 0
+    dense.optimiser.safetensors         <parameter>/<moment or step>                      rank 0
+    experts_0007.safetensors            the same of expert 7 of the group `experts`       the first rank that holds it
+    experts_0007.optimiser.safetensors
+    random_0002.safetensors             random generators                                 rank 2
+    state.json                          the loop's state; every file above, its size, sha256  rank 0, last
+
+No layout (ranks, expert parallelism, ZeRO stage) is in the files, so any layout reads them. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from moe_dist.engine.base import Engine, ParameterState
+from moe_dist.engine.optimisers import state_keys
+from moe_dist.engine.random_state import random_state, reseed, restore_random_state
+from moe_dist.errors import UserError
+from moe_dist.files import file_sha256, flush_to_disk, write_json
+
+FORMAT = 2
+"""1 had sizes of files and no digests."""
+DENSE = "dense"
+_EXPERT = re.compile(r"(?P<group>.+)\.members\.(?P<expert>\d+)\.")
+
+
+def save_checkpoint(folder: Path, engine: Engine, *, rank: int, world: int, state: Mapping[str, Any]) -> None:
+    """Write this rank's part of the training state into `folder`; `state` (JSON) is the loop's own. Collective.
+
+    Every rank's folder may be the same one, or one each that is merged afterwards: no two ranks write the same file.
+    Buffers that drift apart between replicas take their first rank's values, here and in the files. Between updates
+    only: gradients of an unfinished accumulation are not saved.
+    """
+    engine.synchronise_buffers()
+    contents = {f"{stem}.safetensors": tensors for stem, tensors in _by_file(engine.network.state_dict()).items()}
+    moments = _flatten(engine.optimiser_state())
+    contents |= {f"{stem}.optimiser.safetensors": tensors for stem, tensors in _by_file(moments).items()}
+    mine = {name: tensors for name, tensors in contents.items() if rank < _writers(name, engine)}
+    mine[_random_file(rank)] = random_state()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tensors in mine.items():
+        save_file({key: _detached(tensor) for key, tensor in tensors.items()}, folder / name)
+        flush_to_disk(folder / name)
+    files = _gather({name: _described(folder / name) for name in mine}, world)
+    if rank == 0:
+        write_json(folder / "state.json", {"format": FORMAT, "world": world, "files": files, "state": dict(state)})
+
+
+def load_checkpoint(folder: Path, engine: Engine, *, rank: int, world: int) -> dict[str, Any]:
+    """Put the network, its optimiser and the random generators where `folder` has them; returns the loop's state.
+
+    The saving run may have had any number of ranks, expert parallelism and ZeRO stage. With the same layout the
+    training goes on bit-identically. Random generators are restored where the number of ranks is the same; otherwise
+    rank r's are seeded from (the saved state, r). Raises UserError where the folder is no whole checkpoint or belongs
+    to another network or optimiser.
+    """
+    content = _read_content(folder)
+    _load_network(folder, engine.network)
+    engine.load_optimiser_state(_optimiser_state(folder, engine))
+    if content["world"] == world:
+        restore_random_state(_read(folder / _random_file(rank)))
+    else:
+        reseed(_read(folder / _random_file(0)), rank)
+    return content["state"]
+
+
+def load_weights(folder: Path, network: nn.Module) -> None:
+    """Load parameters and buffers alone into a network in one process.
+
+    Raises UserError where the folder is no whole checkpoint or belongs to another network.
+    """
+    _read_content(folder)
+    _load_network(folder, network)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The loop's state alone. Raises UserError where the folder is no whole checkpoint."""
+    return _read_content(folder)["state"]
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `folder` holds a checkpoint with all its files at their full size."""
+    try:
+        files = _files(json.loads((folder / "state.json").read_text()))
+        return all((folder / name).stat().st_size == about["bytes"] for name, about in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def damaged_file(folder: Path) -> str | None:
+    """The first file of a whole checkpoint whose bytes are not those that were written; None: all are. Reads all."""
+    digests = {name: about["sha256"] for name, about in _files(_read_content(folder)).items()}
+    return next((name for name, digest in digests.items() if digest and file_sha256(folder / name) != digest), None)
+
+
+def _files(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The files that a state.json lists, each with its bytes and, since format 2, its sha256."""
+    files = content["files"]
+    return files if content["format"] > 1 else {name: {"bytes": size, "sha256": None} for name, size in files.items()}
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _read_content(folder: Path) -> dict[str, Any]:
+    if not is_whole(folder):
+        raise UserError(f"{folder}: not a whole checkpoint (state.json or a file it lists is missing or cut short)")
+    content = json.loads((folder / "state.json").read_text())
+    if content["format"] > FORMAT:
+        raise UserError(f"{folder}: written by a later version of moe-dist (format {content['format']}, not {FORMAT})")
+    return content
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _load_network(folder: Path, network: nn.Module) -> None:
+    """Load the files of the dense part and of the experts that this process holds."""
+    wanted = network.state_dict()
+    found: dict[str, Tensor] = {}
+    for stem in _by_file(wanted):
+        found |= _read(folder / f"{stem}.safetensors")
+    unlike = sorted(name for name in wanted.keys() | found.keys() if _shape(wanted, name) != _shape(found, name))
+    if unlike:
+        name = unlike[0]
+        raise UserError(
+            f"{folder}: belongs to another network: {name} is {_shape(found, name)} there and {_shape(wanted, name)} "
+            f"here ({len(unlike)} differences); resume with the configuration it was trained with"
+        )
+    network.load_state_dict(found)
+
+
+def _optimiser_state(folder: Path, engine: Engine) -> ParameterState:
+    """The saved optimiser state of the parameters that this process holds and trains; empty before the first step."""
+    entries: dict[str, Tensor] = {}
+    for stem in _by_file(engine.configs):
+        path = folder / f"{stem}.optimiser.safetensors"
+        entries |= _read(path) if path.is_file() else {}
+    state: ParameterState = {name: {} for name in engine.configs}
+    for entry, tensor in entries.items():
+        name, _, key = entry.rpartition("/")
+        if name in state:
+            state[name][key] = tensor
+    for name, config in engine.configs.items():
+        if state[name].keys() != (state_keys(config) if entries else set()):
+            raise UserError(
+                f"{folder}: {name} was trained with another optimiser ({', '.join(state[name]) or 'none'} saved); "
+                f"resume with the configuration it was trained with"
+            )
+    return state
+
+
+def _by_file(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Named tensors by the stem of the file that holds them: `dense`, or `<group>_<expert>`."""
+    files: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, value in named.items():
+        match = _EXPERT.match(name)
+        stem = f"{match['group']}_{int(match['expert']):04d}" if match else DENSE
+        files[stem][name] = value
+    return files
+
+
+def _writers(file: str, engine: Engine) -> int:
+    """How many of the first ranks write `file`: a dense file the first one, an expert's the first that hold experts."""
+    return 1 if file.startswith(f"{DENSE}.") else engine.expert_ranks
+
+
+def _flatten(state: ParameterState) -> dict[str, Tensor]:
+    return {f"{name}/{key}": tensor for name, tensors in state.items() for key, tensor in tensors.items()}
+
+
+def _random_file(rank: int) -> str:
+    return f"random_{rank:04d}.safetensors"
+
+
+def _gather(files: dict[str, dict[str, Any]], world: int) -> dict[str, dict[str, Any]]:
+    """Every rank's files; returns when all ranks have written theirs."""
+    if world == 1:
+        return files
+    parts: list[Any] = [None] * world
+    torch.distributed.all_gather_object(parts, files)
+    return {name: about for part in parts for name, about in part.items()}
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    """A copy of its own: safetensors refuses views of shared memory, which ZeRO's parameters are."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> str:
+    return f"[{', '.join(map(str, tensors[name].shape))}]" if name in tensors else "absent"

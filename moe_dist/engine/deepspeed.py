@@ -1,0 +1,177 @@
+"""The engine over ranks: DeepSpeed's, with experts spread, exact clipping and losses that may leave experts out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from moe_dist.engine.base import Engine, ParameterState, load_state_by_parameter, state_by_parameter
+from moe_dist.engine.optimisers import choose_optimisers
+from moe_dist.engine.partitions import FlatGroup, flat_groups, gather_state, load_state
+from moe_dist.errors import UserError
+from moe_dist.parallel.runtime import deepspeed, start_deepspeed
+from moe_dist.parallel.spread import expert_groups, groups, tie_exchanges
+from moe_dist.settings.resources import ParallelConfig
+from moe_dist.settings.training import OptimiserConfig
+
+
+class DeepSpeedEngine(Engine):
+    """A network on every rank of the process group, trained with ZeRO 0, 1 or 2; equal to LocalEngine in one process.
+
+    Making it is collective. Raises UserError where a rank would have no expert to train under ZeRO.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimisers: Mapping[str, OptimiserConfig | None],
+        *,
+        parallel: ParallelConfig,
+        clip_norm: float | None,
+        device: torch.device,
+        bf16: bool,
+    ) -> None:
+        start_deepspeed(device)
+        scalars = [name for name, parameter in network.named_parameters() if not parameter.dim()]
+        assert not scalars, f"DeepSpeed cannot broadcast parameters without dimensions: give {scalars} the shape [1]"
+        _refuse_idle_ranks(network, optimisers, parallel.zero, device)
+        super().__init__(network, optimisers, device, bf16)
+        self.clip_norm = clip_norm
+        self.zero = parallel.zero
+        self._experts = expert_groups(network)
+        self.expert_ranks = self._experts[0].ep_size if self._experts else 1
+        self._engine, *_ = deepspeed.initialize(
+            model=network,
+            optimizer=self.optimiser,
+            config=deepspeed_config(network, parallel, device),
+            dist_init_required=False,
+        )
+        # They serve timers and ZeRO 3 alone, and `destroy` would leave them on the network for the next stage.
+        self._engine.module_forward_pre_hook.remove()
+        self._engine.module_forward_post_hook.remove()
+        self._flat: list[FlatGroup] = flat_groups(self._engine.optimizer, network) if self.zero else []
+        self._names = {parameter: name for name, parameter in network.named_parameters()}
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(tie_exchanges(loss, self.network), scale_wrt_gas=False)
+
+    def step(self) -> bool:
+        updates = self._engine.is_gradient_accumulation_boundary()
+        if updates and self.clip_norm is not None:
+            self._clip(self.clip_norm)
+        self._engine.step()
+        return updates
+
+    def optimiser_state(self) -> ParameterState:
+        if self.zero:
+            return gather_state(self._flat, self.optimiser)
+        return state_by_parameter(self.network, self.optimiser)
+
+    def load_optimiser_state(self, state: ParameterState) -> None:
+        if self.zero:
+            load_state(self._flat, self.optimiser, state, self.network)
+        else:
+            load_state_by_parameter(self.network, self.optimiser, state)
+
+    def synchronise_buffers(self) -> None:
+        of_experts = {id(buffer) for module in self._experts for buffer in module.buffers()}
+        for buffer in self.network.buffers():
+            if id(buffer) not in of_experts:
+                dist.broadcast(buffer, 0)
+            else:
+                replicas = groups._get_expert_data_parallel_group(self._experts[0].expert_group_name)
+                dist.broadcast(buffer, dist.get_rank() % self.expert_ranks, group=replicas)
+
+    def close(self) -> None:
+        self._engine.destroy()
+
+    def _clip(self, limit: float) -> None:
+        """Scale the averaged gradients such that their norm over all parameters of all ranks is at most `limit`.
+
+        DeepSpeed's own clipping takes the mean of the ranks' norms where ZeRO is off, and hangs where ranks hold
+        unequal numbers of optimiser groups.
+        """
+        gradients = self._owned_gradients()
+        self.gradient_norm = self._squares().sqrt()
+        torch._foreach_mul_(gradients, (limit / (self.gradient_norm + 1e-6)).clamp(max=1.0))
+
+    def _gradient_size(self, parameter: nn.Parameter) -> Tensor | float:
+        if not self.zero:
+            return super()._gradient_size(parameter)
+        # ZeRO clears .grad as soon as it has averaged the gradient, and keeps this rank's slice of it.
+        name = self._names[parameter]
+        for number, group in enumerate(self._flat):
+            if name in group.offsets:
+                return group.magnitude(name, self._engine.optimizer.averaged_gradients[number]) / parameter.numel()
+        return 0.0
+
+    def _owned_gradients(self) -> list[Tensor]:
+        """The gradients that this rank's update reads: its partitions', or without ZeRO its parameters'."""
+        if self.zero:
+            return [gradient for part in self._engine.optimizer.averaged_gradients.values() for gradient in part]
+        return [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+
+    def _squares(self) -> Tensor:
+        """The squared norm of the whole gradient, each parameter counted once. Collective."""
+        if self.zero:  # partitions of all ranks are disjoint
+            total = _squared_norm(self._owned_gradients(), self.device)
+            dist.all_reduce(total)
+            return total
+        dense: list[Tensor] = []
+        experts: list[Tensor] = []
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                (dense if getattr(parameter, "allreduce", True) else experts).append(parameter.grad)
+        of_experts = _squared_norm(experts, self.device)
+        if self._experts:
+            dist.all_reduce(of_experts, group=self._experts[0].group)
+        return _squared_norm(dense, self.device) + of_experts
+
+
+def deepspeed_config(network: nn.Module, parallel: ParallelConfig, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's configuration. Collective: ranks agree on the bucket."""
+    largest = torch.tensor([sum(parameter.numel() for parameter in network.parameters())], device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    zero = {
+        # One bucket for everything: ranks with unequal experts would flush smaller ones in unequal order, and hang.
+        # Its default is allocated whatever the network's size.
+        "reduce_bucket_size": int(largest),
+        "compute_grad_norm": False,
+    }
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # only counts samples, which nothing reads
+        "gradient_accumulation_steps": parallel.accumulate(torch.distributed.get_world_size()),
+        "gradient_clipping": 0.0,  # the default clips at 1; the engine above clips
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": parallel.zero} | (zero if parallel.zero else {}),
+        "timers": {"throughput": {"enabled": False}},
+    }
+
+
+def _refuse_idle_ranks(
+    network: nn.Module, optimisers: Mapping[str, OptimiserConfig | None], zero: int, device: torch.device
+) -> None:
+    """Raise UserError, on all ranks, where one has nothing to train, or under ZeRO no expert: it wants a partition."""
+    trained = choose_optimisers((name for name, _ in network.named_parameters()), optimisers)
+    experts = {name for name, parameter in network.named_parameters() if not getattr(parameter, "allreduce", True)}
+    wanted = trained.keys() & experts if zero and experts else trained
+    everywhere = torch.tensor([int(bool(wanted))], device=device)
+    dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+    if not everywhere and zero:
+        raise UserError(
+            f"parallel.zero = {zero}: in this stage some rank holds only frozen experts, and ZeRO needs an expert to "
+            f"train on every rank; set parallel.zero to 0, or parallel.expert lower"
+        )
+    if not everywhere:
+        raise UserError("parallel.expert: in this stage some rank has nothing to train; set parallel.expert lower")
+
+
+def _squared_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
+    """The sum of squares of all elements, as a tensor without dimensions."""
+    if not gradients:
+        return torch.zeros((), device=device)
+    return torch.stack(torch._foreach_norm(gradients)).square().sum()

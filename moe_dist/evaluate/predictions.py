@@ -1,0 +1,142 @@
+"""A trained model on the test split: predictions and latency, once, by one process that holds the whole network."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moe_dist.data.bad_samples import require_readable
+from moe_dist.data.opened.opened import OpenedData, open_data
+from moe_dist.data.stream.stream import evaluation_batches
+from moe_dist.engine.checkpoint import damaged_file, load_weights
+from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.errors import UserError
+from moe_dist.evaluate.explain import look_at_images, project_features
+from moe_dist.evaluate.latency import Latency, measure_latency
+from moe_dist.files import whole_file, write_json
+from moe_dist.methods.base import Method, TaskContext
+from moe_dist.metrics.classification import pairwise_divergence
+from moe_dist.record.provenance import hardware
+from moe_dist.record.results import Results
+from moe_dist.train.task import EVALUATION_BATCH, TrainingTask, open_method
+
+ALL = "all"
+EXPERTS_BYTES = 64 * 2**20
+"""Up to this size the experts' own log-probabilities are kept; beyond it, only their choices."""
+
+
+def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], context: TaskContext) -> dict[str, Any]:
+    """Predictions of the test split by all experts and by each top-k, and how long one image takes with each.
+
+    checkpoints: the last one, which all of that is of, and the one chosen on validation, whose choices are kept beside.
+    """
+    last, chosen = checkpoints
+    task = TrainingTask.unpack(packed)
+    data = open_data(task.job.data, task.job.seed, task.cache)
+    data.bad_samples.write_to(task.bad_samples)
+    method = open_method(task.job, task.label, data)
+    network = load_network(task, method, Path(last)).to(context.device)
+    arrays = predict_test(method, network, data, context)
+    image = next(
+        evaluation_batches(data.test.images, data.test_samples[:1], data.test.labels[:1], data.config, batch_size=1)
+    )
+    latency: dict[str, Latency] = {}
+    for name, top_k in {ALL: None, **{f"top{k}": k for k in method.top_ks()}}.items():
+        predict = partial(method.predict, network, top_k=top_k)
+        latency[name] = measure_latency(predict, image.images, device=context.device)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    pictures = {"tsne": project_features(method, network, data, context.device)}
+    pictures["grad_cam"] = look_at_images(method, network, data, context.device)
+    if chosen == last:
+        arrays["chosen_argmax"] = arrays["log_probs"].argmax(1).astype(np.int16)
+    elif chosen is not None:
+        load_weights(Path(chosen), network)
+        arrays["chosen_argmax"] = choose_classes(method, network, data, context.device)
+    about = {"latency": latency, "parameters": parameters, "hardware": hardware()}
+    return {"arrays": arrays, "pictures": pictures, "about": about}
+
+
+def load_network(task: TrainingTask, method: Method, checkpoint: Path) -> nn.Module:
+    """The trained network with all its experts, in eval mode on the CPU. Raises UserError for a damaged checkpoint."""
+    if file := damaged_file(checkpoint):
+        raise UserError(
+            f"{checkpoint}: {file} does not hold the bytes that were written; run again with --resume, which goes on "
+            "from the checkpoint before it"
+        )
+    network = method.build(IN_ONE_PROCESS, Results(task.steps), task.job.seed)
+    load_weights(checkpoint, network)
+    return network.eval()
+
+
+@torch.inference_mode()
+def predict_test(method: Method, network: nn.Module, data: OpenedData, context: TaskContext) -> dict[str, np.ndarray]:
+    """labels [N], log_probs [N, C], gate [N, E] where there is one, and log_probs_top<k> [N, C].
+
+    Where experts predict classes: experts_argmax [N, E] int16, the choice of each, experts_divergence [N] float32, and
+    if it is small experts_log_probs [N, E, C] float16. Bad samples that the job lets pass are in none of them.
+    """
+    labels = data.test.labels[data.test_samples]
+    collected: dict[str, list[np.ndarray]] = {}
+    done = 0
+    for batch in evaluation_batches(
+        data.test.images, data.test_samples, labels, data.config, batch_size=EVALUATION_BATCH, device=context.device
+    ):
+        valid = (batch.weight > 0).cpu().numpy()
+        prediction = method.predict(network, batch.images)
+        outputs = {"labels": batch.labels, "log_probs": prediction.log_probs}
+        if prediction.gate is not None:
+            outputs["gate"] = prediction.gate
+        for k in method.top_ks():
+            outputs[f"log_probs_top{k}"] = method.predict(network, batch.images, k).log_probs
+        arrays = {name: (output if name == "labels" else output.float()) for name, output in outputs.items()}
+        arrays |= _of_experts(prediction.experts, len(labels))
+        for name, array in arrays.items():
+            collected.setdefault(name, []).append(array.cpu().numpy()[valid])
+        done += len(valid)
+        context.progress(min(done, len(labels)), len(labels) + 1)  # the last one is the latency's
+    require_readable(sum(map(len, collected["labels"])), "test")
+    return {name: np.concatenate(parts) for name, parts in collected.items()}
+
+
+@torch.inference_mode()
+def choose_classes(method: Method, network: nn.Module, data: OpenedData, device: torch.device) -> np.ndarray:
+    """The class [N] int16 that `network` chooses for each test image, bad samples left out."""
+    labels = data.test.labels[data.test_samples]
+    chosen = [
+        method.predict(network, batch.images).log_probs.argmax(1)[batch.weight > 0]
+        for batch in evaluation_batches(
+            data.test.images, data.test_samples, labels, data.config, batch_size=EVALUATION_BATCH, device=device
+        )
+    ]
+    return torch.cat(chosen).to(torch.int16).cpu().numpy()
+
+
+def _of_experts(experts: Tensor | None, images: int) -> dict[str, Tensor]:
+    """What is kept of the experts' own predictions [B, E, C] for a batch, of `images` in all."""
+    if experts is None or experts.dim() != 3:
+        return {}
+    log_probs = experts.float().log_softmax(2)
+    divergence = torch.from_numpy(pairwise_divergence(log_probs.cpu().numpy())).float()
+    kept = {"experts_argmax": experts.argmax(2).to(torch.int16), "experts_divergence": divergence}
+    if images * experts[0].numel() * torch.float16.itemsize <= EXPERTS_BYTES:
+        kept["experts_log_probs"] = log_probs.half()
+    return kept
+
+
+def save_evaluation(folder: Path, outcome: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write predictions.npz, what pictures are drawn from (tsne.npz, grad_cam.npz) and, last, evaluation.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    for name, arrays in {"predictions": outcome["arrays"], **outcome["pictures"]}.items():
+        path = folder / f"{name}.npz"
+        path.unlink(missing_ok=True)
+        if arrays:
+            with whole_file(path) as partial, partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+    write_json(folder / "evaluation.json", {**outcome["about"], "finished": time.time(), **facts})

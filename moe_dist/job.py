@@ -1,0 +1,168 @@
+"""The job schema: what a YAML file under jobs/ may say, and how it is loaded, overridden and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from moe_dist.errors import UserError
+from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.registry import METHODS, method_class
+from moe_dist.settings.data import DataConfig
+from moe_dist.settings.explain import explain
+from moe_dist.settings.resources import ParallelConfig, ResourceConfig
+from moe_dist.settings.schema import Count, Part, Strict
+from moe_dist.settings.training import CheckpointConfig
+from moe_dist.settings.tune import TuneConfig
+
+
+def _method_config(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, MethodConfig):
+        return value
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict) or "name" not in value:
+        raise ValueError(f"needs a `name`, one of {', '.join(sorted(METHODS))}")
+    if not isinstance(value["name"], str) or value["name"] not in METHODS:
+        raise ValueError(f"no method is called {value['name']!r}; choose one of {', '.join(sorted(METHODS))}")
+    return method_class(value["name"]).Config.model_validate(value, context=info.context)
+
+
+AnyMethod = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_method_config)]
+
+Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+"""Of a model; also its folder in the run directory."""
+
+
+class Job(Strict):
+    """One YAML file: what is trained, on which data, by how many workers, and what it is compared with."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$"), Part.NONE]
+    kind: Annotated[Literal["train", "reproduce", "tune"], Part.NONE]
+    """train: one method; reproduce: several on the same data, with a table beside the paper's; tune: a search for the
+    hyper-parameters of one method, or of each of its experts."""
+    title: Annotated[str, Part.NONE] = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    workers: Annotated[Count, Part.NONE] = 1
+    """Ranks of the joint training. Not part of the result: any number sees the same global batches."""
+    data: DataConfig = DataConfig()
+    method: AnyMethod | None = None
+    methods: dict[Label, AnyMethod] = Field(default={})
+    tune: Annotated[TuneConfig | None, Part.NONE] = None
+    """What is searched, and with what budget."""
+    paper_table: Annotated[str | None, Part.NONE] = None
+    """Key of the paper's table that the report puts beside ours (moe_dist/report/paper.yaml)."""
+    parallel: ParallelConfig = ParallelConfig()
+    resources: ResourceConfig = ResourceConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Job:
+        if self.kind in ("train", "tune") and (self.method is None or self.methods):
+            raise ValueError(f"a job of kind `{self.kind}` has one `method` and no `methods`")
+        if (self.kind == "tune") != (self.tune is not None):
+            raise ValueError("a job of kind `tune` has a section `tune`, and no other kind has one")
+        if self.kind == "reproduce" and (self.method is not None or not self.methods):
+            raise ValueError("a job of kind `reproduce` has `methods` (label: method) and no `method`")
+        if "figures" in self.methods:
+            raise ValueError("`figures` is the report's folder in a run directory: give the method another label")
+        if self.workers % self.parallel.expert:
+            raise ValueError(f"parallel.expert = {self.parallel.expert} does not divide workers = {self.workers}")
+        if self.parallel.micro_batches > self.workers and self.parallel.micro_batches % self.workers:
+            raise ValueError(
+                f"parallel.micro_batches = {self.parallel.micro_batches} is no multiple of workers = {self.workers}"
+            )
+        return self
+
+    @property
+    def models(self) -> dict[str, MethodConfig]:
+        """The methods this job trains, by the label their results carry."""
+        return dict(self.methods) if self.method is None else {self.method.name: self.method}
+
+
+def load_job(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
+    """Read a job's YAML, apply overrides (`a.b=c`, or `@FILE` with one a line) and validate it.
+
+    Relative paths of data and weights start at the current directory, as a shell would have it, and are resolved here;
+    a recipe that the job loads is looked for beside the job file.
+    Raises UserError naming the field, what was given and what is allowed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such job file")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a job is a mapping of fields, this file holds {type(content).__name__}")
+    for override in _expanded(overrides):
+        _set(content, override)
+    return parse_job(content, str(path), path.absolute().parent)
+
+
+def parse_job(content: dict[str, Any], where: str, folder: Path = Path()) -> Job:
+    """Validate a job given as a mapping; `where` names it in errors, recipes it loads are looked for in `folder`."""
+    try:
+        return Job.model_validate(content, context={"folder": folder})
+    except ValidationError as error:
+        raise UserError(f"{where}: {explain(error)}") from None
+
+
+def dump_job(job: Job) -> str:
+    """The resolved job as YAML, every default written out."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+
+
+def _expanded(overrides: list[str] | tuple[str, ...]) -> list[str]:
+    """The overrides, each `@FILE` replaced by the ones in it: one a line, `#` opens a comment."""
+    expanded = []
+    for override in overrides:
+        if not override.startswith("@"):
+            expanded.append(override)
+            continue
+        path = Path(override[1:])
+        if not path.is_file():
+            raise UserError(f"--set {override}: no such file of overrides")
+        lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+        expanded += [line for line in lines if line]
+    return expanded
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    """Apply one `a.b=c`; the value is read as YAML. The path must lead through mappings."""
+    field, equals, text = override.partition("=")
+    if not equals or not field:
+        raise UserError(f"--set {override}: write it as field=value, for example --set workers=2")
+    *parents, last = field.split(".")
+    _refuse_other_kind(content, parents, override)
+    node = content
+    for depth, parent in enumerate(parents):
+        child = {} if node.get(parent) is None else node[parent]
+        if not isinstance(child, dict):
+            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} holds a value, not fields")
+        # A copy: other fields may hold the same mapping, by an anchor of the file.
+        node[parent] = dict(child)
+        node = node[parent]
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+
+
+def _refuse_other_kind(content: dict[str, Any], parents: list[str], override: str) -> None:
+    """Say what to write where an override speaks of one method and the job has several, or the other way round."""
+    if parents[:1] == ["method"] and content.get("methods"):
+        labels = ", ".join(content["methods"])
+        raise UserError(f"--set {override}: the job has several methods ({labels}); write methods.LABEL.FIELD=VALUE")
+    if parents[:1] == ["methods"] and content.get("method"):
+        raise UserError(f"--set {override}: the job has one method; write method.FIELD=VALUE, without a label")

@@ -1,0 +1,24 @@
+"""The launcher of a name, started."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from moe_dist.errors import UserError
+from moe_dist.job import Job
+from moe_dist.launch.launcher import Launcher
+from moe_dist.terminal import Show
+
+
+def open_launcher(name: str, job: Job, run: Path, show: Show) -> AbstractContextManager[Launcher]:
+    """The launcher called `name`, started, as a context manager."""
+    if name == "ray":
+        from moe_dist.launch.ray import ray_launcher
+
+        return ray_launcher(job, run, show)
+    if name == "local":
+        from moe_dist.launch.local import local_launcher
+
+        return local_launcher(job, run, show)
+    raise UserError(f"--launcher {name}: choose ray or local")

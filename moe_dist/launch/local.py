@@ -1,0 +1,144 @@
+"""The local launcher: everything in this process; a training with several ranks in processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from moe_dist.disk import disk_explained
+from moe_dist.errors import UserError
+from moe_dist.job import Job
+from moe_dist.launch.launcher import Context, device_of, use_threads
+from moe_dist.launch.progress import ProgressFile, progress_folder, read_progress, watch_training
+from moe_dist.methods.base import TaskFunction
+from moe_dist.terminal import Show
+from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint
+from moe_dist.train.task import TrainingTask
+from moe_dist.train.worker import TRAINING_FILES, LocalWorker
+
+
+@contextlib.contextmanager
+def local_launcher(job: Job, run: Path, show: Show) -> Iterator[LocalLauncher]:
+    """The local launcher; nothing to start or stop."""
+    yield LocalLauncher(job, run, show)
+
+
+class LocalLauncher:
+    """Tasks one after another in this process; a one-rank training too, without Ray and without DeepSpeed."""
+
+    name = "local"
+
+    def __init__(self, job: Job, run: Path, show: Show) -> None:
+        self._job, self._run, self._show = job, run, show
+
+    def run_tasks(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
+        """function(common, item, context) of every item, one after another."""
+        resources = self._job.resources
+        device = device_of(resources.gpus_per_task)
+        use_threads(resources.cpus_per_task)
+        with progress_folder(self._run) as folder, self._show.watching(lambda: read_progress(folder, len(items))):
+            for number, item in enumerate(items):
+                progress = ProgressFile(folder / f"{number}.json")
+                yield function(common, item, Context(device, progress))
+                progress(1, 1)
+
+    def train(self, task: TrainingTask) -> Path:
+        """The loop in this process, or `workers` processes of this machine joined by torch.distributed."""
+        workers = task.job.workers
+        with watch_training(self._show, task.folder), no_torn_checkpoint(task.checkpoints):
+            if workers == 1:
+                train_rank(0, 1, task.pack(), 0)
+            else:
+                _spawn(task, workers)
+        last = newest_checkpoint(task.checkpoints)
+        assert last is not None, "a finished training leaves a checkpoint"
+        return last
+
+
+def train_rank(rank: int, world: int, packed: dict[str, Any], port: int) -> None:
+    """One rank of a local training; with several, they meet at `port` of this machine."""
+    from moe_dist.train.loop import train
+
+    task = TrainingTask.unpack(packed)
+    resources = task.job.resources
+    device = device_of(resources.gpus_per_worker)
+    use_threads(resources.cpus_per_worker, sharing=world)
+    if world > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", rank % torch.cuda.device_count())
+        torch.distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+        )
+    keep = task.job.checkpoint.keep
+    with disk_explained(task.folder, TRAINING_FILES):
+        train(LocalWorker(task.checkpoints, keep, rank, world, device), task)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _spawn(task: TrainingTask, workers: int) -> None:
+    """The ranks as processes; the first that fails ends all, and none outlives this function or this process."""
+    sentences, sentence = torch.multiprocessing.Pipe(duplex=False)
+    others = torch.multiprocessing.active_children()
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of every rank that it ends
+    try:
+        with _ctrl_c_for_this_process_alone():
+            arguments = (workers, task.pack(), _free_port(), os.getpid(), sentence)
+            ranks = torch.multiprocessing.spawn(_spawned, arguments, nprocs=workers, join=False)
+        while not ranks.join():
+            pass
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        if sentences.poll():
+            raise sentences.recv() from None
+        if isinstance(error, ProcessExitedException) and error.signal_name:
+            raise UserError(
+                f"rank {error.error_index} of the training of {task.label} was ended by {error.signal_name} (SIGKILL: "
+                "often memory that ran out); go on from its last checkpoint with --resume"
+            ) from None
+        raise
+    finally:
+        for process in set(torch.multiprocessing.active_children()).difference(others):
+            process.kill()
+            process.join()
+
+
+@contextlib.contextmanager
+def _ctrl_c_for_this_process_alone() -> Iterator[None]:
+    """Processes started in the block never see SIGINT, which a terminal sends to all; this one does when it ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _spawned(
+    rank: int, world: int, packed: dict[str, Any], port: int, driver: int, sentence: Connection[UserError, Any]
+) -> None:
+    """One rank in its process; a UserError goes to the driver through a pipe, as the disk may be what is wrong."""
+    torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
+    if os.getppid() != driver:  # it died before the line above
+        return
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    try:
+        train_rank(rank, world, packed, port)
+    except UserError as error:
+        sentence.send(error)
+        sys.exit(1)  # what is raised here would be written to a temporary file, whose disk may be full
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

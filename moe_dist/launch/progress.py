@@ -1,0 +1,83 @@
+"""How far a task is, told through a small file that any node can write and the driver reads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from moe_dist.files import write_text
+from moe_dist.terminal import Show
+from moe_dist.train.log import last_metrics
+
+WRITE_EVERY_SECONDS = 0.25
+
+
+class ProgressFile:
+    """Called as progress(done, total); writes at most a few times a second."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = 0.0
+
+    def __call__(self, done: float, total: float) -> None:
+        now = time.monotonic()
+        if now < self._next and done < total:
+            return
+        self._next = now + WRITE_EVERY_SECONDS
+        if not self._path.parent.is_dir():  # nobody reads it any more
+            return
+        write_text(self._path, json.dumps([done, total]), lasting=False)
+
+
+@contextlib.contextmanager
+def progress_folder(run: Path) -> Iterator[Path]:
+    """An empty folder inside the run directory, which every node reaches, for as long as tasks report into it."""
+    folder = run / ".progress"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_progress(folder: Path, items: int) -> tuple[float, float, str]:
+    """(done, total, note) over `items` tasks that write <folder>/<item>.json; each task counts as one."""
+    done = 0.0
+    for path in folder.glob("*.json"):
+        part, whole = json.loads(path.read_text())
+        done += part / whole
+    return done, items, f"{int(done)}/{items}" if items > 1 else ""
+
+
+def watch_training(show: Show, folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Show a training's progress from the metrics.jsonl its rank 0 writes in `folder`, wherever that rank runs."""
+    return show.watching(training_progress(show, folder / "metrics.jsonl"))
+
+
+def training_progress(show: Show, metrics: Path) -> Callable[[], tuple[float, float, str] | None]:
+    """What `watching` asks: (done, total, note) of the newest line, None before this run has written one.
+
+    Lines that are there already are an earlier run's; some of them stay when this one goes on from its checkpoint. The
+    first line that is newer is where this run's time begins: starting workers tells nothing of the time left.
+    """
+    written_before = (last_metrics(metrics) or {}).get("time", 0.0)
+    counting = False
+
+    def look() -> tuple[float, float, str] | None:
+        nonlocal counting
+        line = last_metrics(metrics)
+        if line is None or line["time"] <= written_before:
+            return None
+        if not counting:
+            counting = True
+            show.count_from(line["step"])
+        rate = f", {line['images_per_second']:.0f} images/s" if "images_per_second" in line else ""
+        note = f"{line['stage']} epoch {line['epoch'] + 1}, loss {line['loss']:.4f}{rate}"
+        return line["step"], line["of_steps"], note
+
+    return look

@@ -1,0 +1,176 @@
+"""The Ray launcher: tasks as Ray tasks, trainings by Ray Train's TorchTrainer, on a cluster or an embedded Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_dist.disk import disk_explained
+from moe_dist.errors import UserError
+from moe_dist.job import Job
+from moe_dist.launch.launcher import Context, device_of, use_threads
+from moe_dist.launch.progress import ProgressFile, progress_folder, read_progress, watch_training
+from moe_dist.launch.ray_environment import PROMPT, QUIET
+from moe_dist.methods.base import TaskFunction
+from moe_dist.settings.resources import ResourceConfig
+from moe_dist.signals import keeping_handlers
+from moe_dist.terminal import Show
+from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint, superseded
+from moe_dist.train.task import TrainingTask
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Of an embedded Ray, whose default is 30 % of the machine's memory; images travel by file, not through the store."""
+
+
+@contextlib.contextmanager
+def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
+    """Connect to the cluster that RAY_ADDRESS names (a submitted job has it set), else start an embedded Ray."""
+    for name, value in (QUIET | PROMPT).items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "--launcher ray needs Ray, which is not installed: pip install 'ray[default,train,tune]', "
+            "or use --launcher local"
+        ) from None
+
+    device_of(0 if os.environ.get("RAY_ADDRESS") else max(job.resources.gpus_per_worker, job.resources.gpus_per_task))
+    try:
+        with show.working("start Ray"), keeping_handlers():
+            _start_ray(job)
+        require_resources(job, ray.cluster_resources(), show)
+        yield RayLauncher(job, run, show)
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(job: Job) -> None:
+    import ray
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                address="local",  # not one that `ray start` left on this machine
+                num_cpus=embedded_cpus(job),
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+
+
+def embedded_cpus(job: Job) -> int:
+    """Logical CPUs of an embedded Ray: this machine's, or what the job's workers ask for if that is more.
+
+    Workers then share the cores; `--set workers=2` must run on any laptop.
+    """
+    asked = math.ceil(job.workers * job.resources.cpus_per_worker)
+    return max(os.cpu_count() or 1, asked, math.ceil(job.resources.cpus_per_task))
+
+
+def require_resources(job: Job, have: dict[str, float], show: Show) -> None:
+    """Say what the cluster lacks: Ray itself would wait without a word."""
+    need = {
+        "CPU": job.workers * job.resources.cpus_per_worker,
+        "GPU": max(job.workers * job.resources.gpus_per_worker, job.resources.gpus_per_task),
+    }
+    for kind, amount in need.items():
+        if amount > have.get(kind, 0):
+            show.notice(
+                f"the cluster has {have.get(kind, 0):g} {kind}s and the job's {job.workers} workers ask for "
+                f"{amount:g}: waiting for the cluster to grow; if it cannot, lower `workers` or `resources`"
+            )
+
+
+class RayLauncher:
+    """Tasks and trainings on the Ray this process is connected to."""
+
+    name = "ray"
+
+    def __init__(self, job: Job, run: Path, show: Show) -> None:
+        self._job, self._run, self._show = job, run, show
+
+    def run_tasks(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
+        """function(common, item, context) of every item as a Ray task with its share of CPUs and of a GPU."""
+        import ray
+
+        resources = self._job.resources
+        remote = ray.remote(_run_task).options(
+            num_cpus=resources.cpus_per_task, num_gpus=resources.gpus_per_task, max_retries=2
+        )
+        shared = ray.put(common)
+        with progress_folder(self._run) as folder, self._show.watching(lambda: read_progress(folder, len(items))):
+            pending = [
+                remote.remote(function, shared, item, resources.model_dump(), str(folder / f"{number}.json"))
+                for number, item in enumerate(items)
+            ]
+            try:
+                while pending:
+                    yield _result(pending.pop(0))
+            finally:  # one failed, or nobody wants the rest; a finished task must not be cancelled: Ray can crash on it
+                for reference in ray.wait(pending, num_returns=len(pending), timeout=0)[1] if pending else []:
+                    ray.cancel(reference)
+
+    def train(self, task: TrainingTask) -> Path:
+        """The loop on the job's workers; Ray Train restarts them from the last checkpoint when one dies."""
+        from ray.train import TrainingFailedError
+
+        from moe_dist.launch.ray_trainer import fit, train_worker
+
+        task.checkpoints.mkdir(parents=True, exist_ok=True)
+        forget_ray_snapshot(task)
+        try:
+            with watch_training(self._show, task.folder), no_torn_checkpoint(task.checkpoints):
+                fit(task, train_worker)
+        except TrainingFailedError as error:
+            raise UserError(
+                f"the training of {task.label} failed more than {task.job.checkpoint.max_failures} times "
+                f"(checkpoint.max_failures); go on from its last checkpoint with --resume. The last failure: {error}"
+            ) from error
+        last = newest_checkpoint(task.checkpoints)
+        assert last is not None, "a finished training leaves a checkpoint"
+        return last
+
+
+def forget_ray_snapshot(task: TrainingTask) -> None:
+    """Let this fit start from the newest checkpoint in the folder, whoever wrote it, and drop older ones.
+
+    Ray Train would go on from what its own snapshot names, which a local run in between has passed or removed.
+    """
+    (task.checkpoints / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
+    for old in superseded(task.checkpoints, task.job.checkpoint.keep):
+        shutil.rmtree(old)
+
+
+def _run_task(function: TaskFunction, common: Any, item: Any, resources: dict[str, Any], progress_path: str) -> Any:
+    """One task, in a Ray worker process."""
+    asked = ResourceConfig.model_validate(resources)
+    use_threads(asked.cpus_per_task)
+    path = Path(progress_path)
+    progress = ProgressFile(path)
+    with disk_explained(path.parent.parent, "what a task leaves"):
+        result = function(common, item, Context(device_of(asked.gpus_per_task), progress))
+        progress(1, 1)
+    return result
+
+
+def _result(reference: Any) -> Any:
+    """A task's result; what a user can mend comes back as the UserError it was."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,92 @@
+"""One training as a run of Ray Train, whose own ways with Ctrl-C and with failures are changed in two places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray.train.torch
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from moe_dist.disk import disk_explained
+from moe_dist.errors import UserError
+from moe_dist.launch.launcher import use_threads
+from moe_dist.launch.ray_environment import PROMPT
+from moe_dist.launch.ray_worker import RayWorker
+from moe_dist.train.loop import train
+from moe_dist.train.task import TrainingTask
+from moe_dist.train.worker import TRAINING_FILES
+
+
+def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
+    """Run `worker` (given the packed task) on the job's workers by Ray Train, until it returns on all of them.
+
+    Raises a worker's UserError, which ends the training at once; TrainingFailedError after too many other failures.
+    """
+    job = task.job
+    gpus = job.resources.gpus_per_worker
+    per_worker = {"CPU": job.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    environment = PROMPT | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
+    trainer = Trainer(
+        worker,
+        train_loop_config=task.pack(),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
+        scaling_config=ScalingConfig(
+            num_workers=job.workers, use_gpu=gpus > 0, resources_per_worker=per_worker, placement_strategy="SPREAD"
+        ),
+        run_config=RunConfig(
+            name=task.checkpoints.name,
+            storage_path=str(task.checkpoints.parent),
+            failure_config=FailureConfig(max_failures=job.checkpoint.max_failures),
+            checkpoint_config=CheckpointConfig(  # and the newest, whatever its standing
+                num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="standing"
+            ),
+            worker_runtime_env={"env_vars": environment},
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with disk_explained(task.folder, TRAINING_FILES):  # of Ray's own files
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _sentence(error) or error from getattr(error, "controller_failure", None)
+
+
+def train_worker(packed: dict[str, Any]) -> None:
+    """One rank of a Ray Train training."""
+    task = TrainingTask.unpack(packed)
+    context = ray.train.get_context()
+    use_threads(task.job.resources.cpus_per_worker, sharing=context.get_local_world_size())
+    with disk_explained(task.folder, TRAINING_FILES):
+        train(RayWorker(task.checkpoints, ray.train.torch.get_device()), task)
+
+
+class Trainer(TorchTrainer):
+    """Ray Train's, which leaves Ctrl-C to this process and does not try again what a user has to mend."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Nothing: Ray's handler would end this process from within, with exit code 1 and nothing unwound."""
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        arguments["failure_policy"] = FailurePolicy(arguments["failure_policy"].failure_config)
+        return super()._initialize_and_run_controller(**arguments)
+
+
+class FailurePolicy(DefaultFailurePolicy):
+    """Ray Train's, but a worker's UserError ends the training at the first time."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Raise or retry."""
+        if _sentence(training_failed_error):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+def _sentence(error: TrainingFailedError) -> UserError | None:
+    """The UserError that a rank failed with, if one did; others may have failed because that one had."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return next((failure for failure in failures if isinstance(failure, UserError)), None)

@@ -1,0 +1,20 @@
+"""What every method's configuration starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moe_dist.settings.schema import Strict
+
+
+class MethodConfig(Strict):
+    """What every method's configuration starts with."""
+
+    name: str
+
+    def check(self, classes: int) -> None:
+        """Raise UserError where this configuration cannot work with a dataset of `classes` classes."""
+
+    def notices(self) -> Sequence[str]:
+        """What the user should know of settings that are allowed and do nothing: a sentence each."""
+        return ()

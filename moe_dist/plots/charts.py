@@ -1,0 +1,236 @@
+"""The drawings: numbers in, one matplotlib figure out. Call them, and save their figures, inside style.style().
+
+Letters: N test images, C classes, E experts. `heading` is the sentence above a figure: what is seen, of which data, n.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from moe_dist.plots.style import ACCENT, COLOURS, GRID, MARKERS, MUTED, SEQUENTIAL, class_ticks
+
+WIDTH = 9.0
+"""Width of a figure, in inches."""
+LETTERS_PER_INCH = 10
+"""How much of a heading fits on a line."""
+ROWS_PER_PANEL = 24
+LARGEST_ANNOTATED = 12
+"""A confusion matrix of more classes shows its counts by colour alone."""
+
+
+def new_figure(heading: str, height: float, width: float = WIDTH) -> Figure:
+    """An empty figure under its heading; sizes in inches."""
+    figure = Figure(figsize=(width, height))
+    unbroken = heading.replace("n = ", "n\u00a0=\u00a0")
+    figure.suptitle(textwrap.fill(unbroken, int(LETTERS_PER_INCH * width)), x=0.01, horizontalalignment="left")
+    return figure
+
+
+def precision_by_class(heading: str, names: Sequence[str], models: Mapping[str, np.ndarray]) -> Figure:
+    """DFCP-MoE's Figure 1 as a dot plot: precision [C] of each class, by model.
+
+    Many classes are divided over up to three panels. A class that a model never predicts (NaN) is a cross at the left.
+    """
+    panels = min(3, math.ceil(len(names) / ROWS_PER_PANEL))
+    rows = math.ceil(len(names) / panels)
+    figure = new_figure(heading, 1.4 + rows * (0.13 + 0.07 * len(models)))
+    known = np.concatenate([precision[~np.isnan(precision)] for precision in models.values()])
+    left = max(0.0, math.floor(20 * known.min() - 0.5) / 20) if len(known) else 0.0
+    parts = np.array_split(np.arange(len(names)), panels)
+    for axes, classes in zip(figure.subplots(1, panels, squeeze=False)[0], parts):
+        _precision_panel(axes, classes, models, left)
+        class_ticks(axes, [names[c] for c in classes], "y")
+        axes.set_xlim(left - 0.02 * (1 - left), 1 + 0.02 * (1 - left))
+        axes.set_xlabel("precision")
+        axes.set_ylim(len(classes) - 0.5, -0.5)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=len(models))
+    return figure
+
+
+def _precision_panel(axes: Axes, classes: np.ndarray, models: Mapping[str, np.ndarray], left: float) -> None:
+    """Models are set apart vertically within a class's row, so that equal precisions stay visible."""
+    for row in range(0, len(classes), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color=GRID, alpha=0.4, linewidth=0)
+    axes.grid(axis="y", visible=False)
+    offsets = (np.arange(len(models)) - (len(models) - 1) / 2) * 0.24
+    for number, (title, precision) in enumerate(models.items()):
+        values, rows = precision[classes], np.arange(len(classes)) + offsets[number]
+        colour = COLOURS[number % len(COLOURS)]
+        look: Any = {"s": 22, "color": colour, "zorder": 3, "clip_on": False}
+        axes.scatter(values, rows, marker=MARKERS[number % len(MARKERS)], label=title, **look)
+        never = np.isnan(values)
+        axes.scatter(np.full(never.sum(), left), rows[never], marker="x", **look)
+
+
+def radius_scan(
+    heading: str, scan: Sequence[Mapping[str, Any]], chosen: float | None, stage1_davies_bouldin: float
+) -> Figure:
+    """Davies-Bouldin index (lower is better), coverage and purity against the radius of the second stage.
+
+    A radius that leaves a single cluster has no index (None): a gap in the line.
+    """
+    figure = new_figure(heading, 3.6)
+    index_axes, share_axes = figure.subplots(1, 2)
+    radii = [row["radius"] for row in scan]
+    index = [math.nan if row["davies_bouldin"] is None else row["davies_bouldin"] for row in scan]
+    index_axes.plot(radii, index, marker="o", color=COLOURS[0], label="second stage")
+    index_axes.axhline(stage1_davies_bouldin, color=MUTED, linestyle="--", linewidth=1.2, label="first stage")
+    index_axes.set_title("Davies-Bouldin index (lower is better)")
+    for number, name in enumerate(("coverage", "purity")):
+        values = [row[name] for row in scan]
+        share_axes.plot(radii, values, marker=MARKERS[number], color=COLOURS[number + 1], label=name)
+    share_axes.set_title("Coverage and purity")
+    share_axes.set_ylim(-0.03, 1.03)
+    for axes in (index_axes, share_axes):
+        axes.set_xlabel("radius")
+        axes.set_xticks(radii)
+        if chosen is not None:
+            axes.axvline(chosen, color=MUTED, linestyle=":", linewidth=1.4, label=f"chosen: {chosen:g}")
+        axes.legend()
+    return figure
+
+
+def cluster_sizes(heading: str, sizes: np.ndarray, names: Sequence[str]) -> Figure:
+    """Images [E] in each expert's cluster, by the class it stands for."""
+    figure = new_figure(heading, 3.4)
+    axes = figure.subplots()
+    bars = axes.bar(range(len(sizes)), sizes, color=ACCENT, width=0.75)
+    if len(sizes) <= LARGEST_ANNOTATED:
+        axes.bar_label(bars, [f"{size:,}" for size in sizes], fontsize=8, color=MUTED, padding=2)
+    class_ticks(axes, list(names), "x")
+    axes.grid(axis="x", visible=False)
+    axes.set_xlim(-0.6, len(sizes) - 0.4)
+    axes.set_xlabel("class of the cluster, and of its expert")
+    axes.set_ylabel("images")
+    return figure
+
+
+def confusion(heading: str, counts: np.ndarray, names: Sequence[str], columns: str) -> Figure:
+    """A confusion matrix [C, C] of counts, rows = true classes, coloured by each row's shares.
+
+    Colour follows the square root of the share, so that a single error in a hundred can be seen.
+    """
+    width = 5.6 if len(names) <= 20 else WIDTH
+    figure = new_figure(heading, 0.87 * width, width)
+    axes = figure.subplots()
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    image = axes.imshow(shares, cmap=SEQUENTIAL, norm=PowerNorm(0.5, 0, 1))
+    if len(names) <= LARGEST_ANNOTATED:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.4 else "black"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
+    _matrix_axes(axes, names)
+    class_ticks(axes, list(names), "x")
+    axes.set_xlabel(columns)
+    axes.set_ylabel("true class")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class", ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
+    return figure
+
+
+def _matrix_axes(axes: Axes, names: Sequence[str]) -> None:
+    """Classes down the side of a heat map, without grid lines over it."""
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+    class_ticks(axes, list(names), "y")
+
+
+def gate_load(heading: str, gate: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
+    """Mean gate weight of each expert, over all test images (above) and over those of each class (below).
+
+    gate [N, E]; labels [N]. A class without a test image is an empty row.
+    """
+    experts = gate.shape[1]
+    rows = len(names)
+    by_class = np.full((rows, experts), np.nan)
+    for c in np.unique(labels):
+        by_class[c] = gate[labels == c].mean(axis=0)
+    figure = new_figure(heading, 2.6 + max(2.6, min(6.5, 0.28 * rows)))
+    bars, heat = figure.subplots(2, 1, sharex=True, height_ratios=[1, max(2.5, min(5.0, 0.2 * rows))])
+    bars.bar(range(experts), gate.mean(axis=0), color=ACCENT, width=0.75)
+    bars.axhline(1 / experts, color=MUTED, linestyle="--", linewidth=1.2, label=f"equal load, 1/{experts}")
+    bars.legend(loc="upper right", fontsize=8)
+    bars.margins(y=0.35)
+    bars.set_ylabel("mean weight")
+    bars.grid(axis="x", visible=False)
+    image = heat.imshow(by_class, cmap=SEQUENTIAL, norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
+    _matrix_axes(heat, names)
+    class_ticks(heat, [str(expert) for expert in range(experts)], "x")
+    heat.set_xlabel("expert")
+    heat.set_ylabel("true class")
+    figure.colorbar(image, ax=heat, label="mean gate weight", ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
+    return figure
+
+
+def training_curves(heading: str, log: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss terms (mean over each epoch's logged steps), validation loss, and validation accuracy, by epoch.
+
+    Without a validation the loss terms stand alone. Epochs are counted through all stages; a dotted line stands where a
+    stage ends.
+    """
+    epochs = list(dict.fromkeys((record["stage"], record["epoch"]) for record in log))
+    terms = sorted({key for record in log for key in record if key.startswith("loss/")})
+    validated = any("val/loss" in record for record in log)
+    figure = new_figure(heading, 3.6)
+    losses, *beside = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
+    for number, key in enumerate(terms):
+        line = epoch_means(log, epochs, key)
+        alone = "o" if len(line[0]) == 1 else ""  # a single epoch makes no line
+        losses.plot(*line, color=COLOURS[number % len(COLOURS)], marker=alone, label=key.removeprefix("loss/"))
+    if validated:
+        losses.plot(*epoch_means(log, epochs, "val/loss"), color=MUTED, linestyle="--", label="validation")
+    losses.set_title("Loss")
+    if all(value > 0 for line in losses.lines for value in np.asarray(line.get_ydata())):
+        _log_scale(losses)
+    losses.legend()
+    for accuracy in beside:
+        accuracy.plot(*epoch_means(log, epochs, "val/top1"), color=ACCENT, marker="o", markersize=3)
+        accuracy.set_title("Top-1 accuracy on the validation split")
+    for axes in (losses, *beside):
+        mark_stages(axes, [stage for stage, _ in epochs])
+    return figure
+
+
+def _log_scale(axes: Axes) -> None:
+    """A logarithmic y axis whose labels are plain numbers, several even where the values span less than a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def epoch_means(
+    log: Sequence[Mapping[str, Any]], epochs: Sequence[tuple[str, int]], key: str
+) -> tuple[list[int], list[float]]:
+    """Epoch numbers from 1 and the mean of `key` in each; a step that is logged twice counts once."""
+    steps: dict[tuple[str, int], dict[int, float]] = {}
+    for record in log:
+        if key in record:
+            steps.setdefault((record["stage"], record["epoch"]), {})[record["step"]] = record[key]
+    known = [(number, steps[epoch]) for number, epoch in enumerate(epochs, 1) if epoch in steps]
+    return [number for number, _ in known], [float(np.mean(list(values.values()))) for _, values in known]
+
+
+def mark_stages(axes: Axes, stages: Sequence[str]) -> None:
+    """A dotted line between two stages, their names on either side; `stages`: the stage of every epoch."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    look: Any = {"va": "top", "transform": axes.get_xaxis_transform(), "color": MUTED, "fontsize": 8}
+    for number, (stage, following) in enumerate(pairwise(stages), 1):
+        if stage != following:
+            axes.axvline(number + 0.5, color=MUTED, linestyle=":", linewidth=1.2)
+            axes.text(number + 0.5, 1.0, f"{stage} ", ha="right", **look)
+            axes.text(number + 0.5, 1.0, f" {following}", ha="left", **look)

@@ -1,0 +1,60 @@
+"""The picture of a dataset's balance: images of every class, the largest first, in the bands many, medium and few."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE, shot_groups
+from moe_dist.files import whole_file
+from moe_dist.plots.charts import WIDTH
+from moe_dist.plots.style import COLOURS, MUTED, style
+
+_BANDS = {"many": f"many (> {MANY_ABOVE})", "medium": "medium", "few": f"few (< {FEW_BELOW})"}
+_COLOURS = {"many": COLOURS[0], "medium": COLOURS[2], "few": COLOURS[1]}
+_FLOOR = 0.8
+"""Where a logarithmic scale of counts begins: a class of one image is still seen."""
+
+
+def class_profile(heading: str, counts: np.ndarray) -> Figure:
+    """Images [C] of every class as steps on a logarithmic scale, the largest first, coloured by their band."""
+    figure = Figure(figsize=(WIDTH, 3.6))
+    figure.suptitle(heading, x=0.01, horizontalalignment="left")
+    axes = figure.subplots()
+    draw_counts(axes, counts, _COLOURS)
+    axes.set_xlabel("classes, the largest first")
+    figure.legend(loc="outside lower left", ncols=3, fontsize=8.5, handlelength=1.2, columnspacing=1.5)
+    return figure
+
+
+def draw_counts(axes: Axes, counts: np.ndarray, colours: Mapping[str, str]) -> None:
+    """The bands of `class_profile` into `axes`, in `colours` by band; the n-th largest class stands at n, from 1."""
+    first = 1
+    for name, classes in shot_groups(counts).items():
+        if len(classes):
+            label = f"{_BANDS[name]}: {len(classes):,} classes, {counts[classes].sum():,} images"
+            edges = np.arange(first, first + len(classes) + 1) - 0.5
+            axes.stairs(
+                np.sort(counts[classes])[::-1], edges, baseline=_FLOOR, fill=True, color=colours[name], label=label
+            )
+            first += len(classes)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    for bound in (FEW_BELOW, MANY_ABOVE):
+        axes.axhline(bound, color=MUTED, linewidth=0.8, linestyle=":")
+    axes.set_xlim(0.5, len(counts) + 0.5)
+    axes.set_ylim(_FLOOR, 1.3 * max(counts.max(), 1))
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("images")
+
+
+def save_class_profile(path: Path, heading: str, counts: np.ndarray) -> None:
+    """Write `class_profile` to `path`, a PNG."""
+    with style(), whole_file(path, lasting=False) as partial:
+        class_profile(heading, counts).savefig(partial, format="png", metadata={"Software": None})

@@ -1,0 +1,149 @@
+"""run.json: at its top what made the result that the report shows, and below a list of all starts, which only grows."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_dist import __version__
+from moe_dist.data.opened.opened import OpenedData
+from moe_dist.files import read_json, write_json
+from moe_dist.job import Job
+from moe_dist.places import FAILED, FINISHED, KILLED, LAYOUT, RECORD, RUNNING, STOPPED, ModelFolder
+from moe_dist.record.provenance import code_version, hardware
+
+OF_A_START = frozenset({"status", "time", "seconds", "worked", "reason", "process", "host"})
+"""What of a start's entry is no part of the circumstances that the top tells of."""
+
+
+class RunRecord:
+    """The record of the run directory `run`, of which this process is the one driver.
+
+    number: of this start in the list; what it makes carries that number. A start that finds everything done is added to
+    the list, and the top keeps telling of those that made what is shown.
+    """
+
+    def __init__(self, run: Path, job: Job, data: OpenedData, launcher: str) -> None:
+        self._run, self._labels = run, list(job.models)
+        self._content: dict[str, Any] = read_json(run / RECORD) or {"layout": LAYOUT, "status": RUNNING, "starts": []}
+        self._starts: list[dict[str, Any]] = self._content.pop("starts")
+        for start in self._starts:
+            if start["status"] == RUNNING:  # this process holds the lock, so that one is no more
+                start |= {"status": KILLED, "seconds": _last_sign(run) - start["time"]}
+        self.number = len(self._starts)
+        self._start: dict[str, Any] = {"status": RUNNING, "time": time.time(), "seconds": None, "worked": False}
+        self._start |= _circumstances(job, launcher)
+        self._starts.append(self._start)
+        self._data = _facts(job, data)
+        self._write({} if self.number else self._shown([self.number]))
+
+    @property
+    def worked(self) -> bool:
+        """Whether this start has made anything."""
+        return self._start["worked"]
+
+    def work_begins(self) -> None:
+        """From here on the shown result is one that this start made, or takes part in."""
+        if not self._start["worked"]:
+            self._start["worked"] = True
+            self._write({"status": RUNNING} | self._shown([self.number]))
+
+    @contextmanager
+    def ending(self) -> Iterator[dict[str, Any]]:
+        """Around all that a start does: writes how it ended, with what is put into the dictionary that it gives."""
+        further: dict[str, Any] = {}
+        try:
+            yield further
+        except BaseException as error:
+            status = STOPPED if isinstance(error, KeyboardInterrupt) else FAILED
+            self._start |= {"reason": " ".join(str(error).split()) or type(error).__name__}
+            self._end(status, self._shown([self.number]) if self._start["worked"] else {})
+            raise
+        parts = shown_parts(self._run, self._labels)
+        made_by = sorted({part.start for part in parts})
+        seconds = {"seconds": sum(part.seconds for part in parts)}
+        self._end(FINISHED, self._shown(made_by or [self.number]) | seconds | further)
+
+    def _shown(self, made_by: Sequence[int]) -> dict[str, Any]:
+        """The top where starts of these numbers made what is shown: the last one's circumstances, and the data."""
+        circumstances = {name: value for name, value in self._starts[made_by[-1]].items() if name not in OF_A_START}
+        return {"made_by_starts": list(made_by), **circumstances, "seconds": None, **self._data}
+
+    def _end(self, status: str, top: Mapping[str, Any]) -> None:
+        self._start |= {"status": status, "seconds": time.time() - self._start["time"]}
+        nothing_is_shown = self._content["status"] != FINISHED
+        self._write({"status": status, **top} if top or nothing_is_shown else {})
+
+    def _write(self, top: Mapping[str, Any]) -> None:
+        self._content = {"layout": LAYOUT, **self._content, **top}
+        write_json(self._run / RECORD, self._content | {"starts": self._starts})
+
+
+@dataclass(frozen=True)
+class ShownPart:
+    """A piece of what a report shows: the number of the start that made it, and how long that took."""
+
+    start: int
+    seconds: float
+
+
+def shown_parts(run: Path, labels: Iterable[str]) -> list[ShownPart]:
+    """The steps, trainings, evaluations and searches of a run that its report shows, as far as they are there."""
+    found: list[dict[str, Any] | None] = []
+    for model in (ModelFolder(run / label) for label in labels):
+        current = model.current()
+        found += [read_json(folder / "done.json") for folder in current.steps.values()]
+        trained = read_json(current.training / "training.json") if current.training else None
+        found += trained["made"] if trained else []
+        found += [read_json(current.evaluation / "evaluation.json")] if current.evaluation else []
+        found += [read_json(model.path / "search" / "results.json")]
+    return [ShownPart(about["start"], about["seconds"]) for about in found if about]
+
+
+def _last_sign(run: Path) -> float:
+    """When something was last written into the run directory, in seconds since 1970."""
+    return max(path.stat().st_mtime for path in [run / RECORD, *run.glob("*/*/*/*"), *run.glob("*/*/*/*/*")])
+
+
+def _circumstances(job: Job, launcher: str) -> dict[str, Any]:
+    """How and where a start was made."""
+    return {
+        "started": datetime.now().isoformat(timespec="seconds"),
+        "command": shlex.join(["moe-dist", *sys.argv[1:]]),
+        "hardware": hardware(),
+        "launcher": launcher,
+        "workers": job.workers,
+        "version": __version__,
+        "code": code_version(),
+        "torch": torch.__version__,
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+    }
+
+
+def _facts(job: Job, data: OpenedData) -> dict[str, Any]:
+    """The data that a figure of this run must be read with."""
+    return {
+        "seed": job.seed,
+        "dataset": job.data.dataset,
+        "split_digest": data.split_digest,
+        "digests": dict(data.digests),
+        "counts": {
+            "train": len(data.train_samples),
+            "val": len(data.val_samples),
+            "test": len(data.test_samples),
+        },
+        "classes": list(data.info.class_names),
+        "class_counts": list(data.info.class_counts),
+    }

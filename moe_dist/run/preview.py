@@ -1,0 +1,115 @@
+"""What `moe-dist show` tells of a job before it runs: settings, sizes, placement of experts and an estimate of time."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from moe_dist.data.batch import Batch, DatasetInfo
+from moe_dist.data.datasets.catalog import open_contents
+from moe_dist.data.longtail import class_counts
+from moe_dist.data.opened.job_shards import are_whole, long_tail_of, train_index
+from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.job import Job, dump_job
+from moe_dist.methods.base import Method, Progress, Stage
+from moe_dist.methods.registry import method_class
+from moe_dist.parallel.placement import exchanged_bytes, loads, place
+from moe_dist.run.notices import notices
+
+MEASURED_STEPS = 3
+
+
+def preview(job: Job, console: Console) -> None:
+    """Print the resolved job, and for each method its size, its experts' placement and an estimate.
+
+    Nothing is trained or written; the estimate times a few steps on random images.
+    """
+    console.print(dump_job(job), markup=False)
+    class_names, counts = _classes_and_counts(job)
+    images = int(counts.sum())
+    share = min(images, job.data.max_train_images or images) * (1 - job.data.val_fraction) / images
+    info = DatasetInfo(
+        classes=len(class_names),
+        class_names=class_names,
+        image_size=job.data.image_size,
+        train_images=round(share * images),
+        class_counts=tuple(max(1, round(share * count)) for count in counts.tolist()),
+    )
+    console.print(f"{job.data.dataset}: about {info.train_images} training images, {info.classes} classes")
+    for sentence in notices(job):
+        console.print(f"[yellow]![/] {escape(sentence)}")
+    for label, config in job.models.items():
+        console.print(f"\n[bold]{label}[/]")
+        for sentence in config.notices():
+            console.print(f"[yellow]![/] {sentence}")
+        _preview_method(job, method_class(config.name)(config, info), console)
+
+
+def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray]:
+    """The class names and training images [C] of each, from the shards where there are some, else from the source."""
+    if job.data.shards is not None and are_whole(job.data.shards, job.data):
+        index = train_index(job.data.shards, job.data)
+        return index.class_names, index.class_counts
+    contents = open_contents(job.data.dataset, job.data.source, long_tail_of(job.data))
+    return contents.class_names, class_counts(contents.labels("train"), len(contents.class_names))
+
+
+def _preview_method(job: Job, method: Method, console: Console) -> None:
+    if method.steps():
+        console.print("steps: " + ", ".join(step.name for step in method.steps()))
+    network = method.build(IN_ONE_PROCESS, {}, job.seed)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    console.print(f"network: {parameters:,} parameters, {parameters * 4 / 2**20:.1f} MiB in fp32")
+    if method.expert_costs():
+        console.print(_placement_table(job, method))
+    for stage in method.stages():
+        steps = stage.epochs * -(-method.info.train_images // stage.batch_size)
+        seconds = _seconds_a_step(method, network, stage)
+        console.print(
+            f"stage {stage.name}: at most {stage.epochs} epochs, {steps:,} steps of {stage.batch_size} images; a step "
+            f"on random images took {seconds * 1e3:.0f} ms here on {torch.get_num_threads()} threads of a CPU: about "
+            f"{steps * seconds / 60:.0f} min on one such worker"
+        )
+
+
+def _placement_table(job: Job, method: Method) -> Table:
+    """Which expert is where, what each rank computes, and what the ranks exchange."""
+    costs = method.expert_costs()
+    placement = place(costs, job.parallel.expert)
+    shares = loads(costs, placement)
+    table = Table("rank", "experts", "load", title=f"{len(costs)} experts over {job.parallel.expert} ranks")
+    for rank, (experts, share) in enumerate(zip(placement, shares)):
+        table.add_row(str(rank), ", ".join(map(str, experts)), f"{share:.1%}")
+    batch = method.stages()[0].batch_size * job.parallel.expert // job.workers
+    moved = exchanged_bytes(
+        placement,
+        batch,
+        3 * method.info.image_size**2,
+        [method.expert_outputs()] * len(costs),
+        mixed=False,
+        input_gradient=False,
+    )
+    table.caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step"
+    return table
+
+
+def _seconds_a_step(method: Method, network: nn.Module, stage: Stage) -> float:
+    """Forward and backward of one global batch of random images, in this process."""
+    side = method.info.image_size
+    labels = torch.arange(stage.batch_size) % method.info.classes
+    weight = torch.full((stage.batch_size,), 1 / stage.batch_size)
+    batch = Batch(torch.rand(stage.batch_size, 3, side, side), labels, torch.arange(stage.batch_size), weight)
+    network.train()
+    started = 0.0
+    for step in range(MEASURED_STEPS + 1):
+        if step == 1:  # the first one warms up
+            started = time.perf_counter()
+        terms = method.loss(network, batch, Progress(stage.name, 0, stage.epochs, step))
+        torch.stack(list(terms.values())).sum().backward()
+    return (time.perf_counter() - started) / MEASURED_STEPS

@@ -1,0 +1,311 @@
+"""One run of a job, from its data to its report: what is done is kept, what is missing or out of date is done."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moe_dist.data.bad_samples import read_bad_samples
+from moe_dist.data.opened.job_shards import ensure_shards
+from moe_dist.data.opened.opened import OpenedData, open_data
+from moe_dist.engine.checkpoint import damaged_file, read_state
+from moe_dist.errors import UserError
+from moe_dist.evaluate.predictions import evaluate_task, save_evaluation
+from moe_dist.files import read_json, write_json, write_text
+from moe_dist.job import Job, dump_job
+from moe_dist.launch.choose import open_launcher
+from moe_dist.launch.drive import Drive
+from moe_dist.methods.base import Method, Step
+from moe_dist.places import LAYOUT, RECORD, RUNS, Current, ModelFolder, cache_folder, evaluation_folder
+from moe_dist.record.fingerprints import (
+    differences,
+    evaluation_settings,
+    fingerprint,
+    step_fingerprints,
+    training_settings,
+)
+from moe_dist.record.one_driver import LOCK, only_driver
+from moe_dist.record.provenance import code_version
+from moe_dist.record.results import Results, done
+from moe_dist.record.run_record import RunRecord
+from moe_dist.report.build import build_report
+from moe_dist.report.paper import paper_table
+from moe_dist.run.notices import notices
+from moe_dist.terminal import Show
+from moe_dist.train.checkpoints import best_on_validation, sound_checkpoint
+from moe_dist.train.refusals import refuse_early
+from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
+
+BAD_SAMPLES_NAMED = 20
+"""So many bad samples are named in run.json; bad_samples/ in the run directory names them all."""
+TRAINED = "training.json"
+SETTINGS = "settings.json"
+
+
+def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
+    """Run `job` into the run directory `run` and return its report.html."""
+    started = time.time()
+    refuse_other_run(run, job)
+    begun_before = (run / "job.yaml").exists()
+    if job.paper_table:
+        paper_table(job.paper_table)  # refuses a table there is not
+    with show.working("data"):
+        ensure_shards(job.data, cache_folder(), show.shards)
+        data = open_data(job.data, job.seed, cache_folder())
+    if untested := data.untested_classes:
+        names = ", ".join(untested[:5]) + (", ..." if len(untested) > 5 else "")
+        show.notice(
+            f"{len(untested)} of {data.info.classes} classes have no test image ({names}) and are in no average"
+        )
+    for sentence in notices(job):
+        show.notice(sentence)
+    for label, config in job.models.items():
+        for sentence in config.notices():
+            show.notice(f"{label}: {sentence}")
+        refuse_early(job, open_method(job, label, data), len(data.val_samples))
+        if job.kind == "tune":
+            from moe_dist.tune.refusals import refuse_search  # Optuna, which no other kind of job waits for
+
+            refuse_search(job, open_method(job, label, data), data, run / label)
+    with only_driver(run, show):
+        if not begun_before and (run / "job.yaml").exists():
+            raise UserError(
+                f"{run}: another moe-dist has begun a run here meanwhile; choose another folder, or --resume"
+            )
+        return _drive(job, run, data, launcher_name, show, started)
+
+
+def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, started: float) -> Path:
+    """What a run does once nothing speaks against it."""
+    claim_run_directory(run, job)
+    data.bad_samples.write_to(run / BAD_SAMPLES)
+    record = RunRecord(run, job, data, launcher_name)
+    with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher:
+        drive = Drive(job, run, data, launcher, record, show)
+        for label in job.models:
+            show.headline(label)
+            if job.kind == "tune":
+                from moe_dist.tune.run import tune_model
+
+                tune_model(drive, label)
+            else:
+                run_model(drive, label)
+        ending["bad_samples"] = _bad_samples(run, show)
+    with show.working("report"):
+        return build_report(run)
+
+
+def _bad_samples(run: Path, show: Show) -> dict[str, Any]:
+    """How many bad samples the run left out, and the first of them, which are named on the console too."""
+    met = read_bad_samples(run / BAD_SAMPLES)
+    for sentence in met[:BAD_SAMPLES_NAMED]:
+        show.notice(f"left out: {sentence}")
+    return {"count": len(met), "first": met[:BAD_SAMPLES_NAMED]}
+
+
+def run_model(drive: Drive, label: str) -> None:
+    """One method: its steps, its training and its evaluation."""
+    method = open_method(drive.job, label, drive.data)
+    model = ModelFolder(drive.run / label)
+    settings = training_settings(drive.job, label, method, drive.data)
+    name = fingerprint(settings)
+    training = model.training(name)
+    before = model.current()
+    _tell_of_change(before.training, training, settings, label, drive.show)
+    planned = step_fingerprints(method, drive.job, drive.data)
+    steps = {step.name: model.step(step.name, inputs) for step, inputs in planned}
+    model.point_at(Current(steps, training, before.evaluation if before.training == training else None))
+    if read_json(training / SETTINGS) != settings:
+        write_json(training / SETTINGS, settings)
+    results = drive.steps(label, method)
+    task = TrainingTask(drive.job, label, drive.run, cache_folder(), training, steps, drive.record.number)
+    checkpoint = _train(task, name, drive)
+    evaluation = _evaluate(task, name, method, checkpoint, results, drive)
+    model.point_at(Current(steps, training, evaluation))
+
+
+def _tell_of_change(before: Path | None, training: Path, settings: dict[str, Any], label: str, show: Show) -> None:
+    """Say what differs from the training that was shown before, which stays."""
+    earlier = read_json(before / SETTINGS) if before else None
+    if before is None or before == training or earlier is None:
+        return
+    changed = "; ".join(differences(earlier, settings))
+    show.notice(
+        f"{label}: other settings than those of the training in {before.name} ({changed}); that one stays, and this "
+        f"one goes to {training.name} beside it"
+    )
+
+
+def _train(task: TrainingTask, name: str, drive: Drive) -> Path:
+    """Train unless that has been done; the last checkpoint."""
+    path, show = task.folder / TRAINED, drive.show
+    finished = read_json(path)
+    checkpoint = _sound_checkpoint(task, show)
+    if finished and checkpoint and read_state(checkpoint)["step"] == finished["step"]:
+        show.skipped("joint training", finished["seconds"])
+        return checkpoint
+    drive.record.work_begins()
+    path.unlink(missing_ok=True)
+    workers = task.job.workers
+    with show.working(f"training on {workers} worker{'s' if workers > 1 else ''} ({drive.launcher.name})"):
+        checkpoint = drive.launcher.train(task)
+    state = read_state(checkpoint)
+    about = {"fingerprint": name, "step": state["step"], "seconds": state["seconds"], "made": state["made"]}
+    write_json(path, about | {"finished": time.time()})
+    return checkpoint
+
+
+def _sound_checkpoint(task: TrainingTask, show: Show) -> Path | None:
+    """The newest sound checkpoint; newer ones that are damaged get another name, and the user is told."""
+    sound, damaged = sound_checkpoint(task.checkpoints)
+    for path, file in damaged.items():
+        aside = path.with_name(f"damaged-{path.name}")
+        path.replace(aside)
+        show.notice(
+            f"{path}: {file} does not hold the bytes that were written; it is now called {aside.name}, and "
+            f"{sound.name if sound else 'nothing'} is gone on from"
+        )
+    return sound
+
+
+def _evaluate(task: TrainingTask, name: str, method: Method, checkpoint: Path, results: Results, drive: Drive) -> Path:
+    """Evaluate unless that has been done; the evaluation's folder."""
+    show = drive.show
+    chosen = _chosen_checkpoint(task, show)
+    settings = evaluation_settings(drive.job, task.label, method, drive.data, chosen.name if chosen else None)
+    asked = fingerprint(name, settings)
+    folder = evaluation_folder(task.folder, asked)
+    if read_json(folder / "evaluation.json"):
+        show.skipped("evaluation on the test split", 0.0)
+        return folder
+    drive.record.work_begins()
+    started = time.perf_counter()
+    checkpoints = (str(checkpoint), str(chosen) if chosen else None)
+    with show.working("evaluation on the test split"):
+        outcome = next(iter(drive.launcher.run_tasks(evaluate_task, [checkpoints], task.pack())))
+    facts: dict[str, Any] = {
+        "fingerprint": asked,
+        "settings": settings,
+        "seconds": time.perf_counter() - started,
+        "start": drive.record.number,
+        "code": code_version(),
+        "training": _times(results, method.steps(), checkpoint),
+        "labels_used": method.labels_used(),
+    }
+    if chosen:
+        state = read_state(chosen)
+        facts["chosen"] = {
+            "checkpoint": chosen.name,
+            "epoch": state["stream"]["epoch"],
+            "validation_top1": state["validation_top1"],
+        }
+    save_evaluation(folder, outcome, facts)
+    return folder
+
+
+def _chosen_checkpoint(task: TrainingTask, show: Show) -> Path | None:
+    """The checkpoint that did best on validation, if it is sound."""
+    chosen = best_on_validation(task.checkpoints)
+    if chosen and (file := damaged_file(chosen)):
+        show.notice(
+            f"{chosen}: {file} does not hold the bytes that were written; the epoch that validation chose is left out"
+        )
+        return None
+    return chosen
+
+
+def _times(results: Results, steps: Sequence[Step], checkpoint: Path) -> dict[str, float | None]:
+    """Wall seconds of all steps and the training; and with the experts' own seconds added up, as the paper counts."""
+    training = read_state(checkpoint)["seconds"]
+    seconds = {step.name: _seconds_of(results, step.name) for step in steps}
+    summed = [sum(results[name].values["seconds"]) for name in seconds if "seconds" in results[name].values]
+    return {
+        "wall_seconds": sum(seconds.values()) + training,
+        "summed_expert_seconds": summed[0] + training if summed else None,
+    }
+
+
+def _seconds_of(results: Results, name: str) -> float:
+    finished = done(results.folders[name])
+    assert finished is not None
+    return finished["seconds"]
+
+
+def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
+    """Where a run goes: --out, or a new runs/<job>/<time>; with --resume, the newest run of the job."""
+    if out is not None:
+        if (out / "job.yaml").exists() and not resume:
+            raise UserError(
+                f"--out {out}: already holds a run; add --resume to go on with it, or choose another folder"
+            )
+        if resume and not (out / "job.yaml").exists():
+            raise UserError(f"--resume --out {out}: no run is there; look at the name, or leave --resume out")
+        return out.resolve()
+    home = (RUNS / job.name).absolute()
+    if resume:
+        if not (home / "latest").exists():
+            raise UserError(f"--resume: there is no run of {job.name} under {home}; run it without --resume first")
+        return (home / "latest").resolve()
+    return home / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+
+
+def refuse_other_run(run: Path, job: Job) -> None:
+    """Raise UserError where `run` is another job's run directory, or an earlier version's, or holds other things."""
+    if (run / "job.yaml").exists():
+        _refuse_earlier_layout(run)
+        before = _job_before(run)
+        for field, was, now in (
+            ("job", before["name"], job.name),
+            ("kind of job", before["kind"], job.kind),
+            ("dataset", before["data"]["dataset"], job.data.dataset),
+        ):
+            if was != now:
+                raise UserError(
+                    f"{run}: is the run directory of another {field}, {was}, not {now}; choose another folder"
+                )
+    elif run.exists() and any(path.name != LOCK for path in run.iterdir()):
+        raise UserError(f"{run}: is not empty and holds no run; choose another folder")
+
+
+def _refuse_earlier_layout(run: Path) -> None:
+    """Raise UserError where an earlier version made the run: what its trainings depended on was not all recorded."""
+    record = read_json(run / RECORD)
+    layout = record.get("layout", 1) if record else LAYOUT
+    of_layout_1 = [path for name in ("checkpoints", "metrics.jsonl", "training.json") for path in run.glob(f"*/{name}")]
+    if layout < LAYOUT or of_layout_1:
+        raise UserError(
+            f"{run}: was made by an earlier version of moe-dist, which did not record all that a training depends on; "
+            "`moe-dist report` reads it, and to train, choose another folder or leave --resume out"
+        )
+    if layout > LAYOUT:
+        raise UserError(
+            f"{run}: was made by a later version of moe-dist; go on with that one, or choose another folder"
+        )
+
+
+def _job_before(run: Path) -> dict[str, Any]:
+    """The job that began the run. Raises UserError, naming the file, where a power cut or an editor left none in it."""
+    try:
+        before = yaml.safe_load((run / "job.yaml").read_text(encoding="utf-8"))
+        return {"name": before["name"], "kind": before["kind"], "data": {"dataset": before["data"]["dataset"]}}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(
+            f"{run / 'job.yaml'}: holds no job any more (was the power cut?); to go on with the run, copy the job file "
+            "that it was begun with to that place; to begin anew, choose another folder"
+        ) from None
+
+
+def claim_run_directory(run: Path, job: Job) -> None:
+    """Make the folder, write job.yaml, and point runs/<job>/latest at it where it lies there."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(run / "job.yaml", dump_job(job))
+    if (run.parent.parent.name, run.parent.name) == (RUNS.name, job.name):
+        link = run.parent / f".latest-{os.getpid()}"
+        link.symlink_to(run.name)
+        os.replace(link, run.parent / "latest")

@@ -1,0 +1,59 @@
+"""How a network is trained: optimiser, schedule, checkpoints, as a job may set them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+)
+
+from moe_dist.paths import local_path
+from moe_dist.settings.schema import Count, NonNegative, Part, Positive, Strict
+
+Sampling = Literal["instance", "balanced", "square_root", "progressive"]
+"""How often an epoch shows a class of n images: instance: n times (every image once); balanced: as often as any other;
+square_root: in proportion to sqrt(n); progressive: from instance in the first epoch to balanced in the last."""
+
+Weights = Annotated[
+    str, AfterValidator(lambda name: str(local_path(name).expanduser().absolute()) if "." in name else name)
+]
+"""torchvision's name of weights, or the path of a file (which has a suffix)."""
+
+
+class OptimiserConfig(Strict):
+    """A torch optimiser: kind, rate and decay."""
+
+    kind: Literal["sgd", "rmsprop", "adam", "adamw"] = "adam"
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD; the other kinds have none."""
+
+
+class ScheduleConfig(Strict):
+    """How the learning rates change from epoch to epoch."""
+
+    kind: Literal["constant", "plateau", "step", "cosine"] = "constant"
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """plateau, step: what the rate is multiplied by."""
+    patience_epochs: Annotated[int, Field(ge=0)] = 10
+    """plateau: epochs without a lower validation loss before the rate drops."""
+    step_epochs: Count = 30
+    """step: epochs between two drops."""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """cosine: epochs of linear warm-up."""
+
+
+class CheckpointConfig(Strict):
+    """When the training state is saved and how much of it is kept."""
+
+    every_epochs: Annotated[Count, Part.EVALUATION] = 1
+    every_steps: Annotated[int, Field(ge=0), Part.NONE] = 0
+    """Also inside an epoch, every so many steps; 0: only at epoch ends."""
+    keep: Annotated[Count, Part.EVALUATION] = 2
+    """So many of the newest stay, and besides them the one that did best on the validation split; under Ray Train, so
+    many that did best there, and besides them the newest."""
+    max_failures: Annotated[int, Field(ge=0), Part.NONE] = 3
+    """How often a training is restarted from its last checkpoint after a worker died."""

@@ -1,0 +1,304 @@
+"""The command as a user types it: results, refusals of one sentence, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from moe_dist.cli import app
+from moe_dist.data.datasets.catalog import DATASETS
+from moe_dist.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+METHOD = {
+    "name": "traditional_moe",
+    "experts": {"conv1": 2, "conv2": 4, "fc1": 8, "fc2": 8, "learning_rate": 0.003, "batch_size": 32},
+    "gate": {"filters": [4, 8], "hidden": [16]},
+    "epochs": 1,
+    "batch_size": 32,
+}
+
+
+def moe_dist(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "moe_dist.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200, check=False)
+
+
+def write_job(folder: Path, **changes: object) -> Path:
+    data = {"dataset": "digits", "image_size": 16, "max_train_images": 200, "max_test_images": 40}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump({"name": "small", "kind": "train", "data": data, "method": METHOD} | changes))
+    return path
+
+
+def write_images(folder: Path, classes: int = 3, images: int = 6) -> Path:
+    """train|test/<class>/*.png of noise whose brightness tells the class."""
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in range(classes):
+            (folder / split / f"class{label}").mkdir(parents=True)
+            for number in range(images):
+                pixels = random.integers(80 * label, 80 * label + 60, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / f"class{label}" / f"{number}.png")
+    return folder
+
+
+def sentence(result: subprocess.CompletedProcess[str]) -> str:
+    """The error of a refused command: one line on stderr, no traceback."""
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    return lines[0]
+
+
+def test_run_resume_and_report(tmp_path: Path) -> None:
+    job = write_job(tmp_path)
+    first = moe_dist("run", job, "--launcher", "local", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    latest = tmp_path / "runs" / "small" / "latest"
+    assert "report: runs/small/" in first.stdout and (latest / "report.html").is_file()
+    metrics = json.loads((latest / "metrics.json").read_text())
+    again = moe_dist("run", job, "--launcher", "local", "--resume", cwd=tmp_path)
+    assert "kept from an earlier run" in again.stdout and len(list((tmp_path / "runs" / "small").glob("2*"))) == 1
+    (latest / "report.html").unlink()
+    report = moe_dist("report", latest, cwd=tmp_path)
+    assert report.returncode == 0 and (latest / "report.html").is_file()
+    assert json.loads((latest / "metrics.json").read_text()) == metrics
+
+
+def test_a_setting_that_does_nothing_is_told_before_any_work(tmp_path: Path) -> None:
+    icl = {"name": "icl", "network": {"width": 2}, "experts": 2, "features": {"epochs": 60, "batch_size": 33}}
+    job = write_job(tmp_path, method=icl)
+    told = "icl: CCL is never trained on: t_cl = 120, and features.epochs = 60"
+    refused = moe_dist("run", job, "--launcher", "local", "--set", "workers=2", cwd=tmp_path)
+    assert told in refused.stdout and "set it to 32 or 34" in sentence(refused)
+    assert told.removeprefix("icl: ") in moe_dist("show", job, cwd=tmp_path).stdout
+
+
+def test_show_runs_nothing(tmp_path: Path) -> None:
+    result = moe_dist("show", write_job(tmp_path), "--set", "workers=2", "--set", "parallel.expert=2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "10 experts over 2 ranks" in result.stdout and "50.0%" in result.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["wrokers=2"], "wrokers: unknown field"),
+        (["data.dataset=digitz"], "no dataset is called 'digitz'"),
+        (["method.experts=[{}, {}]"], "2 experts, but the dataset has 10 classes"),
+        (["data.dataset=image_folder", "data.source=absent"], "absent"),
+        (["method.batch_size=33", "workers=2"], "no multiple of workers = 2"),
+    ],
+)
+def test_a_refusal_is_one_sentence(tmp_path: Path, overrides: list[str], said: str) -> None:
+    options = [word for override in overrides for word in ("--set", override)]
+    assert said in sentence(moe_dist("run", write_job(tmp_path), "--launcher", "local", *options, cwd=tmp_path))
+
+
+URL = "s3://bucket/x"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "job.yaml", "--launcher", "local", "--out", URL], f"--out {URL}: must be a path of this machine"),
+        (["run", "job.yaml", "--launcher", "local", f"--out={URL}"], "object storage are not built yet; give a folder"),
+        (["run", "job.yaml", "--resume", "--out", URL], f"--out {URL}: "),
+        (["run", "s3://bucket/job.yaml"], "JOB.yaml s3://bucket/job.yaml: "),
+        (
+            ["run", "job.yaml", "--set", f"data.source={URL}"],
+            "data.source: must be a path of this machine (only shards",
+        ),
+        (
+            ["show", "dense.yaml", "--set", "method.weights=https://host/w.pth"],
+            "method.weights: must be a path of this",
+        ),
+        (["show", "dfcp.yaml", "--set", "method.experts=s3://bucket/x.yaml"], "method.experts: must be a path of this"),
+        (["submit", "job.yaml", "--address", "http://127.0.0.1:9", "--out", URL], f"--out {URL}: "),
+        (["report", URL], f"RUN {URL}: must be a path of this machine"),
+        (["report", "one", URL], f"RUN {URL}: "),
+        (["report", "one", "two", "--out", URL], f"--out {URL}: "),
+        (["shards", "mnist", "out", "--from", URL], f"--from {URL}: must be a path of this machine"),
+        (["shards", "stats", "packed", "--plot", "s3://bucket/x.png"], "--plot s3://bucket/x.png: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_url_where_a_path_is_meant_is_refused_and_nothing_is_written(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_job(tmp_path)
+    for name in ("dense", "dfcp"):
+        job = {"name": name, "kind": "train", "method": {"name": name}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(job))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as told:
+        in_process(*words)
+    assert said in str(told.value) and "\n" not in str(told.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_url_as_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOE_DIST_CACHE", URL)
+    with pytest.raises(UserError, match=f"MOE_DIST_CACHE {URL}: must be a path of this machine"):
+        in_process("run", str(write_job(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_an_out_that_is_a_url_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    said = sentence(moe_dist("run", write_job(tmp_path), "--launcher", "local", "--out", URL, cwd=tmp_path))
+    assert said.startswith(f"error: --out {URL}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_weights_without_a_network_are_a_sentence(tmp_path: Path) -> None:
+    job = write_job(tmp_path, method={"name": "dense", "backbone": "resnet18", "epochs": 1})
+    command = [sys.executable, "-c", NO_NETWORK, "run", str(job), "--launcher", "local"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    said = sentence(result)
+    assert "DEFAULT" in said and "resnet18" in said and "weights" in said
+
+
+NO_NETWORK = """
+import socket, sys, tempfile, os
+os.environ["TORCH_HOME"] = tempfile.mkdtemp()
+def refuse(*_, **__): raise OSError("no network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from moe_dist.cli import main
+main()
+"""
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = moe_dist("--debug", "run", write_job(tmp_path), "--set", "wrokers=2", cwd=tmp_path)
+    assert "Traceback" in result.stderr and "wrokers: unknown field" in result.stderr
+
+
+def test_own_images_as_folder_and_tar_give_the_same_split(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    with tarfile.open(tmp_path / "own.tar", "w") as tar:
+        tar.add(tmp_path / "own", arcname="own")
+    digests = []
+    for source in ("own", "own.tar"):
+        data = {"dataset": "image_folder", "source": source, "image_size": 16, "val_fraction": 0.3}
+        result = moe_dist(
+            "run", write_job(tmp_path, data=data), "--launcher", "local", "--out", f"run-{source}", cwd=tmp_path
+        )
+        assert result.returncode == 0, result.stderr
+        digests.append(json.loads((tmp_path / f"run-{source}" / "run.json").read_text())["split_digest"])
+    assert digests[0] == digests[1]
+
+
+def test_shards_are_built_checked_and_refused_when_damaged(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    assert moe_dist("shards", "image_folder", "packed", "--from", "own", cwd=tmp_path).returncode == 0
+    whole = moe_dist("shards", "check", "packed", cwd=tmp_path)
+    assert whole.returncode == 0 and "all shards are whole" in whole.stdout
+    shard = next((tmp_path / "packed" / "train").glob("*.tar"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[3 * 512 + 100] ^= 1
+    shard.write_bytes(damaged)
+    refused = moe_dist("shards", "check", "packed", cwd=tmp_path)
+    assert refused.returncode == 1 and shard.name in refused.stdout
+
+
+def in_process(*arguments: str) -> str:
+    """What a command prints; it must succeed."""
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_damaged_shards_are_repaired_and_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "own")
+    build = ["shards", "image_folder", "packed", "--from", "own"]
+    options = ["--imbalance", "2", "--short-side", "16", "--quality", "80", "--samples-per-shard", "5"]
+    # int(6 * (1 / 2) ** (c / 2)) for c = 0, 1, 2: 6, 4, 3
+    built = in_process(*build, *options)
+    index = json.loads((tmp_path / "packed/train/index.json").read_text())
+    assert f"train: 13 images in 3 shards, split hash {index['rows_sha256']}\n" in built
+    assert index["image_kinds"] == {"jpg": 13} and index["shrink"] == {"short_side": 16, "quality": 80}
+    assert "train: 13 images" in in_process(*build, *options)
+    with pytest.raises(UserError, match="already holds something"):
+        in_process(*build)
+    shard = tmp_path / "packed/train/train-000001.tar"
+    damaged = bytearray(shard.read_bytes())
+    damaged[damaged.index(b"\xff\xd8") + 200] ^= 1
+    shard.write_bytes(damaged)
+    repaired = in_process("shards", "check", "packed", "--repair")
+    assert "packed/train: 1 sample dropped, 12 kept" in repaired and "all shards are whole" in repaired
+    assert "imbalance factor" in in_process("shards", "stats", "packed")
+    assert (tmp_path / "packed/stats.png").is_file()
+    in_process("shards", "stats", "packed/test", "--plot", "test.png")
+    assert (tmp_path / "test.png").is_file()
+
+
+def test_the_datasets_and_their_shards_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))
+    in_process("shards", "digits", "cache/shards/digits-1")
+    listed = in_process("shards", "list")
+    assert all(f"\n{name}\n" in f"\n{listed}" for name in DATASETS)
+    assert "the pickles hold plain arrays alone" in listed and "https://www.cs.toronto.edu/~kriz/cifar.html" in listed
+    assert "cache/shards/digits-1: whole (1,438 train, 359 test)" in listed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["chekc", "."], "shards chekc: neither a command (build, check, list, stats) nor a dataset (cifar10,"),
+        (["cifar100", "out"], "dataset cifar100 needs data.source (--from): "),
+        (["mnist", "out", "--from", "nowhere"], "nowhere: no such folder or tar; set data.source (--from)"),
+        (["check", "nowhere"], "nowhere: no such folder of shards"),
+        (["check", "s4://bucket/set"], "s4://bucket/set/index.json: is no address of a store"),
+        (["digits", "http://host/out"], "http://host/out: cannot be written over http"),
+    ],
+)
+def test_misspelt_shards_are_one_sentence(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError) as told:
+        in_process("shards", *words)
+    assert said in str(told.value)
+
+
+def test_a_report_of_several_runs_is_a_table_over_their_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [write_finished(tmp_path / str(seed), seed) for seed in (1, 2)]
+    result = CliRunner().invoke(app, ["report", *map(str, runs), "--out", "tables"])
+    assert result.exit_code == 0 and "small: mean over 2 seeds" in result.stdout
+    # 3 and 4 of 4 right: mean 87.5 %, t = 12.706 with one degree of freedom, half = 12.706 * 0.125.
+    assert "| Top-1 accuracy | 87.50 % (-71.33 % to 246.33 %) |" in (tmp_path / "tables" / "seeds.md").read_text()
+    assert isinstance(CliRunner().invoke(app, ["report", str(runs[0]), "--out", "tables"]).exception, UserError)
+
+
+def write_finished(folder: Path, seed: int) -> Path:
+    """A run directory of four test images, of which `seed` + 2 are right."""
+    (folder / "dense" / "evaluation").mkdir(parents=True)
+    job = {"name": "small", "kind": "train", "seed": seed, "data": {"dataset": "digits"}, "method": {"name": "dense"}}
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    record = {"dataset": "digits", "classes": ["a", "b"], "counts": {"train": 9, "val": 0, "test": 4}}
+    (folder / "run.json").write_text(json.dumps(record))
+    right = np.arange(4) < seed + 2
+    log_probs = np.log(np.where(right[:, None], [0.9, 0.1], [0.1, 0.9]))
+    np.savez(folder / "dense/evaluation/predictions.npz", labels=np.zeros(4, np.int64), log_probs=log_probs)
+    times = {"training": {"wall_seconds": 1.0, "summed_expert_seconds": None}, "latency": {}}
+    facts = times | {"labels_used": "all", "parameters": 10}
+    (folder / "dense/evaluation/evaluation.json").write_text(json.dumps(facts))
+    return folder

@@ -1,0 +1,318 @@
+"""Datasets as they are found on disk: what is read of them, and what is refused with which words."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import encode, gradient, write_tar
+from sklearn.datasets import load_digits
+
+from moe_dist.data.datasets.catalog import DATASETS, dataset, open_contents
+from moe_dist.data.datasets.gtsrb import CLASS_NAMES
+from moe_dist.data.datasets.samples import Contents, Sample
+from moe_dist.data.image.decode import decode
+from moe_dist.data.longtail import LongTail, kept_numbers
+from moe_dist.errors import UserError
+
+FOLDERS = dataset("image_folder")
+GTSRB = dataset("gtsrb")
+
+
+def as_tar(folder: Path, top: str) -> Path:
+    """`folder` as a tar in which it is called `top`."""
+    path = folder.with_suffix(".tar")
+    with tarfile.open(path, "w") as tar:
+        tar.add(folder, arcname=top)
+    return path
+
+
+def by_key(contents: Contents, split: str) -> dict[str, Sample]:
+    samples = [contents.sample(split, number) for number in range(contents.counts[split])]
+    assert [sample.label for sample in samples] == contents.labels(split).tolist()
+    found = {sample.key: sample for sample in samples}
+    assert len(found) == len(samples)
+    return found
+
+
+def test_an_unknown_dataset_is_refused_with_the_choices():
+    with pytest.raises(UserError, match=r"no dataset is called 'digit'; choose one of cifar10, cifar100, .*usps"):
+        dataset("digit")
+
+
+def test_digits_are_scikit_learns_scans_in_a_fixed_stratified_split():
+    """A pixel of 0 to 16 becomes round(255 / 16 pixel)."""
+    digits = load_digits()
+    contents = dataset("digits").open(None)
+    samples = {split: by_key(contents, split) for split in ("train", "test")}
+    assert not samples["train"].keys() & samples["test"].keys()
+    assert {split: len(found) for split, found in samples.items()} == DATASETS["digits"].expected
+    for found in samples.values():
+        for key, sample in found.items():
+            assert sample.label == digits.target[int(key)]
+            assert np.array_equal(decode(sample.image)[..., 0], np.round(digits.images[int(key)] * 255 / 16))
+    test_counts = np.bincount([sample.label for sample in samples["test"].values()])
+    assert np.abs(test_counts - 0.2 * np.bincount(digits.target)).max() <= 0.5
+
+
+def test_digits_read_no_source(tmp_path: Path):
+    with pytest.raises(UserError, match=r"digits is embedded.*leave data.source out"):
+        dataset("digits").open(tmp_path)
+
+
+def test_a_folder_is_read_by_sorted_class_names(image_folder: Path):
+    contents = FOLDERS.open(image_folder)
+    assert contents.class_names == ("ant", "bee", "cat")
+    assert contents.counts == {"train": 24, "test": 9}
+    found = by_key(contents, "train")
+    assert found["00001/000003_003"].image == (image_folder / "train/bee/003.png").read_bytes()
+    assert {sample.label for key, sample in found.items() if key.startswith("00002/")} == {2}
+
+
+@pytest.mark.parametrize("top", [".", "pictures"])
+def test_a_tar_is_read_as_the_folder_it_was_made_from(image_folder: Path, top: str):
+    folder, tar = FOLDERS.open(image_folder), FOLDERS.open(as_tar(image_folder, top))
+    assert folder.class_names == tar.class_names
+    for split in ("train", "test"):
+        expected = {key: (sample.label, sample.image) for key, sample in by_key(folder, split).items()}
+        assert {key: (sample.label, sample.image) for key, sample in by_key(tar, split).items()} == expected
+
+
+def test_a_published_validation_split_is_read(image_folder: Path):
+    shutil.copytree(image_folder / "test", image_folder / "val")
+    contents = FOLDERS.open(image_folder)
+    assert contents.counts == {"train": 24, "val": 9, "test": 9}
+    assert contents.labels("val").tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    (image_folder / "val/bee").rename(image_folder / "val/wasp")
+    with pytest.raises(UserError, match="val/wasp: class wasp has no folder in train"):
+        FOLDERS.open(image_folder)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_contents_read_the_same_in_another_process(image_folder: Path, packed: bool):
+    contents = FOLDERS.open(as_tar(image_folder, "pictures") if packed else image_folder)
+    copy = pickle.loads(pickle.dumps(contents))
+    assert by_key(copy, "train") == by_key(contents, "train")
+    assert copy.class_names == contents.class_names
+
+
+def test_an_image_that_went_missing_is_named(image_folder: Path):
+    contents = FOLDERS.open(image_folder)
+    (image_folder / "train/ant/000.png").unlink()
+    with pytest.raises(UserError, match=r"train/ant/000.png: cannot be read \(No such file"):
+        contents.sample("train", 0)
+
+
+def test_every_entry_says_what_to_get_and_what_it_reads():
+    for name, entry in DATASETS.items():
+        assert entry.name == name
+        assert all((entry.title, entry.where, entry.licence, entry.reads))
+        if name not in ("digits", "image_folder"):
+            assert "http" in entry.where
+            assert entry.expected.keys() >= {"train", "test"}
+            assert entry.checked
+            with pytest.raises(UserError, match=rf"dataset {name} needs data\.source"):
+                entry.open(None)
+
+
+def test_a_long_tail_cuts_train_alone(image_folder: Path):
+    """Eight images a class at imbalance 4: int(8), int(8 / 4^(1/2)), int(8 / 4)."""
+    contents = open_contents("image_folder", image_folder, LongTail(4))
+    assert contents.counts == {"train": 8 + 4 + 2, "test": 9}
+    assert contents.labels("test").tolist() == FOLDERS.open(image_folder).labels("test").tolist()
+    bees = [key for key in by_key(contents, "train") if key.startswith("00001/")]
+    assert bees == [f"00001/{number:06d}_{number:03d}" for number in range(4)]
+    assert by_key(pickle.loads(pickle.dumps(contents)), "train") == by_key(contents, "train")
+
+
+def test_a_long_tail_that_asks_for_too_much_is_refused(image_folder: Path):
+    for number in range(3, 8):
+        (image_folder / f"train/bee/{number:03d}.png").unlink()
+    with pytest.raises(UserError, match=r"image_folder: class 1 has 3 images, a long tail of imbalance 4 asks for 4"):
+        open_contents("image_folder", image_folder, LongTail(4))
+
+
+def test_any_file_name_gets_a_key_of_its_own(image_folder: Path):
+    for name in ("zwölf.a.png", "zw_lf_a.png", "zw lf.a.PNG"):
+        shutil.copy(image_folder / "train/ant/000.png", image_folder / "train/ant" / name)
+    assert len(by_key(FOLDERS.open(image_folder), "train")) == 27
+
+
+def test_hidden_files_are_left_out(image_folder: Path):
+    (image_folder / "train/ant/.DS_Store").write_bytes(b"x")
+    assert FOLDERS.open(image_folder).counts["train"] == 24
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"nowhere: no such folder or tar; set data.source"):
+        FOLDERS.open(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"needs data\.source"):
+        FOLDERS.open(None)
+
+
+def test_a_folder_without_a_test_split_is_refused(image_folder: Path):
+    shutil.rmtree(image_folder / "test")
+    with pytest.raises(UserError, match=r"no train and test folder.*found train"):
+        FOLDERS.open(image_folder)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_class_without_images_is_named(image_folder: Path, split: str, packed: bool):
+    for path in (image_folder / split / "bee").iterdir():
+        path.unlink()
+    source = as_tar(image_folder, "pictures") if packed else image_folder
+    with pytest.raises(UserError, match=rf"{split}/bee: the class folder holds no images"):
+        FOLDERS.open(source)
+
+
+def test_a_test_class_unknown_in_train_is_named(image_folder: Path):
+    (image_folder / "test/bee").rename(image_folder / "test/bees")
+    with pytest.raises(UserError, match="test/bees: class bees has no folder in train"):
+        FOLDERS.open(image_folder)
+
+
+@pytest.mark.parametrize("name", ["train/ant/notes.txt", "train/ant/photo.webp", "train/stray.png"])
+def test_a_file_that_would_be_passed_over_is_named(image_folder: Path, name: str):
+    (image_folder / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"{name}: not a jpg, jpeg, png, ppm file in a class folder"):
+        FOLDERS.open(image_folder)
+
+
+def test_a_compressed_tar_is_refused(image_folder: Path):
+    tar = as_tar(image_folder, ".")
+    tar.write_bytes(gzip.compress(tar.read_bytes()))
+    with pytest.raises(UserError, match="not an uncompressed tar"):
+        FOLDERS.open(tar)
+
+
+def test_a_tar_cut_short_is_refused(image_folder: Path):
+    tar = as_tar(image_folder, ".")
+    whole = tar.read_bytes()
+    for kept in (len(whole) // 2, len(whole) // 2 + 300):
+        tar.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match=r"cut short|damaged"):
+            FOLDERS.open(tar)
+
+
+def write_official(root: Path, classes: int = 43) -> Path:
+    """The official layout: per class two tracks of two 20 x 10 images, listed as 40 x 20 with region 6,5 to 31,19."""
+    header = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n"
+    image = encode(gradient(10, 20), "PPM")
+    for label in range(classes):
+        folder = root / "GTSRB/Final_Training/Images" / f"{label:05d}"
+        folder.mkdir(parents=True)
+        names = [f"{track:05d}_{frame:05d}.ppm" for track in range(2) for frame in range(2)]
+        for name in names:
+            (folder / name).write_bytes(image)
+        rows = "".join(f"{name};40;20;6;5;31;19;{label}\n" for name in names)
+        (folder / f"GT-{label:05d}.csv").write_text(header + rows)
+    test = root / "GTSRB/Final_Test/Images"
+    test.mkdir(parents=True)
+    (test / "00000.ppm").write_bytes(image)
+    (root / "GTSRB/GT-final_test.csv").write_text(header + "00000.ppm;20;10;3;2;16;9;14\n")
+    return root
+
+
+def test_regions_are_scaled_from_the_listed_to_the_stored_size(tmp_path: Path):
+    """Stored at half size: x 6 to 31 becomes 3 to 15.5, grown to 16; y 5 to 19 becomes 2.5 to 9.5, grown to 2 to 10."""
+    contents = GTSRB.open(write_official(tmp_path))
+    assert {sample.roi for sample in by_key(contents, "train").values()} == {(3, 2, 16, 10)}
+    (test,) = by_key(contents, "test").values()
+    assert (test.roi, test.label, test.group) == ((3, 2, 16, 9), 14, -1)
+
+
+def test_tracks_are_groups_of_one_class(tmp_path: Path):
+    """43 classes of two tracks: 86 groups of two frames, though every class calls its tracks 0 and 1."""
+    groups: dict[int, set[tuple[int, str]]] = {}
+    for sample in by_key(GTSRB.open(write_official(tmp_path)), "train").values():
+        groups.setdefault(sample.group, set()).add((sample.label, sample.key.split("/")[1].split("_")[0]))
+    assert sorted(groups) == list(range(86))
+    assert all(len(tracks) == 1 for tracks in groups.values())
+
+
+def test_a_class_of_signs_without_images_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match=r"class 42 \(end of no overtaking by lorries\) has no training images"):
+        GTSRB.open(write_official(tmp_path, classes=42))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("00000_00000.ppm;40;20;6;5;31;19;43", "class 43 is outside 0 to 42"),
+        ("00000_00000.ppm;40;20;6;5;41;19;0", "region 6,5,41,19 does not lie in an image of 40 x 20"),
+        ("00000_00000.ppm;40;20;six;5;31;19;0", "invalid literal"),
+        ("00000_00000.ppm;40;20", "unreadable row"),
+    ],
+)
+def test_an_unreadable_row_is_named(tmp_path: Path, row: str, reason: str):
+    table = write_official(tmp_path) / "GTSRB/Final_Training/Images/00000/GT-00000.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], row, *lines[2:]]))
+    with pytest.raises(UserError, match=rf"GT-00000.csv line 2: unreadable row.*{reason}|line 2: {reason}"):
+        GTSRB.open(tmp_path)
+
+
+def test_tables_and_images_must_name_each_other(tmp_path: Path):
+    images = write_official(tmp_path) / "GTSRB/Final_Training/Images/00003"
+    shutil.copy(images / "00000_00000.ppm", images / "00009_00000.ppm")
+    with pytest.raises(UserError, match=r"00003/00009_00000.ppm is in no table"):
+        GTSRB.open(tmp_path)
+    (images / "00009_00000.ppm").unlink()
+    (images / "00000_00000.ppm").unlink()
+    with pytest.raises(UserError, match=r"00003/00000_00000.ppm is listed but missing"):
+        GTSRB.open(tmp_path)
+
+
+def test_a_folder_of_something_else_is_no_gtsrb(image_folder: Path):
+    with pytest.raises(UserError, match="no GTSRB found"):
+        GTSRB.open(image_folder)
+
+
+def test_a_link_in_a_tar_is_refused(tmp_path: Path):
+    path = write_tar(tmp_path / "linked.tar", [("train/ant/0.png", b"x")])
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("train/ant/1.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(UserError, match=r"train/ant/1.png is neither a file nor a folder"):
+        FOLDERS.open(path)
+
+
+@pytest.mark.data
+def test_the_official_sample_of_real_signs(shared_data: Path):
+    contents = GTSRB.open(shared_data / "gtsrb_official_sample.tar")
+    assert contents.counts == {"train": 12 * 43, "test": 160}
+    assert contents.class_names == CLASS_NAMES
+    assert np.bincount(contents.labels("train")).tolist() == [12] * 43
+    found = by_key(contents, "train")
+    # 00000_00012.ppm is listed as 37 x 38 with region 5,6 to 32,33 and stored as 35 x 35:
+    # x 5 35/37 = 4.7, 32 35/37 = 30.3; y 6 35/38 = 5.5, 33 35/38 = 30.4
+    assert found["00000/00000_00012"].roi == (4, 5, 31, 31)
+
+
+@pytest.mark.data
+def test_the_repacked_real_signs(shared_data: Path):
+    contents = GTSRB.open(shared_data / "gtsrb.tar")
+    assert contents.counts == {"train": 25_087, "test": 7_949}
+    sample = contents.sample("train", 0)
+    assert decode(sample.image).shape == (35, 35, 3)
+    assert sample.group >= 0 and sample.roi is not None
+
+
+@pytest.mark.data
+def test_the_sizes_of_long_tailed_cifar_100(shared_data: Path):
+    source = shared_data / "cifar100_lt10.tar"
+    whole = dataset("cifar100").open(source)
+    assert (np.bincount(whole.labels("test")) == [100] * 100).all()
+    for imbalance, images in ((100, 10_847), (50, 12_608), (10, 19_573)):
+        counts = np.bincount(whole.labels("train")[kept_numbers(whole.labels("train"), 100, LongTail(imbalance))])
+        assert (counts.sum(), counts[0], counts[99]) == (images, 500, 500 // imbalance)
+    contents = open_contents("cifar100", source, LongTail(100))
+    assert contents.counts == {"train": 10_847, "test": 10_000}
+    assert decode(contents.sample("train", 10_846).image).shape == (32, 32, 3)

@@ -1,0 +1,81 @@
+"""A job's shards: built with its long tail, kept under a name that says so, refused where they hold other data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_dist.data.longtail import LongTail
+from moe_dist.data.opened.job_shards import ensure_shards, open_shards, shards_place
+from moe_dist.data.opened.opened import open_data
+from moe_dist.data.shards.build.build import build_shards
+from moe_dist.data.shards.index import read_index
+from moe_dist.errors import UserError
+from moe_dist.settings.data import DataConfig
+
+
+def config(source: Path, **settings: object) -> DataConfig:
+    return DataConfig.model_validate({"dataset": "image_folder", "source": source, "image_size": 8} | settings)
+
+
+def test_a_long_tail_goes_from_the_job_to_its_shards(image_folder: Path, tmp_path: Path):
+    data = config(image_folder, imbalance=4, imbalance_choice="random", imbalance_seed=5, val_fraction=0)
+    opened = open_data(data, seed=0, cache=tmp_path / "cache")
+    # int(8 * (1 / 4) ** (c / 2)) for c = 0, 1, 2
+    assert opened.info.class_counts == (8, 4, 2)
+    (folder,) = (tmp_path / "cache/shards").iterdir()
+    assert folder.name.startswith("image_folder-lt4-")
+    assert read_index(folder / "train").long_tail == LongTail(4, "random", 5)
+
+
+def test_every_form_of_a_dataset_has_a_place_of_its_own(image_folder: Path, tmp_path: Path):
+    forms = [{}, {"imbalance": 4}, {"imbalance": 2}, {"imbalance": 4, "imbalance_choice": "random"}]
+    places = {shards_place(config(image_folder, **form), tmp_path) for form in forms}
+    assert len(places) == 4
+    assert shards_place(config(image_folder), tmp_path).startswith(str(tmp_path / "shards/image_folder-"))
+
+
+def test_shards_of_another_long_tail_are_refused(image_folder: Path, tmp_path: Path):
+    build_shards("image_folder", image_folder, tmp_path / "cut", long_tail=LongTail(4))
+    build_shards("image_folder", image_folder, tmp_path / "all")
+    for folder, settings, said in [
+        ("all", {"imbalance": 4}, "hold the dataset as it is, the job says a long tail of imbalance 4 "),
+        ("cut", {}, "hold a long tail of imbalance 4 .*, the job says the dataset as it is"),
+        ("cut", {"imbalance": 2}, "imbalance 4 .* imbalance 2 "),
+        ("cut", {"imbalance": 4, "imbalance_choice": "random"}, r"first images\), .* \(random images by seed 0"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            open_data(config(image_folder, shards=str(tmp_path / folder), **settings), 0, tmp_path / "cache")
+    again = open_data(config(image_folder, shards=str(tmp_path / "cut"), imbalance=4), 0, tmp_path / "cache")
+    assert np.bincount(again.train.labels).tolist() == [8, 4, 2]
+
+
+def test_shards_of_another_dataset_are_refused(shards: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"shards of image_folder, the job says data.dataset = digits"):
+        open_data(DataConfig(dataset="digits", shards=str(shards)), 0, tmp_path)
+
+
+def test_a_build_that_was_broken_off_is_not_taken_for_whole(image_folder: Path, tmp_path: Path):
+    class Broken(Exception):
+        pass
+
+    def stop(split: str, done: int, total: int) -> None:
+        if split == "test":
+            raise Broken
+
+    data = config(image_folder, shards=str(tmp_path / "out"))
+    with pytest.raises(Broken):
+        ensure_shards(data, tmp_path / "cache", stop)
+    opened = open_data(data, 0, tmp_path / "cache")
+    assert len(opened.train.labels) == 24 and len(opened.test.labels) == 9
+
+
+def test_shards_under_a_url_are_opened_and_not_built(image_folder: Path, shards: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="store/nothing: holds no whole shards"):
+        ensure_shards(config(image_folder, shards=f"file://{tmp_path}/store/nothing"), tmp_path / "cache")
+    data = config(image_folder, shards=f"file://{shards}")
+    stored = open_shards(data, ensure_shards(data, tmp_path / "cache"), tmp_path / "cache")["train"]
+    local = open_shards(config(image_folder, shards=str(shards)), str(shards), tmp_path / "cache")["train"]
+    assert sorted(stored.read(sample) for sample in range(24)) == sorted(local.read(sample) for sample in range(24))

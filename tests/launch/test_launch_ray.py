@@ -1,0 +1,198 @@
+"""The Ray launcher beside the local one: the same curve on one and two workers, and after a worker was killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from run_folders import checkpoints_of, evaluation_of, log_of, training_of
+from small_jobs import dfcp, quiet, traditional
+
+from moe_dist.data.opened.opened import open_data
+from moe_dist.engine.checkpoint import read_state
+from moe_dist.errors import UserError
+from moe_dist.job import Job
+from moe_dist.launch.choose import open_launcher
+from moe_dist.launch.drive import Drive
+from moe_dist.launch.launcher import Launcher
+from moe_dist.launch.ray import embedded_cpus
+from moe_dist.places import cache_folder
+from moe_dist.record.run_record import RunRecord
+from moe_dist.run.run import run_model
+from moe_dist.train.checkpoints import checkpoints
+from moe_dist.train.log import last_metrics
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def run(job: Job, folder: Path, launcher: Launcher) -> dict[int, float]:
+    """Loss by step of the job's only method."""
+    data = open_data(job.data, job.seed, cache_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    record = RunRecord(folder, job, data, launcher.name)
+    run_model(Drive(job, folder, data, launcher, record, quiet()), job.method.name)
+    return curve(training_of(folder / job.method.name) / "metrics.jsonl")
+
+
+def curve(path: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "step"}
+
+
+def run_locally(job: Job, folder: Path) -> dict[int, float]:
+    with open_launcher("local", job, folder, quiet()) as launcher:
+        return run(job, folder, launcher)
+
+
+@pytest.fixture(scope="module")
+def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ray")
+
+
+@pytest.fixture(scope="module")
+def ray(ray_home: Path) -> Iterator[Launcher]:
+    """One embedded Ray for all tests of this file; starting it is the cost."""
+    with open_launcher("ray", traditional(workers=2), ray_home, quiet()) as launcher:
+        yield launcher
+
+
+def with_job(launcher: Launcher, job: Job, folder: Path) -> Launcher:
+    """The running Ray, launching for another job."""
+    return type(launcher)(job, folder, quiet())  # type: ignore[call-arg]
+
+
+def test_one_ray_worker_gives_the_very_curve_of_the_local_launcher(ray: Launcher, tmp_path: Path) -> None:
+    job = traditional()
+    assert run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray")) == run_locally(job, tmp_path / "local")
+
+
+def test_two_ray_workers_give_the_curve_of_one(ray: Launcher, tmp_path: Path) -> None:
+    """Through the whole of DFCP-MoE: experts as tasks of their own, joint stage on two workers, dropout 0.
+
+    Two micro-batches: one worker adds the two gradients that two workers have each, so the curves are the same bits.
+    """
+    job = dfcp(workers=2, parallel={"micro_batches": 2})
+    two = run(job, tmp_path / "two", with_job(ray, job, tmp_path / "two"))
+    one = run_locally(dfcp(parallel={"micro_batches": 2}), tmp_path / "one")
+    assert two == one
+    left, right = (np.load(evaluation_of(tmp_path / name / "dfcp") / "predictions.npz") for name in ("one", "two"))
+    assert np.allclose(left["log_probs"], right["log_probs"], atol=1e-4)
+
+
+def test_ray_keeps_the_epoch_chosen_on_validation(ray: Launcher, tmp_path: Path) -> None:
+    """Steps this large jump about, so that the last epoch is not the best one."""
+    gate = traditional().method.gate.model_dump() | {"optimiser": {"kind": "adam", "learning_rate": 0.1}}
+    job = traditional(gate=gate, epochs=8, checkpoint={"keep": 1})
+    run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
+    run_locally(job, tmp_path / "local")
+    by_ray, locally = (evaluation_of(tmp_path / name / "traditional_moe") for name in ("ray", "local"))
+    chosen = [json.loads((folder / "evaluation.json").read_text())["chosen"] for folder in (by_ray, locally)]
+    assert chosen[0]["epoch"] == chosen[1]["epoch"] < 8
+    assert chosen[0]["validation_top1"] == chosen[1]["validation_top1"]
+    with np.load(by_ray / "predictions.npz") as left, np.load(locally / "predictions.npz") as right:
+        assert np.array_equal(left["chosen_argmax"], right["chosen_argmax"])
+        assert not np.array_equal(left["chosen_argmax"], left["log_probs"].argmax(1))
+
+
+@pytest.mark.chaos
+def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher, tmp_path: Path) -> None:
+    """kill -9 of a worker in the middle of training: Ray Train restarts it and it goes on from its last checkpoint."""
+    job = traditional(epochs=40, checkpoint={"every_steps": 10, "every_epochs": 1})
+    killed: list[int] = []
+    moments: list[float] = []
+
+    def kill_one() -> None:
+        while not killed:
+            line = last_metrics(training_of(tmp_path / "ray" / "traditional_moe") / "metrics.jsonl")
+            if line and line["step"] >= 60:
+                killed.extend(kill_training_worker())
+                moments.append(time.time())
+            time.sleep(0.02)
+
+    watcher = threading.Thread(target=kill_one, daemon=True)
+    watcher.start()
+    restarted = run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
+    assert len(killed) == 1, "a worker was killed while it trained"
+    lines = log_of(tmp_path / "ray" / "traditional_moe")
+    assert lines[0]["time"] < moments[0] < lines[-1]["time"], "it went on from a checkpoint, not from the start"
+    assert restarted == run_locally(job, tmp_path / "local")
+    left, right = (evaluated(tmp_path / name / "traditional_moe") for name in ("ray", "local"))
+    assert np.array_equal(left, right)
+
+
+def evaluated(model: Path) -> np.ndarray:
+    with np.load(evaluation_of(model) / "predictions.npz") as predictions:
+        return predictions["log_probs"]
+
+
+def test_ray_goes_on_after_a_local_run_and_the_other_way_round(ray: Launcher, tmp_path: Path) -> None:
+    """Ray's own notes name checkpoints that the local launcher has since passed; the folder is what counts."""
+    job, folder = traditional(epochs=6, checkpoint={"keep": 9}), tmp_path / "mixed"
+    whole = run_locally(job, tmp_path / "local")
+    run(job, folder, with_job(ray, job, folder))
+    rewind(folder / "traditional_moe", 12)
+    assert run_locally(job, folder) == whole
+    rewind(folder / "traditional_moe", 24)
+    assert run(job, folder, with_job(ray, job, folder)) == whole
+
+
+def rewind(model: Path, step: int) -> None:
+    """Leave a finished training as it was after `step`."""
+    (training_of(model) / "training.json").unlink()
+    folder = checkpoints_of(model)
+    for checkpoint in checkpoints(folder):
+        if read_state(checkpoint)["step"] > step:
+            shutil.rmtree(checkpoint)
+
+
+def kill_training_worker() -> list[int]:
+    """SIGKILL one Ray Train worker among the processes of this test's own Ray."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
+                return [process.pid]
+        except psutil.Error:
+            continue
+    return []
+
+
+def test_a_diverged_loss_is_one_sentence_from_ray_too(ray: Launcher, tmp_path: Path) -> None:
+    gate = traditional().method.gate.model_dump() | {"optimiser": {"kind": "sgd", "learning_rate": 1e30}}
+    job = traditional(gate=gate)
+    with pytest.raises(UserError, match="the loss diverged: term `combined`"):
+        run(job, tmp_path, with_job(ray, job, tmp_path))
+
+
+def test_an_embedded_ray_has_room_for_the_workers_that_are_asked_for() -> None:
+    assert embedded_cpus(traditional(workers=64)) == 64
+
+
+def test_a_missing_gpu_is_a_sentence(tmp_path: Path) -> None:
+    job = traditional(resources={"gpus_per_worker": 1})
+    with pytest.raises(UserError, match="torch sees none"), open_launcher("ray", job, tmp_path, quiet()):
+        pass
+
+
+def test_tasks_give_results_in_order_and_a_bad_one_ends_them(ray: Launcher) -> None:
+    def in_turn(common: str, item: int, context: Any) -> str:
+        """Fails for item 2, takes its time for item 3; a nested function travels to Ray's workers whole."""
+        if item == 2:
+            raise UserError("item 2 is bad")
+        if item == 3:
+            time.sleep(5)
+        return f"{common} {item}"
+
+    assert list(ray.run_tasks(in_turn, [1, 0, 4], "task")) == ["task 1", "task 0", "task 4"]
+    with pytest.raises(UserError, match="item 2 is bad"):
+        list(ray.run_tasks(in_turn, [0, 2, 3, 3], "task"))
+    assert next(iter(ray.run_tasks(in_turn, [0], "after"))) == "after 0", "Ray is whole and free again"

@@ -1,0 +1,159 @@
+"""Jobs: what is refused, and how it is said; every shipped job loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moe_dist.errors import UserError
+from moe_dist.job import Job, dump_job, load_job, parse_job
+
+JOBS = Path(__file__).parents[1] / "jobs"
+SMALL = {"name": "small", "kind": "train", "method": {"name": "dfcp"}}
+
+
+def refused(content: dict) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_job(content, "small.yaml")
+    return str(caught.value)
+
+
+def recipes() -> list[Path]:
+    """Jobs, not the lists of experts some of them load."""
+    return [path for path in sorted(JOBS.rglob("*.yaml")) if isinstance(yaml.safe_load(path.read_text()), dict)]
+
+
+@pytest.mark.parametrize("path", recipes(), ids=lambda path: path.relative_to(JOBS).as_posix())
+def test_every_shipped_job_loads_and_resolves_to_itself(path: Path) -> None:
+    job = load_job(path)
+    assert parse_job(yaml.safe_load(dump_job(job)), "resolved") == job
+
+
+def test_a_misspelt_key_is_named() -> None:
+    assert refused(SMALL | {"wrokers": 2}) == "small.yaml: wrokers: unknown field"
+    assert "method.trusted_fracton: unknown field" in refused(
+        SMALL | {"method": {"name": "dfcp", "trusted_fracton": 0.1}}
+    )
+
+
+def test_a_value_out_of_range_names_field_value_and_bound() -> None:
+    message = refused(SMALL | {"method": {"name": "dfcp", "trusted_fraction": 1.5}})
+    assert "method.trusted_fraction" in message and "less than 1" in message and "1.5" in message
+
+
+def test_shares_of_a_random_crop_ascend() -> None:
+    method = {"name": "dense", "weights": None, "augment": {"resized_crop": [0.9, 0.2]}}
+    assert "method.augment.resized_crop: the smaller share comes first: write [0.2, 0.9]" in refused(
+        SMALL | {"method": method}
+    )
+
+
+def test_a_wrong_type_names_field_and_value() -> None:
+    message = refused(SMALL | {"workers": "many"})
+    assert "workers" in message and "'many'" in message and "integer" in message
+
+
+def test_an_unknown_method_lists_the_choices() -> None:
+    message = refused(SMALL | {"method": {"name": "dfpc"}})
+    assert "'dfpc'" in message and "choose one of" in message
+    assert all(name in message for name in ("dense", "dfcp", "icl", "sparse_moe", "traditional_moe"))
+
+
+def test_zero_stage_three_is_refused() -> None:
+    message = refused(SMALL | {"parallel": {"zero": 3}})
+    assert "parallel.zero" in message and "shards the very parameters" in message
+    assert "choose 0, 1 or 2, got 4" in refused(SMALL | {"parallel": {"zero": 4}})
+
+
+def test_expert_parallel_size_divides_the_workers() -> None:
+    assert "parallel.expert = 2 does not divide workers = 3" in refused(
+        SMALL | {"workers": 3, "parallel": {"expert": 2}}
+    )
+
+
+def test_a_label_is_no_folder_of_the_reports() -> None:
+    assert "give the method another label" in refused(
+        {"name": "x", "kind": "reproduce", "methods": {"figures": "dense"}}
+    )
+
+
+def test_a_method_whose_name_is_no_word_is_refused() -> None:
+    assert "no method is called" in refused(SMALL | {"method": {"name": ["dfcp"]}})
+
+
+def test_a_job_has_method_or_methods_as_its_kind_says() -> None:
+    assert "no `method`" in refused({"name": "x", "kind": "reproduce", "method": {"name": "dense"}})
+    assert "one `method`" in refused({"name": "x", "kind": "train"})
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+def test_set_changes_nested_fields_and_reads_yaml(job_file: Path) -> None:
+    job = load_job(
+        job_file, ["workers=4", "method.joint.epochs=3", "parallel.expert=2", "method.clusters.radii=[0.2, 0.8]"]
+    )
+    assert (job.workers, job.parallel.expert) == (4, 2)
+    assert job.method.joint.epochs == 3 and job.method.clusters.radii == (0.2, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("workers", "field=value"), ("name.first=x", "name holds a value"), ("workers=[", "not a YAML value")],
+)
+def test_a_set_that_cannot_be_applied_is_refused(job_file: Path, override: str, said: str) -> None:
+    with pytest.raises(UserError, match="--set") as caught:
+        load_job(job_file, [override])
+    assert said in str(caught.value)
+
+
+def test_a_set_for_the_other_kind_of_job_says_which_one_it_is(job_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"one method; write method\.FIELD=VALUE"):
+        load_job(job_file, ["methods.dfcp.joint.epochs=3"])
+    several = tmp_path / "several.yaml"
+    methods = {"ours": SMALL["method"], "dense": {"name": "dense"}}
+    several.write_text(
+        yaml.safe_dump({**SMALL, "kind": "reproduce", "methods": methods, "method": None}, sort_keys=False)
+    )
+    with pytest.raises(UserError, match=r"\(ours, dense\); write methods\.LABEL\.FIELD=VALUE"):
+        load_job(several, ["method.joint.epochs=3"])
+    assert load_job(several, ["methods.ours.joint.epochs=3"]).methods["ours"].joint.epochs == 3
+
+
+def test_a_job_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such job file"):
+        load_job(tmp_path / "absent.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1,")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_job(broken)
+
+
+def test_a_recipe_of_experts_is_read_beside_the_job(job_file: Path) -> None:
+    rows = [{"conv1": 6, "conv2": 16, "fc1": 122, "fc2": 85}, {"conv1": 11, "conv2": 22, "fc1": 142, "fc2": 95}]
+    (job_file.parent / "experts.yaml").write_text(yaml.safe_dump(rows))
+    job = load_job(job_file, ["method.experts=experts.yaml"])
+    assert [expert.conv1 for expert in job.method.experts] == [6, 11]
+    with pytest.raises(UserError, match="no recipe of experts"):
+        load_job(job_file, ["method.experts=absent.yaml"])
+
+
+def test_43_experts_for_42_classes_are_refused() -> None:
+    job: Job = parse_job(SMALL | {"method": {"name": "dfcp", "experts": [{}] * 43}}, "small.yaml")
+    with pytest.raises(UserError, match="43 experts, but the dataset has 42 classes"):
+        job.method.check(42)
+
+
+def test_an_override_leaves_fields_that_share_an_anchor_alone(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    methods = "{one: &recipe {name: icl, features: &stage {epochs: 9}, classifiers: *stage}, two: {<<: *recipe}}"
+    path.write_text(f"name: x\nkind: reproduce\nmethods: {methods}\n")
+    job = load_job(path, ["methods.one.features.epochs=2", "methods.one.features.batch_size=4"])
+    epochs = [(model.features.epochs, model.classifiers.epochs) for model in job.models.values()]
+    assert epochs == [(2, 9), (9, 9)]

@@ -1,0 +1,146 @@
+"""What is shown while a run goes on, where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import moe_dist.terminal as show_module
+from moe_dist.launch.progress import training_progress
+from moe_dist.terminal import Show
+from moe_dist.train.log import last_metrics
+
+
+def shown(show: Show) -> str:
+    output = show.console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue()
+
+
+@pytest.fixture
+def show() -> Show:
+    return Show(Console(file=io.StringIO(), width=100))
+
+
+def test_a_log_gets_a_line_with_share_note_and_time_left(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
+    with show.working("train"):
+        show.update(25, 100, "epoch 1")
+    assert "25% epoch 1, about 0.0 s left" in shown(show) and "+ train" in shown(show)
+
+
+def test_images_of_shards_are_counted_by_the_second(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 100.0, 100.0, 110.0, 110.0, 112.0, 112.0, 112.0, 113.0, 113.0])
+    monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(show_module.time, "perf_counter", lambda: next(times))
+    show.shards("train", 1000, 9000)  # the first thousand were there already
+    show.shards("train", 5000, 9000)
+    show.shards("test", 0, 50)
+    show.shards("test", 10, 50)
+    # 4,000 images in 10 s are 400 a second, and 4,000 are left: the first thousand say nothing of the time.
+    assert "train 5,000/9,000 images, 400/s, about 10.0 s left" in shown(show)
+    assert "test 10/50 images, 10/s, about 4.0 s left" in shown(show)
+
+
+def line_of(step: int, written: float) -> str:
+    """A line of metrics.jsonl of a training of 1,001 steps; its log is written at `written`, in seconds."""
+    line = {"time": written, "kind": "step", "stage": "features", "epoch": 1, "step": step, "of_steps": 1001}
+    return json.dumps(line | {"loss": 0.5, "images_per_second": 64.0}) + "\n"
+
+
+def test_the_time_left_of_a_resumed_training_is_told_from_its_own_steps(
+    show: Show, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """10 steps in 20 s, and 840 are left: 1,680 s. With the 151 from before it would be 161 in 25 s, and 130 s left."""
+    clock = [0.0]
+    monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(show_module.time, "perf_counter", lambda: clock[0])
+    path = tmp_path / "metrics.jsonl"
+    checkpoint, lost = line_of(150, 999.0), line_of(157, 1000.0)
+    first, later = line_of(151, 2000.0), line_of(161, 2020.0)
+    path.write_text(checkpoint + lost)
+    with show.working("train"):
+        look = training_progress(show, path)
+        assert look() is None
+        path.write_text(checkpoint)  # the log is cut back to the checkpoint
+        assert look() is None
+        for seconds, text in ((5.0, checkpoint + first), (25.0, checkpoint + first + later)):
+            clock[0] = seconds
+            path.write_text(text)
+            seen = look()
+            assert seen is not None
+            show.update(*seen)
+    (told,) = [line for line in shown(show).splitlines() if "left" in line]
+    assert told.strip() == "16% features epoch 2, loss 0.5000, 64 images/s, about 28 min 00 s left"
+
+
+def test_a_failed_step_leaves_a_mark(show: Show) -> None:
+    with pytest.raises(ValueError), show.working("train"):
+        raise ValueError
+    assert "x train" in shown(show)
+
+
+def test_the_last_metrics_are_the_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_metrics(path) is None
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    assert last_metrics(path) == {"step": 2}
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": \0\0}\n')
+    assert last_metrics(path) == {"step": 2}
+
+
+def test_the_line_of_an_epoch_of_very_many_experts_is_read_whole(tmp_path: Path) -> None:
+    line = {f"gradient_share/expert_{expert}": 1 / 300 for expert in range(300)}
+    (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(line)}\n")
+    assert last_metrics(tmp_path / "metrics.jsonl") == line
+
+
+def test_a_training_is_watched_though_an_earlier_line_has_no_time(show: Show, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    look = training_progress(show, path)
+    path.write_text(line_of(2, 2000.0))
+    assert look() == (2, 1001, "features epoch 2, loss 0.5000, 64 images/s")
+
+
+def watched(show: Show, monkeypatch: pytest.MonkeyPatch, looks: list[tuple[float, float, str] | Exception]) -> str:
+    """What is printed while `looks` are seen, one after another, the last one again and again."""
+    monkeypatch.setattr(show_module, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
+    seen, count = threading.Event(), itertools.count()
+
+    def look() -> tuple[float, float, str]:
+        number = next(count)
+        if number > len(looks):  # all of them were shown or passed over
+            seen.set()
+        answer = looks[min(number, len(looks) - 1)]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    others = set(threading.enumerate())
+    with show.working("train"), show.watching(look):
+        (watcher,) = set(threading.enumerate()) - others
+        while watcher.is_alive() and not seen.is_set():
+            time.sleep(0.001)
+        assert seen.is_set(), "nobody looks any more"
+    return shown(show)
+
+
+def test_progress_goes_on_after_a_look_that_failed(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [KeyError("of_steps"), FileNotFoundError("metrics.jsonl"), json.JSONDecodeError("cut", "{", 1)]
+    told = watched(show, monkeypatch, [(25, 100, "before"), *failures, (50, 100, "after")])
+    assert "25% before" in told and "50% after" in told and "cannot be shown" not in told
+
+
+def test_progress_that_cannot_be_shown_at_all_is_told_once(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = watched(show, monkeypatch, [KeyError("loss")] * 3 * show_module.FAILED_LOOKS_TOLD)
+    assert told.count("! progress cannot be shown (KeyError: 'loss'); the work goes on") == 1
+    assert "+ train" in told
