@@ -26,8 +26,8 @@ import torch
 from machine import machine
 from torch import Tensor, nn
 
-from moe_dist.engine.base import Engine
-from moe_dist.engine.make import make_engine
+from moe_dist.engine.choose import make_engine
+from moe_dist.engine.engine import Engine
 from moe_dist.models.experts import Experts
 from moe_dist.models.lenet import LeNet, LeNetWidths
 from moe_dist.models.makers import MakeExperts, seeded

@@ -34,9 +34,8 @@ from machine import machine
 from moe_dist.data.batch import Batch, DatasetInfo, TrainingSet
 from moe_dist.data.longtail import profile
 from moe_dist.data.stream.stream import Stream
-from moe_dist.engine.make import make_engine
-from moe_dist.engine.makers import IN_ONE_PROCESS
-from moe_dist.engine.schedule import RateFactor
+from moe_dist.engine.choose import IN_ONE_PROCESS, make_engine
+from moe_dist.engine.optimisers import RateFactor
 from moe_dist.methods.base import Progress, Stage
 from moe_dist.methods.icl.config import IclConfig
 from moe_dist.methods.icl.method import Icl
@@ -46,8 +45,7 @@ from moe_dist.settings.data import DataConfig
 from moe_dist.settings.resources import ParallelConfig
 from moe_dist.settings.training import OptimiserConfig
 from moe_dist.train import loop
-from moe_dist.train.gradient_shares import GradientShares
-from moe_dist.train.session import Session
+from moe_dist.train.session import GradientShares, Session
 
 RESULTS = Path(__file__).parent / "results" / "icl.json"
 CLASSES, SIDE, EXPERTS = 100, 32, 3

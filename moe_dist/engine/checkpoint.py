@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moe_dist.engine.base import Engine, ParameterState
+from moe_dist.engine.engine import Engine, ParameterState
 from moe_dist.engine.optimisers import state_keys
 from moe_dist.engine.random_state import random_state, reseed, restore_random_state
 from moe_dist.errors import UserError

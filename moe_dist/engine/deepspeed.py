@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_dist.engine.base import Engine, ParameterState, load_state_by_parameter, state_by_parameter
+from moe_dist.engine.engine import Engine, ParameterState, load_state_by_parameter, state_by_parameter
 from moe_dist.engine.optimisers import choose_optimisers
 from moe_dist.engine.partitions import FlatGroup, flat_groups, gather_state, load_state
 from moe_dist.errors import UserError

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from moe_dist.engine.base import ParameterState
+from moe_dist.engine.engine import ParameterState
 from moe_dist.engine.optimisers import MixedOptimiser
 
 

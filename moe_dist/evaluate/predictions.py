@@ -15,7 +15,7 @@ from moe_dist.data.bad_samples import require_readable
 from moe_dist.data.opened.opened import OpenedData, open_data
 from moe_dist.data.stream.stream import evaluation_batches
 from moe_dist.engine.checkpoint import damaged_file, load_weights
-from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
 from moe_dist.evaluate.explain import look_at_images, project_features
 from moe_dist.evaluate.latency import Latency, measure_latency

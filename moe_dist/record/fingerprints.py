@@ -22,7 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from moe_dist.data.opened.images import MemoryImages
 from moe_dist.data.opened.opened import OpenedData
-from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.job import Job
 from moe_dist.methods.base import Method, Step
 from moe_dist.settings.schema import Part, settings_of

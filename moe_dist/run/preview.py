@@ -15,7 +15,7 @@ from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.data.datasets.catalog import open_contents
 from moe_dist.data.longtail import class_counts
 from moe_dist.data.opened.job_shards import are_whole, long_tail_of, train_index
-from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.job import Job, dump_job
 from moe_dist.methods.base import Method, Progress, Stage
 from moe_dist.methods.registry import method_class

@@ -15,7 +15,7 @@ from torch import nn
 from moe_dist.data.batch import TrainingSet
 from moe_dist.data.opened.opened import OpenedData, open_data
 from moe_dist.data.stream.stream import Stream
-from moe_dist.engine.makers import makers
+from moe_dist.engine.choose import makers
 from moe_dist.errors import UserError
 from moe_dist.job import Job, parse_job
 from moe_dist.methods.base import Method, Stage

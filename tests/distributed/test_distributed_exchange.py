@@ -12,7 +12,7 @@ from torch import Tensor
 from training import ADAM
 from worlds import World
 
-from moe_dist.engine.make import make_engine
+from moe_dist.engine.choose import make_engine
 from moe_dist.parallel.placement import exchanged_bytes, place
 from moe_dist.settings.resources import ParallelConfig
 

@@ -18,19 +18,17 @@ from torch import Tensor
 from worlds import World
 
 from moe_dist.data.batch import Batch, DatasetInfo
-from moe_dist.engine.base import Engine
 from moe_dist.engine.checkpoint import load_checkpoint, save_checkpoint
-from moe_dist.engine.make import make_engine
-from moe_dist.engine.makers import makers
+from moe_dist.engine.choose import make_engine, makers
+from moe_dist.engine.engine import Engine
 from moe_dist.methods.base import Progress
 from moe_dist.methods.icl.config import IclConfig
 from moe_dist.methods.icl.method import Icl
 from moe_dist.methods.longtail.cross_entropy import CrossEntropy, CrossEntropyConfig
 from moe_dist.methods.longtail.method import BranchMethod
 from moe_dist.settings.resources import ParallelConfig
-from moe_dist.train.gradient_shares import GradientShares
 from moe_dist.train.loop import train_step
-from moe_dist.train.session import Session
+from moe_dist.train.session import GradientShares, Session
 
 CLASSES, SIDE, BATCH = 5, 8, 12
 """2, 3 and 4 ranks have equal shares of a batch."""

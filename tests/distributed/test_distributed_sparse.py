@@ -12,10 +12,9 @@ from training import largest_difference, parameters_of
 from worlds import World
 
 from moe_dist.data.batch import Batch, DatasetInfo
-from moe_dist.engine.base import Engine
 from moe_dist.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from moe_dist.engine.make import make_engine
-from moe_dist.engine.makers import IN_ONE_PROCESS, makers
+from moe_dist.engine.choose import IN_ONE_PROCESS, make_engine, makers
+from moe_dist.engine.engine import Engine
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Progress
 from moe_dist.methods.baselines.sparse_moe import SparseMoe, SparseMoeConfig, SparseNetwork

@@ -17,8 +17,8 @@ from training import ADAM, GLOBAL_BATCH, SGD, Case, largest_difference, share, t
 from training import engine_of as engine_of_case
 from worlds import World
 
-from moe_dist.engine.base import Engine
-from moe_dist.engine.make import make_engine
+from moe_dist.engine.choose import make_engine
+from moe_dist.engine.engine import Engine
 from moe_dist.errors import UserError
 from moe_dist.models.experts import Experts
 from moe_dist.settings.resources import ParallelConfig

@@ -9,8 +9,8 @@ import torch
 from networks import CLASSES, SIDE, build
 from torch import Tensor, nn
 
-from moe_dist.engine.base import Engine
-from moe_dist.engine.make import make_engine
+from moe_dist.engine.choose import make_engine
+from moe_dist.engine.engine import Engine
 from moe_dist.models.experts import Experts
 from moe_dist.settings.resources import ParallelConfig
 from moe_dist.settings.training import OptimiserConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from moe_dist.engine.base import Engine
-from moe_dist.engine.make import make_engine
+from moe_dist.engine.choose import make_engine
+from moe_dist.engine.engine import Engine
 from moe_dist.settings.resources import ParallelConfig
 from moe_dist.settings.training import OptimiserConfig
 

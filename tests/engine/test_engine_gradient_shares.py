@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_engine import engine_of, line
 
-from moe_dist.train.gradient_shares import GradientShares
+from moe_dist.train.session import GradientShares
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional
 
 from moe_dist.data.batch import DatasetInfo
-from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.evaluate.explain import grad_cam, spaced
 from moe_dist.job import parse_job
 from moe_dist.methods.longtail.cross_entropy import CrossEntropy

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
 from moe_dist.models.branches import BranchNetwork, NetworkConfig, branch_costs, build_branches, feature_count
 from moe_dist.models.classifiers import ClassifierKind

@@ -17,7 +17,7 @@ from small_jobs import quiet
 from moe_dist.data.opened.opened import open_data
 from moe_dist.data.stream.stream import evaluation_batches
 from moe_dist.engine.checkpoint import load_weights
-from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
 from moe_dist.job import load_job
 from moe_dist.methods.registry import method_class

@@ -12,7 +12,7 @@ from run_folders import log_of
 from small_jobs import quiet, traditional
 
 import moe_dist.run.run as run_module
-from moe_dist.engine.local import LocalEngine
+from moe_dist.engine.engine import LocalEngine
 from moe_dist.run.run import run_job
 from moe_dist.settings.training import ScheduleConfig
 

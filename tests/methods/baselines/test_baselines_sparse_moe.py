@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from moe_dist.data.batch import Batch, DatasetInfo
-from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.engine.optimisers import choose_optimisers
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Progress

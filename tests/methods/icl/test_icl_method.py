@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from moe_dist.data.batch import Batch, DatasetInfo
-from moe_dist.engine.local import LocalEngine
-from moe_dist.engine.makers import IN_ONE_PROCESS
+from moe_dist.engine.choose import IN_ONE_PROCESS
+from moe_dist.engine.engine import LocalEngine
 from moe_dist.errors import UserError
 from moe_dist.job import parse_job
 from moe_dist.methods.base import Progress

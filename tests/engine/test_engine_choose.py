@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from moe_dist.engine.makers import makers
+from moe_dist.engine.choose import makers
 from moe_dist.errors import UserError
 from moe_dist.models.experts import Experts
 from moe_dist.models.sparse import Routing, SparseExperts

@@ -1,17 +1,21 @@
-"""What a method's network is made of: experts side by side in this process, or divided over ranks."""
+"""What depends on whether DeepSpeed drives a training: the makers of its network, and its engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import torch
 from torch import nn
 
+from moe_dist.engine.engine import Engine, LocalEngine
 from moe_dist.errors import UserError
 from moe_dist.models.experts import Experts
 from moe_dist.models.makers import ExpertFactory, Makers
 from moe_dist.models.sparse import Routing, SparseExperts
+from moe_dist.settings.resources import ParallelConfig
+from moe_dist.settings.training import OptimiserConfig
 
 IN_ONE_PROCESS = Makers(experts=Experts, sparse=SparseExperts)
 """All experts in this process, without DeepSpeed: evaluation, and a training that has one rank."""
@@ -48,3 +52,29 @@ def deepspeed_needed() -> Iterator[None]:
         if error.name != "deepspeed":
             raise
         raise UserError("several ranks need DeepSpeed, which is not installed: pip install deepspeed") from None
+
+
+def make_engine(
+    network: nn.Module,
+    optimisers: Mapping[str, OptimiserConfig | None],
+    *,
+    parallel: ParallelConfig,
+    clip_norm: float | None,
+    device: torch.device,
+    bf16: bool,
+    world: int,
+    deepspeed: bool,
+) -> Engine:
+    """The engine of one stage: DeepSpeed's over `world` ranks, or plain torch in one process.
+
+    Moves `network` to `device`, freezes what no optimiser prefix fits. One engine per network at a time: `close` the
+    last stage's first. Raises UserError where DeepSpeed is needed and missing, or cannot train this stage as asked.
+    """
+    if not deepspeed:
+        assert world == 1, "several ranks need DeepSpeed"
+        return LocalEngine(
+            network, optimisers, accumulate=parallel.accumulate(1), clip_norm=clip_norm, device=device, bf16=bf16
+        )
+    with deepspeed_needed():
+        from moe_dist.engine.deepspeed import DeepSpeedEngine
+    return DeepSpeedEngine(network, optimisers, parallel=parallel, clip_norm=clip_norm, device=device, bf16=bf16)
