@@ -23,6 +23,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -35,17 +37,16 @@ from moe_dist.data.batch import Batch, DatasetInfo, TrainingSet
 from moe_dist.data.longtail import profile
 from moe_dist.data.stream.stream import Stream
 from moe_dist.engine.choose import IN_ONE_PROCESS, make_engine
-from moe_dist.engine.optimisers import RateFactor
-from moe_dist.methods.base import Progress, Stage
 from moe_dist.methods.icl.config import IclConfig
 from moe_dist.methods.icl.method import Icl
 from moe_dist.methods.longtail.method import FEATURES
+from moe_dist.methods.phases import Progress, Stage
 from moe_dist.optimisers import torch_optimiser
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.resources import ParallelConfig
 from moe_dist.settings.training import OptimiserConfig
 from moe_dist.train import loop
-from moe_dist.train.session import GradientShares, Session
+from moe_dist.train.session import LOG_EVERY_STEPS, GradientShares
 
 RESULTS = Path(__file__).parent / "results" / "icl.json"
 CLASSES, SIDE, EXPERTS = 100, 32, 3
@@ -106,21 +107,21 @@ def ours(method: Icl, pixels: np.ndarray, labels: np.ndarray, device: torch.devi
         augment=stage.augment,
         device=device,
     )
-    session = open_session(method, stage, stream, device, bf16)
+    session = opened(method, stage, device, bf16)
     batches = endless(stream)
 
     def train(steps: int) -> None:
         for step in range(1, steps + 1):
-            terms = loop.train_step(method, session, next(batches), AT)
+            losses = loop.train_step(method, session, next(batches), AT)
             stream.advance()
             if step % session.log_every == 0 or step == steps:
-                loop.checked(terms, 1, step, stage.name)
+                loop.checked(losses, 1, step, stage.name)
 
     return train
 
 
-def open_session(method: Icl, stage: Stage, stream: Stream, device: torch.device, bf16: bool) -> Session:
-    """A session of one rank without validation and checkpoints."""
+def opened(method: Icl, stage: Stage, device: torch.device, bf16: bool) -> Any:
+    """What a step of one rank takes of a session."""
     network = method.build(IN_ONE_PROCESS, {}, seed=0)
     engine = make_engine(
         network.train(),
@@ -133,8 +134,8 @@ def open_session(method: Icl, stage: Stage, stream: Stream, device: torch.device
         deepspeed=False,
     )
     engine.scale_rates(RATE / method.config.features.learning_rate)
-    rate = RateFactor(stage.schedule, stage.epochs)
-    return Session(engine, stream, None, rate, GradientShares(0, 1), stage, 1, 0, stage.epochs, device)
+    gradients, log_every = GradientShares(0, 1), LOG_EVERY_STEPS[device.type]
+    return SimpleNamespace(engine=engine, stage=stage, gradients=gradients, accumulate=1, log_every=log_every)
 
 
 def endless(stream: Stream) -> Iterator[Batch]:

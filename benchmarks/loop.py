@@ -25,10 +25,10 @@ from machine import machine
 import moe_dist.train.loop as loop
 from moe_dist.data.batch import Batch
 from moe_dist.job import Job, load_job
-from moe_dist.methods.base import Progress
+from moe_dist.methods.phases import Progress
 from moe_dist.places import cache_folder
 from moe_dist.train.log import TrainingLog
-from moe_dist.train.session import Session, open_session
+from moe_dist.train.session import Session
 from moe_dist.train.task import Training, TrainingTask, open_training
 from moe_dist.train.worker import LocalWorker
 
@@ -60,7 +60,7 @@ def measure(job: Job, label: str, folder: Path, steps: int, rounds: int) -> dict
     worker = LocalWorker(folder, 1, 0, 1, torch.device("cpu"))
     training = open_training(task, worker)
     (stage,) = training.method.stages()
-    ours, bare = open_session(training, stage, worker), open_session(open_training(task, worker), stage, worker)
+    ours, bare = Session(training, stage, worker), Session(open_training(task, worker), stage, worker)
     batches = first_batches(bare, steps)
     log = TrainingLog(folder / label, 0, 0)
     rates: dict[str, list[float]] = {"ours": [], "bare": []}
@@ -97,9 +97,9 @@ def time_ours(training: Training, session: Session, log: TrainingLog, steps: int
         for batch in session.stream.epoch():
             step += 1
             progress = Progress(session.stage.name, 0, session.stage.epochs, step)
-            terms = loop.train_step(training.method, session, batch, progress)
+            losses = loop.train_step(training.method, session, batch, progress)
             session.stream.advance()
-            log.write("step", session.stage.name, 0, step, loop.checked(terms, 1, step, session.stage.name))
+            log.write("step", session.stage.name, 0, step, loop.checked(losses, 1, step, session.stage.name))
             if step == steps:
                 break
     return time.perf_counter() - started

@@ -82,9 +82,9 @@ def stamped_worker(packed: dict[str, Any]) -> None:
     import ray.train.torch
 
     from moe_dist.launch.ray_worker import RayWorker
-    from moe_dist.methods.base import Progress
+    from moe_dist.methods.phases import Progress
     from moe_dist.train.loop import train_step
-    from moe_dist.train.session import open_session
+    from moe_dist.train.session import Session
     from moe_dist.train.task import open_training
 
     stamps["imports"] = time.time()
@@ -93,7 +93,7 @@ def stamped_worker(packed: dict[str, Any]) -> None:
     training = open_training(task, worker)
     stamps["opened"] = time.time()
     stage = training.method.stages()[0]
-    session = open_session(training, stage, worker)
+    session = Session(training, stage, worker)
     stamps["engine"] = time.time()
     train_step(training.method, session, next(session.stream.epoch()), Progress(stage.name, 0, 1, 1))
     stamps["step"] = time.time()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class ModelFolder:
         content = {
             "steps": {name: folder.name for name, folder in current.steps.items()},
             "training": current.training.name if current.training else None,
+            "earlier": {name: folder.name for name, folder in current.earlier.items()},
             "evaluation": current.evaluation.name if current.evaluation else None,
         }
         if read_json(self.path / CURRENT) != content:
@@ -73,7 +74,8 @@ class ModelFolder:
         training = self.training(content["training"]) if content["training"] else None
         evaluation = evaluation_folder(training, content["evaluation"]) if training and content["evaluation"] else None
         steps = {name: self.step(name, fingerprint) for name, fingerprint in content["steps"].items()}
-        return Current(steps, training, evaluation)
+        earlier = {name: self.training(fingerprint) for name, fingerprint in content.get("earlier", {}).items()}
+        return Current(steps, training, evaluation, earlier)
 
     def _current_of_layout_1(self) -> Current:
         evaluation = self.path / "evaluation"
@@ -83,11 +85,15 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class Current:
-    """The folders of a model that its report shows: of its steps by name, its training and its evaluation, if any."""
+    """The folders of a model that its report shows.
+
+    Its steps by name; its training and that one's evaluation, if any; trainings before that, by their first stage.
+    """
 
     steps: Mapping[str, Path]
     training: Path | None = None
     evaluation: Path | None = None
+    earlier: Mapping[str, Path] = field(default_factory=dict)
 
 
 def evaluation_folder(training: Path, fingerprint: str) -> Path:

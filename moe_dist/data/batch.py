@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from moe_dist.data.image.crops import RandomCrop
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,11 @@ class Batch:
     """One rank's share of a global batch.
 
     images [B, 3, S, S] float32, normalised; labels [B] int64, the labels this stage may see; samples [B] int64, their
-    numbers in the training (or validation, test) set; weight [B] float32: 0 for padding, otherwise
-    ranks / valid samples of the *global* batch, so that the ranks' average of `mean` is the global batch's mean;
+    numbers in the training (or validation, test) split; rows [B] int64, their rows in the set that is streamed;
+    weight [B] float32: 0 for padding, otherwise ranks / valid samples of the *global* batch, so that the ranks' average
+    of `mean` is the global batch's mean;
     columns: further int64 or float32 tensors [B, ...] of the training set, by name (a DFCP sample's cluster);
+    companions [B, k, 3, S, S]: the images of each one's companions, black where there is none; None without.
     partner [B] int64, share [B] float32: under MixUp and CutMix, the label of the image that each is joined with, and
     how much of it is its own; None without.
     """
@@ -48,7 +48,9 @@ class Batch:
     labels: Tensor
     samples: Tensor
     weight: Tensor
+    rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     columns: dict[str, Tensor] = field(default_factory=dict)
+    companions: Tensor | None = None
     partner: Tensor | None = None
     share: Tensor | None = None
 
@@ -76,8 +78,10 @@ class Batch:
     def _rows(self, rows: slice) -> Batch:
         columns = {name: column[rows] for name, column in self.columns.items()}
         images = self.images[rows].contiguous()  # as a rank of its own has them: convolutions round by memory layout
+        companions = None if self.companions is None else self.companions[rows].contiguous()
         partner, share = (None if values is None else values[rows] for values in (self.partner, self.share))
-        return Batch(images, self.labels[rows], self.samples[rows], self.weight[rows], columns, partner, share)
+        labels, samples, weight = self.labels[rows], self.samples[rows], self.weight[rows]
+        return Batch(images, labels, samples, weight, self.rows[rows], columns, companions, partner, share)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,15 @@ def _places(sizes: np.ndarray) -> np.ndarray:
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
+def occurrences(values: np.ndarray) -> np.ndarray:
+    """How often each of `values` [n] has occurred before its place, [n]: 7 3 7 7 -> 0 0 1 2."""
+    by_value = np.argsort(values, kind="stable")
+    _, sizes = np.unique(values, return_counts=True)
+    found = np.empty(len(values), np.int64)
+    found[by_value] = _places(sizes)
+    return found
+
+
 def class_quotas(counts: np.ndarray, sampling: str, epoch: int, epochs: int) -> np.ndarray:
     """The positions [C] of N = sum(counts), not yet whole, that each class of counts [C] > 0 gets in an epoch.
 
@@ -175,11 +184,6 @@ def partner_positions(positions: np.ndarray, samples_count: int, global_batch: i
     start = positions // global_batch * global_batch
     valid = np.minimum(global_batch, samples_count - start)
     return np.where(positions < samples_count, start + (positions - start + valid // 2) % valid, positions)
-
-
-def valid_in_step(samples_count: int, step: int, global_batch: int) -> int:
-    """How many valid samples the global batch of `step` holds."""
-    return min(global_batch, samples_count - step * global_batch)
 
 
 def split(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@
     dense.optimiser.safetensors         <parameter>/<moment or step>                      rank 0
     experts_0007.safetensors            the same of expert 7 of the group `experts`       the first rank that holds it
     experts_0007.optimiser.safetensors
+    arrays.safetensors                  what a refresh left of all samples, by name       rank 0
     random_0002.safetensors             random generators                                 rank 2
     state.json                          the loop's state; every file above, its size, sha256  rank 0, last
 
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -33,11 +35,22 @@ from moe_dist.files import file_sha256, flush_to_disk, write_json
 FORMAT = 2
 """1 had sizes of files and no digests."""
 DENSE = "dense"
+ARRAYS = "arrays.safetensors"
 _EXPERT = re.compile(r"(?P<group>.+)\.members\.(?P<expert>\d+)\.")
 
 
-def save_checkpoint(folder: Path, engine: Engine, *, rank: int, world: int, state: Mapping[str, Any]) -> None:
-    """Write this rank's part of the training state into `folder`; `state` (JSON) is the loop's own. Collective.
+def save_checkpoint(
+    folder: Path,
+    engine: Engine,
+    *,
+    rank: int,
+    world: int,
+    state: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write this rank's part of the training state into `folder`; `state` (JSON) and `arrays` are the loop's own.
+
+    Collective; arrays are the same on every rank.
 
     Every rank's folder may be the same one, or one each that is merged afterwards: no two ranks write the same file.
     Buffers that drift apart between replicas take their first rank's values, here and in the files. Between updates
@@ -49,6 +62,8 @@ def save_checkpoint(folder: Path, engine: Engine, *, rank: int, world: int, stat
     contents |= {f"{stem}.optimiser.safetensors": tensors for stem, tensors in _by_file(moments).items()}
     mine = {name: tensors for name, tensors in contents.items() if rank < _writers(name, engine)}
     mine[_random_file(rank)] = random_state()
+    if rank == 0 and arrays:
+        mine[ARRAYS] = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensors in mine.items():
         save_file({key: _detached(tensor) for key, tensor in tensors.items()}, folder / name)
@@ -74,6 +89,12 @@ def load_checkpoint(folder: Path, engine: Engine, *, rank: int, world: int) -> d
     else:
         reseed(_read(folder / _random_file(0)), rank)
     return content["state"]
+
+
+def load_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays that the loop saved, by name. Raises UserError where the folder is no whole checkpoint."""
+    listed = ARRAYS in _files(_read_content(folder))
+    return {name: values.numpy() for name, values in _read(folder / ARRAYS).items()} if listed else {}
 
 
 def load_weights(folder: Path, network: nn.Module) -> None:

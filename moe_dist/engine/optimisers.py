@@ -103,9 +103,10 @@ class RateFactor:
     wraps around the real optimiser.
     """
 
-    def __init__(self, config: ScheduleConfig, epochs: int) -> None:
+    def __init__(self, config: ScheduleConfig, length: int) -> None:
+        """length: of the whole stage, in what `advance` moves by: epochs or steps."""
         self._unit = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        self._scheduler = _scheduler(self._unit, config, epochs)
+        self._scheduler = _scheduler(self._unit, config, length)
         self._unit.step()  # torch warns when a scheduler steps before its optimiser
 
     @property
@@ -113,8 +114,8 @@ class RateFactor:
         """The factor of the epoch to come."""
         return self._unit.param_groups[0]["lr"]
 
-    def epoch_done(self, validation_loss: float | None) -> None:
-        """Move to the next epoch; only the plateau schedule looks at the loss, and it needs one."""
+    def advance(self, validation_loss: float | None) -> None:
+        """Move on by an epoch, or by a step; only the plateau schedule looks at the loss, and it needs one."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
             assert validation_loss is not None  # run.py refuses the schedule where there is no validation
             self._scheduler.step(validation_loss)

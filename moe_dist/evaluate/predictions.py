@@ -20,11 +20,12 @@ from moe_dist.errors import UserError
 from moe_dist.evaluate.explain import look_at_images, project_features
 from moe_dist.evaluate.latency import Latency, measure_latency
 from moe_dist.files import whole_file, write_json
-from moe_dist.methods.base import Method, TaskContext
+from moe_dist.methods.base import Method
+from moe_dist.methods.phases import TaskContext
 from moe_dist.metrics.classification import pairwise_divergence
 from moe_dist.record.provenance import hardware
 from moe_dist.record.results import Results
-from moe_dist.train.task import EVALUATION_BATCH, TrainingTask, open_method
+from moe_dist.train.task import EVALUATION_BATCH, TrainingTask, build_network, open_method
 
 ALL = "all"
 EXPERTS_BYTES = 64 * 2**20
@@ -69,7 +70,8 @@ def load_network(task: TrainingTask, method: Method, checkpoint: Path) -> nn.Mod
             f"{checkpoint}: {file} does not hold the bytes that were written; run again with --resume, which goes on "
             "from the checkpoint before it"
         )
-    network = method.build(IN_ONE_PROCESS, Results(task.steps), task.job.seed)
+    first = next(stage for stage in method.stages() if not task.stages or stage.name in task.stages)
+    network = build_network(task, method, first, IN_ONE_PROCESS, Results(task.steps))
     load_weights(checkpoint, network)
     return network.eval()
 
@@ -90,8 +92,7 @@ def predict_test(method: Method, network: nn.Module, data: OpenedData, context: 
         valid = (batch.weight > 0).cpu().numpy()
         prediction = method.predict(network, batch.images)
         outputs = {"labels": batch.labels, "log_probs": prediction.log_probs}
-        if prediction.gate is not None:
-            outputs["gate"] = prediction.gate
+        outputs |= {f"gate.{name}" if name else "gate": gate for name, gate in prediction.gates.items()}
         for k in method.top_ks():
             outputs[f"log_probs_top{k}"] = method.predict(network, batch.images, k).log_probs
         arrays = {name: (output if name == "labels" else output.float()) for name, output in outputs.items()}

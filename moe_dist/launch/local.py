@@ -21,7 +21,7 @@ from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, use_threads
 from moe_dist.launch.progress import ProgressFile, progress_folder, read_progress, watch_training
-from moe_dist.methods.base import TaskFunction
+from moe_dist.methods.phases import TaskFunction
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint
 from moe_dist.train.task import TrainingTask
@@ -53,8 +53,11 @@ class LocalLauncher:
                 yield function(common, item, Context(device, progress))
                 progress(1, 1)
 
-    def train(self, task: TrainingTask) -> Path:
-        """The loop in this process, or `workers` processes of this machine joined by torch.distributed."""
+    def train(self, tasks: Sequence[TrainingTask]) -> list[Path]:
+        """One after another: in this process, or in `workers` processes of this machine joined by torch.distributed."""
+        return [self._train(task) for task in tasks]
+
+    def _train(self, task: TrainingTask) -> Path:
         workers = task.job.workers
         with watch_training(self._show, task.folder), no_torn_checkpoint(task.checkpoints):
             if workers == 1:

@@ -15,10 +15,10 @@ from typing import Any
 from moe_dist.disk import disk_explained
 from moe_dist.errors import UserError
 from moe_dist.job import Job
-from moe_dist.launch.launcher import Context, device_of, use_threads
+from moe_dist.launch.launcher import Context, device_of, train_alone, use_threads
 from moe_dist.launch.progress import ProgressFile, progress_folder, read_progress, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
-from moe_dist.methods.base import TaskFunction
+from moe_dist.methods.phases import TaskFunction
 from moe_dist.settings.resources import ResourceConfig
 from moe_dist.signals import keeping_handlers
 from moe_dist.terminal import Show
@@ -121,8 +121,17 @@ class RayLauncher:
                 for reference in ray.wait(pending, num_returns=len(pending), timeout=0)[1] if pending else []:
                     ray.cancel(reference)
 
-    def train(self, task: TrainingTask) -> Path:
-        """The loop on the job's workers; Ray Train restarts them from the last checkpoint when one dies."""
+    def train(self, tasks: Sequence[TrainingTask]) -> list[Path]:
+        """On the job's workers by Ray Train, which restarts them from the last checkpoint when one dies.
+
+        Several trainings of one worker each are Ray tasks, side by side; of several workers, one after another.
+        """
+        if len(tasks) == 1 or self._job.workers > 1:
+            return [self._train(task) for task in tasks]
+        packed = [task.pack() for task in tasks]
+        return [Path(checkpoint) for checkpoint in self.run_tasks(train_alone, packed)]
+
+    def _train(self, task: TrainingTask) -> Path:
         from ray.train import TrainingFailedError
 
         from moe_dist.launch.ray_trainer import fit, train_worker

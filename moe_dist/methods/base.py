@@ -1,134 +1,41 @@
 """The one protocol between a method and everything that runs it.
 
-Letters used in shapes here and in methods/: B samples of a batch, C classes, E experts, D features, S image side.
+Letters used in shapes here and in methods/: B samples of a batch, N samples of a set, C classes, E experts, D features,
+S image side.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from moe_dist.data.batch import Batch, DatasetInfo, Images, TrainingSet
+from moe_dist.data.batch import Batch, DatasetInfo, TrainingSet
 from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.phases import Phase, Progress, Results, Stage, Step, stages_of
 from moe_dist.models.makers import ExpertMaps, Makers
-from moe_dist.settings.augment import AugmentConfig
-from moe_dist.settings.data import DataConfig
-from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig
 
 if TYPE_CHECKING:
     from moe_dist.methods.search import ExpertSearch
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stretch of training with fixed trainable parameters, optimisers and schedule.
-
-    optimisers maps a parameter-name prefix to its optimiser, or to None; a parameter belongs to the longest prefix that
-    fits, and one that none fits, or whose prefix has None, is frozen. batch_size is the global batch, over all ranks.
-    sampling: how often an epoch shows each of the training set's labels.
-    """
-
-    name: str
-    epochs: int
-    batch_size: int
-    optimisers: Mapping[str, OptimiserConfig | None]
-    schedule: ScheduleConfig
-    augment: AugmentConfig
-    clip_norm: float | None = None
-    sampling: Sampling = "instance"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the training stands when a loss is asked for."""
-
-    stage: str
-    epoch: int
-    epochs: int
-    step: int
-
-
 @dataclass
 class Prediction:
-    """log_probs [B, C]; gate [B, E]: gate weights, or None; experts: per-expert output, or None: where it is [B, E, C],
-    the softmax over C is the expert's own prediction.
+    """What a network says of images.
 
-    Where only k experts were computed (one image, top-k) gate is [1, k] and experts None.
+    log_probs [B, C]: of classes, or of clusters. gates: weights [B, E] of each gate's experts, by the gate's name; ""
+    where there is one gate. experts: per-expert output, or None; where it is [B, E, C], the softmax over C is the
+    expert's own prediction.
+    Where only k experts were computed (one image, top-k) a gate is [1, k] and experts None.
     """
 
     log_probs: Tensor
-    gate: Tensor | None = None
+    gates: Mapping[str, Tensor] = field(default_factory=dict)
     experts: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step leaves: numbers and tables (JSON) and arrays, both by name."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-class TaskContext(Protocol):
-    """What a task knows of where it runs."""
-
-    device: torch.device
-
-    def progress(self, done: float, total: float) -> None:
-        """Tell how far the task is; cheap to call often."""
-
-
-TaskFunction = Callable[[Any, Any, TaskContext], Any]
-"""function(common, item, context) -> result. A module-level function, so that another process can import it."""
-
-
-class RunTasks(Protocol):
-    """How a step runs work elsewhere: as Ray tasks, or one after another in this process."""
-
-    def __call__(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
-        """function(common, item, context) of every item, results in the items' order; `common` is sent once."""
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """What a step is given.
-
-    images: the training images; labels [N]: those the method may see, -1 where hidden; groups [N]: track of each image,
-    -1 for none; samples: numbers of the training part (validation left out); true_labels [N]: only for a step that
-    splits or scores, else None; results: of the steps before, by name; run_tasks: see RunTasks.
-    """
-
-    info: DatasetInfo
-    data: DataConfig
-    seed: int
-    images: Images
-    labels: np.ndarray
-    groups: np.ndarray
-    samples: np.ndarray
-    true_labels: np.ndarray | None
-    results: Mapping[str, StepResult]
-    run_tasks: RunTasks
-
-
-@dataclass(frozen=True)
-class Step:
-    """One piece of work before training; its result stays in the run directory and is reused while its inputs last.
-
-    settings: the values it depends on (a rerun whose settings and earlier steps are unchanged skips it);
-    sees_true_labels: it splits the labelled data or scores against it.
-    """
-
-    name: str
-    title: str
-    run: Callable[[Workspace], StepResult]
-    settings: Mapping[str, Any]
-    sees_true_labels: bool = False
 
 
 class Method(ABC):
@@ -140,23 +47,33 @@ class Method(ABC):
     looks_at_shares: ClassVar[bool] = False
     """Whether something depends on how a batch is divided over ranks and micro-batches, beside batch normalisation and
     dropout, which are found in the network: then that division is a part of the result."""
-    needs_whole_batch: ClassVar[bool] = False
-    """Whether a loss term is no sum over samples: then a worker's share of a batch cannot be cut into micro-batches."""
+    predicts: ClassVar[Literal["classes", "clusters"]] = "classes"
+    """What the numbers that it predicts mean: clusters are compared with classes up to their names."""
+    chosen_by: ClassVar[str] = "top1"
+    """The score, in [0, 1] and larger the better, that chooses a checkpoint and ranks the trials of a search."""
 
     def __init__(self, config: Any, info: DatasetInfo) -> None:
         self.config = config
         self.info = info
         config.check(info.classes)
 
-    def steps(self) -> Sequence[Step]:
-        """What is done before training, in order. Default: nothing."""
-        return ()
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """Its steps and stages, in order; names are unique."""
 
-    def visible_labels(self, results: Mapping[str, StepResult], true_labels: np.ndarray) -> np.ndarray:
+    def steps(self) -> Sequence[Step]:
+        """The steps among the phases."""
+        return [phase for phase in self.phases() if isinstance(phase, Step)]
+
+    def stages(self) -> Sequence[Stage]:
+        """The stages among the phases."""
+        return stages_of(self.phases())
+
+    def visible_labels(self, results: Results, true_labels: np.ndarray) -> np.ndarray:
         """The labels [N] this method may learn from, -1 where hidden. Default: all of them."""
         return true_labels
 
-    def training_set(self, results: Mapping[str, StepResult], labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
+    def training_set(self, results: Results, labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
         """What training sees, of the visible `labels` [N] and the numbers of the training part. Default: all."""
         return TrainingSet(samples, labels[samples])
 
@@ -165,7 +82,7 @@ class Method(ABC):
         return "all"
 
     @abstractmethod
-    def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
+    def build(self, make: Makers, results: Results, seed: int) -> nn.Module:
         """The network, initialised; `results` may be empty where weights are loaded afterwards.
 
         Under expert parallelism `make` builds only this rank's experts.
@@ -179,17 +96,29 @@ class Method(ABC):
         """How many numbers an expert gives back for one sample; 0 where there are no experts."""
         return 0
 
-    @abstractmethod
-    def stages(self) -> Sequence[Stage]:
-        """The training stages in order."""
-
     def set_training(self, network: nn.Module, stage: str) -> None:
         """Bring the network into the mode in which the stage called `stage` trains it; asked before every epoch."""
         network.train()
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The loss terms by name (already weighted); the objective is their sum."""
+        """The loss terms by name (already weighted), whose sum is the objective: see Losses for what else is logged."""
+
+    def measure(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """What `score` needs of each sample of a validation batch, [B, ...] by name.
+
+        Default: its negative log-likelihood, `loss`, and whether the most likely class is right, `top1`.
+        """
+        log_probs = self.predict(network, batch.images).log_probs.float()
+        loss = nn.functional.nll_loss(log_probs, batch.labels, reduction="none")
+        return {"loss": loss, "top1": (log_probs.argmax(1) == batch.labels).float()}
+
+    def score(self, measured: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+        """The scores of a validation split, from what `measure` gave, arrays [N, ...], and the labels [N].
+
+        Among them `chosen_by` and, where a stage waits for it, `loss`. Default: the means.
+        """
+        return {name: float(values.mean(dtype=np.float64)) for name, values in measured.items()}
 
     def compared_parameters(self, network: nn.Module) -> Sequence[nn.Parameter | None]:
         """Of each expert, the parameter whose gradient tells the expert's share in the log; empty: it has no shares.

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -24,10 +25,11 @@ from moe_dist.data.opened.images import MemoryImages
 from moe_dist.data.opened.opened import OpenedData
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.job import Job
-from moe_dist.methods.base import Method, Step
+from moe_dist.methods.base import Method
+from moe_dist.methods.phases import Phase, SideBySide, Stage, Step
 from moe_dist.settings.schema import Part, settings_of
 
-SCHEME = 2
+SCHEME = 3
 """Raised when a default changes, or what is counted: older results are then told apart, and never taken for new ones.
 A test holds the defaults against this number."""
 DIGESTS = ("steps", "training images", "validation images")
@@ -39,41 +41,114 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def step_fingerprints(method: Method, job: Job, data: OpenedData) -> Iterator[tuple[Step, str]]:
-    """The method's steps in their order, each with the fingerprint of all that leads to its result."""
-    inputs = data_inputs(job, data)
-    for step in method.steps():
-        inputs = fingerprint(inputs, step.name, step.settings)
-        yield step, inputs
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step, with the fingerprint of all that leads to its result."""
+
+    step: Step
+    fingerprint: str
 
 
-def data_inputs(job: Job, data: OpenedData) -> str:
-    """The fingerprint of what the first step depends on: the training images, how they are seen, and the seed."""
-    return fingerprint(SCHEME, data.digests["train"], job.seed, settings_of(job.data))
+@dataclass(frozen=True)
+class PlannedTraining:
+    """Stages that train one network one after another, with all that their result depends on and its fingerprint."""
+
+    stages: tuple[Stage, ...]
+    settings: Mapping[str, Any]
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """The name of its first stage."""
+        return self.stages[0].name
 
 
-def inputs_of(method: Method, job: Job, data: OpenedData, last: str | None = None) -> str:
-    """The fingerprint of all that leads to the results of the steps up to `last` (None: all)."""
-    found = data_inputs(job, data)
-    for step, inputs in step_fingerprints(method, job, data):
-        found = inputs
-        if step.name == last:
-            break
-    return found
+Planned = PlannedStep | tuple[PlannedTraining, ...]
+"""A step, or trainings side by side: most often one."""
 
 
-def training_settings(job: Job, label: str, method: Method, data: OpenedData) -> dict[str, Any]:
-    """All that the training of the model `label` depends on, as JSON values; their fingerprint names the training."""
-    settings = settings_of(job) | {
-        "scheme": SCHEME,
-        "method": settings_of(job.models[label]),
-        "training images": data.digests["train"],
-        "validation images": data.digests["val"],
-        "steps": inputs_of(method, job, data),
-        "precision": decided_precision(job.resources.precision, job.resources.gpus_per_worker),
-    }
-    settings.pop("methods", None)
-    return settings | _shares(job, method) | _held(method, data)
+def plan(method: Method, job: Job, label: str, data: OpenedData) -> list[Planned]:
+    """The method's phases in their order; stages that go on with the network of the stage before are one training."""
+    inputs = fingerprint(SCHEME, data.digests["train"], job.seed, settings_of(job.data))
+    planned: list[Planned] = []
+    for group in _grouped(method.phases()):
+        if isinstance(group, Step):
+            inputs = fingerprint(inputs, group.name, group.settings)
+            planned.append(PlannedStep(group, inputs))
+            continue
+        trainings = []
+        for stages in group:
+            settings = training_settings(job, label, method, data, stages, inputs)
+            trainings.append(PlannedTraining(stages, settings, fingerprint(settings)))
+        inputs = fingerprint(inputs, *(training.fingerprint for training in trainings))
+        planned.append(tuple(trainings))
+    return planned
+
+
+def _grouped(phases: Sequence[Phase]) -> list[Step | list[tuple[Stage, ...]]]:
+    """Steps, and trainings side by side, each as its stages."""
+    groups: list[Step | list[tuple[Stage, ...]]] = []
+    for phase in phases:
+        if isinstance(phase, Step):
+            groups.append(phase)
+        elif isinstance(phase, SideBySide):
+            groups.append([(stage,) for stage in phase.stages])
+        elif phase.build is None and groups and isinstance(groups[-1], list) and len(groups[-1]) == 1:
+            groups[-1] = [(*groups[-1][0], phase)]
+        else:
+            groups.append([(phase,)])
+    return groups
+
+
+def stages_of_last_training(method: Method) -> tuple[Stage, ...]:
+    """The stages that train the method's own network."""
+    last = _grouped(method.phases())[-1]
+    assert isinstance(last, list) and len(last) == 1, "a method ends with a stage"
+    return last[0]
+
+
+def main_training(planned: Sequence[Planned]) -> PlannedTraining:
+    """The training whose network is the method's: the last phase."""
+    last = planned[-1]
+    assert not isinstance(last, PlannedStep)
+    return last[0]
+
+
+def up_to(planned: Sequence[Planned], last: str | None) -> list[Planned]:
+    """Those up to the step or stage called `last` (None: all)."""
+    names = [[item.step.name] if isinstance(item, PlannedStep) else [t.name for t in item] for item in planned]
+    number = next((number for number, found in enumerate(names) if last in found), len(planned) - 1)
+    return list(planned[: number + 1])
+
+
+def inputs_of(planned: Sequence[Planned]) -> str:
+    """The fingerprint of all that these phases lead to."""
+    return fingerprint(
+        *(
+            item.fingerprint if isinstance(item, PlannedStep) else [training.fingerprint for training in item]
+            for item in planned
+        )
+    )
+
+
+def training_settings(
+    job: Job, label: str, method: Method, data: OpenedData, stages: Sequence[Stage], inputs: str
+) -> dict[str, Any]:
+    """All that a training of these stages depends on, as JSON values; inputs: the fingerprint of the phases before.
+
+    Stages that say what they depend on are counted with that alone, others with the method's whole configuration.
+    """
+    if any(stage.settings is None for stage in stages):
+        settings = settings_of(job) | {"method": settings_of(job.models[label])}
+        settings.pop("methods", None)
+    else:
+        kept = {name: value for name, value in settings_of(job).items() if name in ("data", "seed", "resources")}
+        settings = kept | {"stages": {stage.name: dict(stage.settings or {}) for stage in stages}}
+    settings |= {"scheme": SCHEME, "training images": data.digests["train"], "steps": inputs}
+    if any(stage.validated for stage in stages):
+        settings["validation images"] = data.digests["val"]
+    settings["precision"] = decided_precision(job.resources.precision, job.resources.gpus_per_worker)
+    return settings | _shares(job, method, stages[0]) | _held(stages, data)
 
 
 def evaluation_settings(job: Job, label: str, method: Method, data: OpenedData, chosen: str | None) -> dict[str, Any]:
@@ -95,7 +170,7 @@ def decided_precision(precision: str, gpus: float) -> str:
     return precision
 
 
-def _shares(job: Job, method: Method) -> dict[str, Any]:
+def _shares(job: Job, method: Method, first: Stage) -> dict[str, Any]:
     """Into how many parts a batch is cut, where the network looks at a part: batch norm and dropout do.
 
     Experts over ranks see their group's batch, which is another part where they hold batch norm.
@@ -103,11 +178,19 @@ def _shares(job: Job, method: Method) -> dict[str, Any]:
     parts = max(job.workers, job.parallel.micro_batches)
     if parts == 1:
         return {}
-    looking = [name for name, module in method.build(IN_ONE_PROCESS, {}, job.seed).named_modules() if _looks(module)]
+    looking = [name for name, module in untrained(method, first, job.seed).named_modules() if _looks(module)]
     counted: dict[str, Any] = {"batch_parts": parts} if looking or method.looks_at_shares else {}
     if job.parallel.expert > 1 and any("members." in name for name in looking):
         counted["expert_ranks"] = job.parallel.expert
     return counted
+
+
+def untrained(method: Method, stage: Stage, seed: int) -> nn.Module:
+    """A network as the training that begins with `stage` has it, in this process and with weights that mean nothing."""
+    if stage.build is None:
+        return method.build(IN_ONE_PROCESS, {}, seed)
+    stages = {stage.name: stage for stage in method.stages()}
+    return stage.build(IN_ONE_PROCESS, {}, lambda name: untrained(method, stages[name], seed), seed)
 
 
 def _looks(module: nn.Module) -> bool:
@@ -115,9 +198,9 @@ def _looks(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
 
 
-def _held(method: Method, data: OpenedData) -> dict[str, Any]:
+def _held(stages: Sequence[Stage], data: OpenedData) -> dict[str, Any]:
     """What random crops are cut from: the image on disk, or the square that is held in memory."""
-    if all(stage.augment.resized_crop is None for stage in method.stages()):
+    if all(stage.augment.resized_crop is None for stage in stages):
         return {}
     return {"crops_of": "square" if isinstance(data.train.images, MemoryImages) else "image"}
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moe_dist.files import read_json, whole_file, write_json
-from moe_dist.methods.base import StepResult
+from moe_dist.methods.phases import StepResult
 
 
 def save_result(folder: Path, result: StepResult, fingerprint: str, seconds: float, start: int) -> None:

@@ -106,6 +106,8 @@ def shown_parts(run: Path, labels: Iterable[str]) -> list[ShownPart]:
         found += [read_json(folder / "done.json") for folder in current.steps.values()]
         trained = read_json(current.training / "training.json") if current.training else None
         found += trained["made"] if trained else []
+        for folder in current.earlier.values():
+            found += (read_json(folder / "training.json") or {"made": []})["made"]
         found += [read_json(current.evaluation / "evaluation.json")] if current.evaluation else []
         found += [read_json(model.path / "search" / "results.json")]
     return [ShownPart(about["start"], about["seconds"]) for about in found if about]

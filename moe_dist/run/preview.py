@@ -17,7 +17,8 @@ from moe_dist.data.longtail import class_counts
 from moe_dist.data.opened.job_shards import are_whole, long_tail_of, train_index
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.job import Job, dump_job
-from moe_dist.methods.base import Method, Progress, Stage
+from moe_dist.methods.base import Method
+from moe_dist.methods.phases import Progress, Stage, phase_name
 from moe_dist.methods.registry import method_class
 from moe_dist.parallel.placement import exchanged_bytes, loads, place
 from moe_dist.run.notices import notices
@@ -61,19 +62,22 @@ def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _preview_method(job: Job, method: Method, console: Console) -> None:
-    if method.steps():
-        console.print("steps: " + ", ".join(step.name for step in method.steps()))
+    console.print("phases: " + ", ".join(phase_name(phase) for phase in method.phases()))
     network = method.build(IN_ONE_PROCESS, {}, job.seed)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     console.print(f"network: {parameters:,} parameters, {parameters * 4 / 2**20:.1f} MiB in fp32")
     if method.expert_costs():
         console.print(_placement_table(job, method))
     for stage in method.stages():
-        steps = stage.epochs * -(-method.info.train_images // stage.batch_size)
+        steps = stage.steps or (stage.epochs or 0) * -(-method.info.train_images // stage.batch_size)
+        length = f"at most {stage.epochs} epochs, {steps:,} steps" if stage.epochs else f"at most {steps:,} steps"
+        if stage.build is not None or stage.loss is not None or stage.refresh is not None:
+            console.print(f"stage {stage.name}: {length} of {stage.batch_size} images")
+            continue  # what its loss needs is made by the phases before it
         seconds = _seconds_a_step(method, network, stage)
         console.print(
-            f"stage {stage.name}: at most {stage.epochs} epochs, {steps:,} steps of {stage.batch_size} images; a step "
-            f"on random images took {seconds * 1e3:.0f} ms here on {torch.get_num_threads()} threads of a CPU: about "
+            f"stage {stage.name}: {length} of {stage.batch_size} images; a step on "
+            f"random images took {seconds * 1e3:.0f} ms here on {torch.get_num_threads()} threads of a CPU: about "
             f"{steps * seconds / 60:.0f} min on one such worker"
         )
 
@@ -110,6 +114,6 @@ def _seconds_a_step(method: Method, network: nn.Module, stage: Stage) -> float:
     for step in range(MEASURED_STEPS + 1):
         if step == 1:  # the first one warms up
             started = time.perf_counter()
-        terms = method.loss(network, batch, Progress(stage.name, 0, stage.epochs, step))
+        terms = method.loss(network, batch, Progress(stage.name, 0, stage.epochs or 1, step))
         torch.stack(list(terms.values())).sum().backward()
     return (time.perf_counter() - started) / MEASURED_STEPS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,35 +16,26 @@ from moe_dist.data.opened.opened import OpenedData, open_data
 from moe_dist.engine.checkpoint import damaged_file, read_state
 from moe_dist.errors import UserError
 from moe_dist.evaluate.predictions import evaluate_task, save_evaluation
-from moe_dist.files import read_json, write_json, write_text
+from moe_dist.files import read_json, write_text
 from moe_dist.job import Job, dump_job
 from moe_dist.launch.choose import open_launcher
 from moe_dist.launch.drive import Drive
-from moe_dist.methods.base import Method, Step
-from moe_dist.places import LAYOUT, RECORD, RUNS, Current, ModelFolder, cache_folder, evaluation_folder
-from moe_dist.record.fingerprints import (
-    differences,
-    evaluation_settings,
-    fingerprint,
-    step_fingerprints,
-    training_settings,
-)
+from moe_dist.launch.phases import ModelPhases
+from moe_dist.places import LAYOUT, RECORD, RUNS, cache_folder, evaluation_folder
+from moe_dist.record.fingerprints import evaluation_settings, fingerprint, main_training, plan
 from moe_dist.record.one_driver import LOCK, only_driver
 from moe_dist.record.provenance import code_version
-from moe_dist.record.results import Results, done
 from moe_dist.record.run_record import RunRecord
 from moe_dist.report.build import build_report
 from moe_dist.report.paper import paper_table
 from moe_dist.run.notices import notices
 from moe_dist.terminal import Show
-from moe_dist.train.checkpoints import best_on_validation, sound_checkpoint
+from moe_dist.train.checkpoints import best_on_validation
 from moe_dist.train.refusals import refuse_early
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
 
 BAD_SAMPLES_NAMED = 20
 """So many bad samples are named in run.json; bad_samples/ in the run directory names them all."""
-TRAINED = "training.json"
-SETTINGS = "settings.json"
 
 
 def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
@@ -110,76 +100,26 @@ def _bad_samples(run: Path, show: Show) -> dict[str, Any]:
 
 
 def run_model(drive: Drive, label: str) -> None:
-    """One method: its steps, its training and its evaluation."""
+    """One method: its phases and its evaluation."""
     method = open_method(drive.job, label, drive.data)
-    model = ModelFolder(drive.run / label)
-    settings = training_settings(drive.job, label, method, drive.data)
-    name = fingerprint(settings)
-    training = model.training(name)
-    before = model.current()
-    _tell_of_change(before.training, training, settings, label, drive.show)
-    planned = step_fingerprints(method, drive.job, drive.data)
-    steps = {step.name: model.step(step.name, inputs) for step, inputs in planned}
-    model.point_at(Current(steps, training, before.evaluation if before.training == training else None))
-    if read_json(training / SETTINGS) != settings:
-        write_json(training / SETTINGS, settings)
-    results = drive.steps(label, method)
-    task = TrainingTask(drive.job, label, drive.run, cache_folder(), training, steps, drive.record.number)
-    checkpoint = _train(task, name, drive)
-    evaluation = _evaluate(task, name, method, checkpoint, results, drive)
-    model.point_at(Current(steps, training, evaluation))
+    planned = plan(method, drive.job, label, drive.data)
+    phases = ModelPhases(drive, label, method, planned)
+    before = phases.folder.current()
+    phases.tell_of_change(before.training)
+    shown = phases.current()
+    evaluation = before.evaluation if before.training == shown.training else None
+    phases.folder.point_at(phases.current(evaluation))
+    phases.run()
+    phases.folder.point_at(phases.current(_evaluate(phases, drive)))
 
 
-def _tell_of_change(before: Path | None, training: Path, settings: dict[str, Any], label: str, show: Show) -> None:
-    """Say what differs from the training that was shown before, which stays."""
-    earlier = read_json(before / SETTINGS) if before else None
-    if before is None or before == training or earlier is None:
-        return
-    changed = "; ".join(differences(earlier, settings))
-    show.notice(
-        f"{label}: other settings than those of the training in {before.name} ({changed}); that one stays, and this "
-        f"one goes to {training.name} beside it"
-    )
-
-
-def _train(task: TrainingTask, name: str, drive: Drive) -> Path:
-    """Train unless that has been done; the last checkpoint."""
-    path, show = task.folder / TRAINED, drive.show
-    finished = read_json(path)
-    checkpoint = _sound_checkpoint(task, show)
-    if finished and checkpoint and read_state(checkpoint)["step"] == finished["step"]:
-        show.skipped("joint training", finished["seconds"])
-        return checkpoint
-    drive.record.work_begins()
-    path.unlink(missing_ok=True)
-    workers = task.job.workers
-    with show.working(f"training on {workers} worker{'s' if workers > 1 else ''} ({drive.launcher.name})"):
-        checkpoint = drive.launcher.train(task)
-    state = read_state(checkpoint)
-    about = {"fingerprint": name, "step": state["step"], "seconds": state["seconds"], "made": state["made"]}
-    write_json(path, about | {"finished": time.time()})
-    return checkpoint
-
-
-def _sound_checkpoint(task: TrainingTask, show: Show) -> Path | None:
-    """The newest sound checkpoint; newer ones that are damaged get another name, and the user is told."""
-    sound, damaged = sound_checkpoint(task.checkpoints)
-    for path, file in damaged.items():
-        aside = path.with_name(f"damaged-{path.name}")
-        path.replace(aside)
-        show.notice(
-            f"{path}: {file} does not hold the bytes that were written; it is now called {aside.name}, and "
-            f"{sound.name if sound else 'nothing'} is gone on from"
-        )
-    return sound
-
-
-def _evaluate(task: TrainingTask, name: str, method: Method, checkpoint: Path, results: Results, drive: Drive) -> Path:
+def _evaluate(phases: ModelPhases, drive: Drive) -> Path:
     """Evaluate unless that has been done; the evaluation's folder."""
-    show = drive.show
+    show, method, main = drive.show, phases.method, main_training(phases.planned)
+    task, checkpoint = phases.task(main), phases.trained[main.name]
     chosen = _chosen_checkpoint(task, show)
     settings = evaluation_settings(drive.job, task.label, method, drive.data, chosen.name if chosen else None)
-    asked = fingerprint(name, settings)
+    asked = fingerprint(main.fingerprint, settings)
     folder = evaluation_folder(task.folder, asked)
     if read_json(folder / "evaluation.json"):
         show.skipped("evaluation on the test split", 0.0)
@@ -189,13 +129,14 @@ def _evaluate(task: TrainingTask, name: str, method: Method, checkpoint: Path, r
     checkpoints = (str(checkpoint), str(chosen) if chosen else None)
     with show.working("evaluation on the test split"):
         outcome = next(iter(drive.launcher.run_tasks(evaluate_task, [checkpoints], task.pack())))
+    wall, summed = phases.seconds()
     facts: dict[str, Any] = {
         "fingerprint": asked,
         "settings": settings,
         "seconds": time.perf_counter() - started,
         "start": drive.record.number,
         "code": code_version(),
-        "training": _times(results, method.steps(), checkpoint),
+        "training": {"wall_seconds": wall, "summed_expert_seconds": summed},
         "labels_used": method.labels_used(),
     }
     if chosen:
@@ -203,7 +144,7 @@ def _evaluate(task: TrainingTask, name: str, method: Method, checkpoint: Path, r
         facts["chosen"] = {
             "checkpoint": chosen.name,
             "epoch": state["stream"]["epoch"],
-            "validation_top1": state["validation_top1"],
+            method.chosen_by: state["score"],
         }
     save_evaluation(folder, outcome, facts)
     return folder
@@ -218,23 +159,6 @@ def _chosen_checkpoint(task: TrainingTask, show: Show) -> Path | None:
         )
         return None
     return chosen
-
-
-def _times(results: Results, steps: Sequence[Step], checkpoint: Path) -> dict[str, float | None]:
-    """Wall seconds of all steps and the training; and with the experts' own seconds added up, as the paper counts."""
-    training = read_state(checkpoint)["seconds"]
-    seconds = {step.name: _seconds_of(results, step.name) for step in steps}
-    summed = [sum(results[name].values["seconds"]) for name in seconds if "seconds" in results[name].values]
-    return {
-        "wall_seconds": sum(seconds.values()) + training,
-        "summed_expert_seconds": summed[0] + training if summed else None,
-    }
-
-
-def _seconds_of(results: Results, name: str) -> float:
-    finished = done(results.folders[name])
-    assert finished is not None
-    return finished["seconds"]
 
 
 def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:

@@ -62,9 +62,9 @@ def best_on_validation(folder: Path) -> Path | None:
     found = [(read_state(path), path) for path in checkpoints(folder)]
     last_stage = found[-1][0]["stage"] if found else None
     validated = [
-        (state["validation_top1"], state["step"], path)
+        (state["score"], state["step"], path)
         for state, path in found
-        if state["stage"] == last_stage and state.get("validation_top1") is not None
+        if state["stage"] == last_stage and state.get("score") is not None
     ]
     return max(validated)[2] if validated else None
 

@@ -1,101 +1,167 @@
-"""The training loop. It knows methods only through methods/base.py, and its whereabouts only through the worker."""
+"""The training loop. It knows methods only through methods/, and its whereabouts only through the worker.
+
+for each stage:  go on from its checkpoint, or prepare it
+    for each epoch:  for each batch:  step, log, save;   then validate, log, move the schedule, save
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_dist.data.bad_samples import require_readable
 from moe_dist.data.batch import Batch
-from moe_dist.engine.checkpoint import load_checkpoint, read_state, save_checkpoint
+from moe_dist.engine.checkpoint import load_arrays, load_checkpoint, read_state, save_checkpoint
 from moe_dist.engine.random_state import seed_random
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Method, Progress
+from moe_dist.methods.base import Method
+from moe_dist.methods.phases import Losses, Progress
 from moe_dist.record.provenance import Made
 from moe_dist.train.checkpoints import standing
 from moe_dist.train.log import TrainingLog
-from moe_dist.train.session import Session, open_session
-from moe_dist.train.task import TrainingTask, open_training
-from moe_dist.train.worker import Worker, mean_over_ranks, sum_over_ranks
+from moe_dist.train.session import Session
+from moe_dist.train.task import Training, TrainingTask, open_training
+from moe_dist.train.worker import Worker, mean_over_ranks, sum_into_all
+
+BEGINNING: dict[str, Any] = {"stage": "", "step": 0, "seconds": 0.0, "made": []}
+"""The state of a training before its first checkpoint."""
 
 
 def train(worker: Worker, task: TrainingTask) -> None:
-    """Train every stage of the task's method, from the last whole checkpoint if there is one, to a last checkpoint."""
+    """Train every stage of the task, from the last sound checkpoint if there is one, to a last checkpoint."""
     training = open_training(task, worker)
     seed_random(task.job.seed, worker.rank)
     restored = worker.restore()
-    state: dict[str, Any] = read_state(restored) if restored else {"stage": 0, "step": 0, "seconds": 0.0, "made": []}
-    made = Made(state["made"], state["step"], worker.world, training.precision, task.start)
-    log = TrainingLog(task.folder, worker.rank, state["step"])
-    clock = time.perf_counter() - state["seconds"]
-    step = state["step"]
-    total_steps = training.total_steps
-
-    for number, stage in enumerate(training.method.stages()):
-        if number < state["stage"]:
-            continue
-        session = open_session(training, stage, worker)
-        if restored and number == state["stage"]:
-            session.load(load_checkpoint(restored, session.engine, rank=worker.rank, world=worker.world))
-
-        while session.stream.position.epoch < stage.epochs:
-            epoch = session.stream.position.epoch
-            session.engine.scale_rates(session.rate.factor)
-            training.method.set_training(session.engine.network, stage.name)
-            started, images = time.perf_counter(), 0
-            for batch in session.stream.epoch():
-                step += 1
-                terms = train_step(training.method, session, batch, Progress(stage.name, epoch, stage.epochs, step))
-                session.stream.advance()
-                images += stage.batch_size
-                if step % session.log_every == 0:
-                    values = checked(terms, worker.world, step, stage.name) | session.gradient_norm()
-                    rate = images / (time.perf_counter() - started)
-                    log.write("step", stage.name, epoch, step, values, images_per_second=rate, of_steps=total_steps)
-                if session.save_due(step):
-                    checked(terms, worker.world, step, stage.name)
-                    save(worker, session, number, step, time.perf_counter() - clock, made)
-
-            values = checked(terms, worker.world, step, stage.name)
-            values |= evaluate(training.method, session, worker.world)
-            if session.validation is not None:
-                require_finite("val/loss", values["val/loss"], step, stage.name)
-            values |= {"rate_factor": session.rate.factor} | session.gradients.take()
-            session.rate.epoch_done(values.get("val/loss"))
-            log.write("epoch", stage.name, epoch, step, values, of_steps=total_steps)
-            if session.epoch_save_due(epoch):
-                save(worker, session, number, step, time.perf_counter() - clock, made, values.get("val/top1"))
+    state = read_state(restored) if restored else BEGINNING
+    names = [stage.name for stage in training.stages]
+    first = names.index(state["stage"]) if restored else 0
+    loop = Loop(worker, training, TrainingLog(task.folder, worker.rank, state["step"]), state)
+    for stage in training.stages[first:]:
+        session = Session(training, stage, worker)
+        if restored and stage.name == state["stage"]:
+            session.load(
+                load_checkpoint(restored, session.engine, rank=worker.rank, world=worker.world), load_arrays(restored)
+            )
+        else:
+            session.prepare()
+        loop.train_stage(session)
         session.engine.close()
-    log.close()
+    loop.log.close()
 
 
-def train_step(method: Method, session: Session, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-    """One optimiser step on this rank's share of a global batch; the loss terms, detached."""
-    totals: dict[str, Tensor] = {}
+class Loop:
+    """A training under way: how many steps it has done, in which time, and where it tells of them."""
+
+    def __init__(self, worker: Worker, training: Training, log: TrainingLog, state: Mapping[str, Any]) -> None:
+        self.worker, self.log = worker, log
+        self.step: int = state["step"]
+        self._total_steps = training.total_steps
+        self._stages = [stage.name for stage in training.stages]
+        self._made = Made(state["made"], self.step, worker.world, training.precision, training.task.start)
+        self._began = time.perf_counter() - state["seconds"]
+
+    def train_stage(self, session: Session) -> None:
+        """All epochs of a stage, or what is left of them."""
+        while not session.over:
+            epoch = session.epoch
+            losses = self._train_epoch(session)
+            values = checked(losses, self.worker.world, self.step, session.stage.name) if losses else {}
+            scores = validate(session, self.worker.world)
+            if "loss" in scores:
+                require_finite("val/loss", scores["loss"], self.step, session.stage.name)
+            values |= {f"val/{name}": value for name, value in scores.items()}
+            values |= {"rate_factor": session.rate_factor} | session.gradients.take()
+            session.epoch_done(scores.get("loss"))
+            self._log("epoch", session, epoch, values)
+            if session.epoch_save_due(epoch):
+                self._save(session, scores.get(session.method.chosen_by))
+
+    def _train_epoch(self, session: Session) -> Losses | None:
+        """The rest of an epoch; the losses of its last step, None where there was none."""
+        epoch, images, losses = session.epoch, 0, None
+        session.begin_epoch()
+        started = time.perf_counter()
+        for batch in session.batches(self.step):
+            if session.refreshed:
+                self._log("refresh", session, epoch, session.take_refreshed())
+            self.step += 1
+            losses = train_step(session.method, session, batch, session.progress(self.step))
+            session.advance()
+            images += session.stage.batch_size
+            if self.step % session.log_every == 0:
+                rate = images / (time.perf_counter() - started)
+                values = checked(losses, self.worker.world, self.step, session.stage.name) | session.gradient_norm()
+                self._log("step", session, epoch, values, images_per_second=rate)
+            if session.save_due(self.step):
+                checked(losses, self.worker.world, self.step, session.stage.name)
+                self._save(session, None)
+        if session.refreshed:
+            self._log("refresh", session, epoch, session.take_refreshed())
+        return losses
+
+    def _log(self, kind: str, session: Session, epoch: int, values: dict[str, float], **facts: Any) -> None:
+        self.log.write(kind, session.stage.name, epoch, self.step, values, **facts, of_steps=self._total_steps)
+
+    def _save(self, session: Session, score: float | None) -> None:
+        """Publish all that a training needs to go on from here, what made it, and what the validation said of it."""
+        for name, parameter in session.engine.network.named_parameters():
+            if not torch.isfinite(parameter).all():  # the step's loss was finite, its update was not
+                require_finite(name, math.nan, self.step, session.stage.name)
+        number = self._stages.index(session.stage.name)
+        state: dict[str, Any] = {"step": self.step, "seconds": time.perf_counter() - self._began, "score": score}
+        state |= session.state() | {"made": self._made.up_to(self.step)}
+        done = bool(session.over) and number + 1 == len(self._stages)
+        with self.worker.saving(
+            {"step": self.step, "standing": standing(number, score), "done": done, "of_steps": self._total_steps}
+        ) as folder:
+            save_checkpoint(
+                folder,
+                session.engine,
+                rank=self.worker.rank,
+                world=self.worker.world,
+                state=state,
+                arrays=session.arrays,
+            )
+
+
+def train_step(method: Method, session: Session, batch: Batch, progress: Progress) -> Losses:
+    """One optimiser step on this rank's share of a global batch; the losses, detached."""
+    terms: dict[str, Tensor] = {}
+    logged: dict[str, Tensor] = {}
+    loss_of = session.stage.loss or method.loss
     parts = batch.split(session.accumulate)
     for part in parts:
         with session.engine.autocast():
-            terms = method.loss(session.engine.network, part, progress)
-        loss = torch.stack(list(terms.values())).sum()
-        session.engine.backward(loss)
+            losses = loss_of(session.engine.network, part, progress)
+        session.engine.backward(torch.stack(list(losses.values())).sum())
         if part is parts[-1]:  # before, gradients are not whole, and not yet averaged over ranks
             session.gradients.add(session.engine.gradient_sizes(method.compared_parameters(session.engine.network)))
         session.engine.step()
-        for name, value in terms.items():
-            totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
-    return totals
+        for name, value in losses.items():
+            terms[name] = terms.get(name, torch.zeros_like(value)) + value.detach()
+        for name, value in getattr(losses, "logged", {}).items():
+            logged[name] = logged.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
+    return Losses(terms, logged)
 
 
-def checked(terms: dict[str, Tensor], world: int, step: int, stage: str) -> dict[str, float]:
-    """The terms and their sum, averaged over ranks; a term that is not finite ends the training with its name."""
-    averaged = mean_over_ranks(torch.stack([value.float() for value in terms.values()]), world).tolist()
-    for name, value in zip(terms, averaged):
+def checked(losses: Losses, world: int, step: int, stage: str) -> dict[str, float]:
+    """The terms, their sum and what is only logged, averaged over ranks.
+
+    A term that is not finite ends the training with its name.
+    """
+    values = [*losses.values(), *losses.logged.values()]
+    averaged = mean_over_ranks(torch.stack([value.float() for value in values]), world).tolist()
+    terms, logged = averaged[: len(losses)], averaged[len(losses) :]
+    for name, value in zip(losses, terms):
         require_finite(name, value, step, stage)
-    return {"loss": sum(averaged)} | {f"loss/{name}": value for name, value in zip(terms, averaged)}
+    told = {"loss": sum(terms)} | {f"loss/{name}": value for name, value in zip(losses, terms)}
+    return told | dict(zip(losses.logged, logged))
 
 
 def require_finite(term: str, value: float, step: int, stage: str) -> None:
@@ -108,38 +174,26 @@ def require_finite(term: str, value: float, step: int, stage: str) -> None:
 
 
 @torch.no_grad()
-def evaluate(method: Method, session: Session, world: int) -> dict[str, float]:
-    """Mean negative log-likelihood and top-1 accuracy on the validation split, over all ranks; nothing without one."""
+def validate(session: Session, world: int) -> dict[str, float]:
+    """The method's scores of the validation split, over all ranks; nothing where the stage looks at none."""
     if session.validation is None:
         return {}
+    measure = session.stage.measure or session.method.measure
     session.engine.network.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=session.device)
+    count = session.validation.samples_count
+    measured: dict[str, np.ndarray] = {}
+    labels, read = np.zeros(count, np.int64), np.zeros(count, bool)
     for batch in session.validation.epoch():
         with session.engine.autocast():
-            log_probs = method.predict(session.engine.network, batch.images).log_probs.float()
-        valid = (batch.weight > 0).double()
-        correct = (log_probs.argmax(1) == batch.labels).double()
-        loss = nn.functional.nll_loss(log_probs, batch.labels, reduction="none").double()
-        sums += torch.stack([(valid * loss).sum(), (valid * correct).sum(), valid.sum()])
-    loss_sum, correct_sum, count = sum_over_ranks(sums, world).tolist()
-    require_readable(count, "validation")
-    return {"val/loss": loss_sum / count, "val/top1": correct_sum / count}
-
-
-def save(
-    worker: Worker,
-    session: Session,
-    stage: int,
-    step: int,
-    seconds: float,
-    made: Made,
-    validation_top1: float | None = None,
-) -> None:
-    """Publish all that a training needs to go on from here, what made it, and what the validation said, if it did."""
-    for name, parameter in session.engine.network.named_parameters():
-        if not torch.isfinite(parameter).all():  # the step's loss was finite, its update was not
-            require_finite(name, math.nan, step, session.stage.name)
-    state: dict[str, Any] = {"stage": stage, "step": step, "seconds": seconds, "validation_top1": validation_top1}
-    state |= session.state() | {"made": made.up_to(step)}
-    with worker.saving({"step": step, "standing": standing(stage, validation_top1)}) as folder:
-        save_checkpoint(folder, session.engine, rank=worker.rank, world=worker.world, state=state)
+            outputs = measure(session.engine.network, batch)
+        valid = (batch.weight > 0).cpu().numpy()
+        rows = batch.rows.cpu().numpy()[valid]
+        labels[rows], read[rows] = batch.labels.cpu().numpy()[valid], True
+        for name, output in outputs.items():
+            values = output.float().cpu().numpy() if output.is_floating_point() else output.cpu().numpy()
+            measured.setdefault(name, np.zeros((count, *values.shape[1:]), values.dtype))[rows] = values[valid]
+    everything = sum_into_all({"labels": labels, "read": read.astype(np.int64), **measured}, world, session.device)
+    readable = everything.pop("read") > 0
+    require_readable(int(readable.sum()), "validation")
+    whole = {name: values[readable] for name, values in everything.items()}
+    return session.method.score(whole, whole.pop("labels"))

@@ -6,7 +6,8 @@ from moe_dist.data.augment.mixing import mixes
 from moe_dist.data.stream.stream import require_divisible, require_no_window
 from moe_dist.errors import UserError
 from moe_dist.job import Job
-from moe_dist.methods.base import Method, Stage
+from moe_dist.methods.base import Method
+from moe_dist.methods.phases import Stage
 from moe_dist.parallel.placement import place
 
 
@@ -20,7 +21,8 @@ def refuse_early(job: Job, method: Method, validation_images: int) -> None:
         require_no_window(stage.sampling, job.data)
         _require_validation(stage, validation_images)
         _require_labels_mixed(stage, method)
-    if method.needs_whole_batch and job.parallel.accumulate(job.workers) > 1:
+    whole = any(stage.whole_batch for stage in method.stages())
+    if whole and job.parallel.accumulate(job.workers) > 1:
         raise UserError(
             f"parallel.micro_batches = {job.parallel.micro_batches}: a loss of {method.config.name} is no sum over the "
             f"samples of a batch, which can therefore not be cut into parts; set it to 1, or workers higher"
@@ -43,7 +45,14 @@ def _require_labels_mixed(stage: Stage, method: Method) -> None:
 
 
 def _require_validation(stage: Stage, validation_images: int) -> None:
-    if stage.schedule.kind == "plateau" and not validation_images:
+    if validation_images:
+        return
+    if stage.patience_epochs is not None:
+        raise UserError(
+            f"stage {stage.name}: it is stopped by the validation loss, and there is no validation split; set "
+            "data.val_fraction above 0"
+        )
+    if stage.schedule.kind == "plateau":
         raise UserError(
             f"stage {stage.name}: a plateau schedule waits for the validation loss, and there is no validation split; "
             "set data.val_fraction above 0, or choose another schedule.kind"

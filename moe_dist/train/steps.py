@@ -1,53 +1,59 @@
-"""A method's steps before training: each runs once, and again only when something it depends on changed."""
+"""A method's steps: each runs once, and again only when something it depends on changed."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+
+from torch import nn
 
 from moe_dist.data.opened.opened import OpenedData
 from moe_dist.job import Job
-from moe_dist.methods.base import Method, RunTasks, Step, Workspace
-from moe_dist.places import ModelFolder
-from moe_dist.record.fingerprints import step_fingerprints
+from moe_dist.methods.base import Method
+from moe_dist.methods.phases import RunTasks, Step, Workspace
+from moe_dist.record.fingerprints import PlannedStep
 from moe_dist.record.results import Results, done, save_result
 from moe_dist.record.run_record import RunRecord
 from moe_dist.terminal import Show
 
 
-def run_steps(
+def run_step(
+    planned: PlannedStep,
     method: Method,
     job: Job,
     data: OpenedData,
-    model: ModelFolder,
+    results: Results,
+    trained: Callable[[str], nn.Module],
     run_tasks: RunTasks,
     record: RunRecord,
     show: Show,
-    last: str | None = None,
-) -> Results:
-    """Run the steps whose result is not there yet; the results of all of them.
+) -> None:
+    """Run a step whose result is not there yet.
 
-    A result lies under the fingerprint of what leads to it, so that one of other settings stays where it is.
-    last: the step to end with; None: all are run.
+    results: of all steps, by the folders that they lie in or will lie in. A result lies under the fingerprint of what
+    leads to it, so that one of other settings stays where it is.
     """
-    planned = list(step_fingerprints(method, job, data))
-    results = Results({step.name: model.step(step.name, inputs) for step, inputs in planned})
-    for step, inputs in planned:
-        folder = results.folders[step.name]
-        if finished := done(folder):
-            show.skipped(step.title, finished["seconds"])
-        else:
-            with show.working(step.title):
-                record.work_begins()
-                started = time.perf_counter()
-                result = step.run(_workspace(step, method, job, data, results, run_tasks))
-                save_result(folder, result, inputs, time.perf_counter() - started, record.number)
-        if step.name == last:
-            break
-    return results
+    step = planned.step
+    folder = results.folders[step.name]
+    if finished := done(folder):
+        show.skipped(step.title, finished["seconds"])
+        return
+    with show.working(step.title):
+        record.work_begins()
+        started = time.perf_counter()
+        workspace = _workspace(step, method, job, data, results, trained, run_tasks)
+        result = step.run(workspace)
+        save_result(folder, result, planned.fingerprint, time.perf_counter() - started, record.number)
 
 
 def _workspace(
-    step: Step, method: Method, job: Job, data: OpenedData, results: Results, run_tasks: RunTasks
+    step: Step,
+    method: Method,
+    job: Job,
+    data: OpenedData,
+    results: Results,
+    trained: Callable[[str], nn.Module],
+    run_tasks: RunTasks,
 ) -> Workspace:
     true_labels = data.train.labels
     return Workspace(
@@ -60,5 +66,6 @@ def _workspace(
         samples=data.train_samples,
         true_labels=true_labels if step.sees_true_labels else None,
         results=results,
+        trained=trained,
         run_tasks=run_tasks,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from torch import nn
 from moe_dist.data.batch import TrainingSet
 from moe_dist.data.opened.opened import OpenedData, open_data
 from moe_dist.data.stream.stream import Stream
-from moe_dist.engine.choose import makers
+from moe_dist.engine.checkpoint import load_weights
+from moe_dist.engine.choose import IN_ONE_PROCESS, makers
 from moe_dist.errors import UserError
 from moe_dist.job import Job, parse_job
-from moe_dist.methods.base import Method, Stage
+from moe_dist.methods.base import Method
+from moe_dist.methods.phases import Stage
 from moe_dist.methods.registry import method_class
+from moe_dist.models.makers import Makers
 from moe_dist.record.fingerprints import decided_precision
 from moe_dist.record.results import Results
 from moe_dist.train.worker import Worker
@@ -33,9 +36,10 @@ BAD_SAMPLES = "bad_samples"
 class TrainingTask:
     """One method's training within a run: all a worker on any node needs to find the rest.
 
-    run, cache, folder and steps are absolute and on storage that every node reaches. folder: what the training leaves,
-    another one as soon as something it depends on changes; steps: what the steps before it left, by name; start: the
-    number, in the run's record, of the start that sends it.
+    Paths are absolute and on storage that every node reaches. folder: what the training leaves, another one as soon as
+    something it depends on changes; steps: what the steps before it left, by name; trained: the checkpoints that stages
+    before it ended with, in trainings of their own, by the stage's name; stages: the names of this training's stages;
+    start: the number, in the run's record, of the start that sends it.
     """
 
     job: Job
@@ -43,7 +47,9 @@ class TrainingTask:
     run: Path
     cache: Path
     folder: Path
-    steps: Mapping[str, Path]
+    steps: Mapping[str, Path] = field(default_factory=dict)
+    trained: Mapping[str, Path] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
     start: int = 0
 
     @property
@@ -65,6 +71,8 @@ class TrainingTask:
             "cache": str(self.cache),
             "folder": str(self.folder),
             "steps": {name: str(folder) for name, folder in self.steps.items()},
+            "trained": {name: str(folder) for name, folder in self.trained.items()},
+            "stages": list(self.stages),
             "start": self.start,
         }
 
@@ -72,36 +80,60 @@ class TrainingTask:
     def unpack(packed: dict[str, Any]) -> TrainingTask:
         """The task that `pack` packed."""
         run, cache, folder = (Path(packed[name]) for name in ("run", "cache", "folder"))
-        steps = {name: Path(step) for name, step in packed["steps"].items()}
-        job = parse_job(packed["job"], "job")
-        return TrainingTask(job, packed["label"], run, cache, folder, steps, packed["start"])
+        steps, trained = ({key: Path(path) for key, path in packed[name].items()} for name in ("steps", "trained"))
+        job, stages = parse_job(packed["job"], "job"), tuple(packed["stages"])
+        return TrainingTask(job, packed["label"], run, cache, folder, steps, trained, stages, packed["start"])
 
 
 @dataclass
 class Training:
-    """A task opened on one rank."""
+    """A task opened on one rank: its stages, the network they train, and the data."""
 
-    job: Job
+    task: TrainingTask
     method: Method
+    stages: Sequence[Stage]
     network: nn.Module
     data: OpenedData
-    training_set: TrainingSet
+    results: Results
     precision: str
     deepspeed: bool
 
+    def __post_init__(self) -> None:
+        self._sets: dict[str, TrainingSet] = {}
+
+    def training_set(self, stage: Stage) -> TrainingSet:
+        """What the stage trains on."""
+        if stage.name not in self._sets:
+            choose = stage.training_set or self.method.training_set
+            labels = self.method.visible_labels(self.results, self.data.train.labels)
+            self._sets[stage.name] = choose(self.results, labels, self.data.train_samples)
+        return self._sets[stage.name]
+
     @property
     def total_steps(self) -> int:
-        """Steps of all stages together."""
-        samples = len(self.training_set.samples)
-        return sum(stage.epochs * -(-samples // stage.batch_size) for stage in self.method.stages())
+        """Steps of all stages together, where none is stopped early."""
+        return sum(self.length(stage)[1] for stage in self.stages)
+
+    def length(self, stage: Stage) -> tuple[int, int]:
+        """(epochs, steps) of a stage that is not stopped early; the last of the epochs may be a part of one."""
+        an_epoch = self._steps_per_epoch(stage)
+        steps = stage.steps if stage.epochs is None else stage.epochs * an_epoch
+        assert steps is not None
+        return -(-steps // an_epoch), steps
+
+    def _steps_per_epoch(self, stage: Stage) -> int:
+        training_set = self.training_set(stage)
+        if stage.order is not None:
+            return len(stage.order(training_set.labels, self.task.job.seed, 0, stage.batch_size))
+        return -(-len(training_set.samples) // stage.batch_size)
 
     def stream(self, stage: Stage, worker: Worker) -> Stream:
         """This rank's training batches of a stage."""
         return Stream(
             self.data.train.images,
-            self.training_set,
+            self.training_set(stage),
             self.data.config,
-            seed=self.job.seed,
+            seed=self.task.job.seed,
             global_batch=stage.batch_size,
             rank=worker.rank,
             world=worker.world,
@@ -109,23 +141,27 @@ class Training:
             device=worker.device,
             shard_of=self.data.train.shard_of,
             sampling=stage.sampling,
-            epochs=stage.epochs,
+            epochs=self.length(stage)[0],
         )
 
     def validation(self, stage: Stage, worker: Worker, beside: Stream) -> Stream | None:
-        """This rank's validation batches, in order and without augmentation; None where there is no validation.
+        """This rank's validation batches, in order and without augmentation; None where the stage looks at none.
 
-        beside: the training's stream, which is at rest meanwhile.
+        beside: the stage's training batches, decoded by the same loader processes.
         """
         samples = self.data.val_samples
-        if not len(samples):
+        if not len(samples) or not stage.validated:
             return None
+        labels = self.data.val.labels[samples]
+        chosen = TrainingSet(samples, labels)
+        if stage.validation_set is not None:
+            chosen = stage.validation_set(self.results, self.data.val.labels, samples)
         share = -(-len(samples) // worker.world)
         return Stream(
             self.data.val.images,
-            TrainingSet(samples, self.data.val.labels[samples]),
+            chosen,
             self.data.config,
-            seed=self.job.seed,
+            seed=self.task.job.seed,
             global_batch=min(EVALUATION_BATCH, share) * worker.world,  # a small split is not padded to a whole batch
             rank=worker.rank,
             world=worker.world,
@@ -142,21 +178,29 @@ def open_training(task: TrainingTask, worker: Worker) -> Training:
     data = open_data(job.data, job.seed, task.cache)
     data.bad_samples.write_to(task.bad_samples)
     method = open_method(job, task.label, data)
+    stages = [stage for stage in method.stages() if stage.name in task.stages] if task.stages else method.stages()
     results = Results(task.steps)
-    labels = method.visible_labels(results, data.train.labels)
     make = makers(job.parallel.expert, worker.deepspeed)
-    network = method.build(make, results, job.seed).to(worker.device)
+    network = build_network(task, method, stages[0], make, results).to(worker.device)
     if job.resources.compile:
         compile_calls(network, worker.device)
-    return Training(
-        job=job,
-        method=method,
-        network=network,
-        data=data,
-        training_set=method.training_set(results, labels, data.train_samples),
-        precision=decided_precision(job.resources.precision, job.resources.gpus_per_worker),
-        deepspeed=worker.deepspeed,
-    )
+    precision = decided_precision(job.resources.precision, job.resources.gpus_per_worker)
+    return Training(task, method, stages, network, data, results, precision, worker.deepspeed)
+
+
+def build_network(task: TrainingTask, method: Method, stage: Stage, make: Makers, results: Results) -> nn.Module:
+    """The network that a training begins with, whose first stage is `stage`."""
+    if stage.build is None:
+        return method.build(make, results, task.job.seed)
+    return stage.build(make, results, lambda name: trained_network(task, method, name, results), task.job.seed)
+
+
+def trained_network(task: TrainingTask, method: Method, name: str, results: Results) -> nn.Module:
+    """The network that the stage called `name` left, in a training before this one; in eval mode on the CPU."""
+    stage = next(stage for stage in method.stages() if stage.name == name)
+    network = build_network(task, method, stage, IN_ONE_PROCESS, results)
+    load_weights(task.trained[name], network)
+    return network.eval()
 
 
 def open_method(job: Job, label: str, data: OpenedData) -> Method:

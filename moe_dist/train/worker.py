@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -38,7 +39,7 @@ class Worker(Protocol):
     def saving(self, metrics: dict[str, Any]) -> contextlib.AbstractContextManager[Path]:
         """A folder to write a checkpoint into; leaving the block publishes it. Every rank takes part.
 
-        metrics: the step, and the checkpoint's `standing`.
+        metrics: step, of_steps, the checkpoint's `standing`, and done: whether the training ends with it.
         """
 
 
@@ -79,22 +80,8 @@ class LocalWorker:
 
 
 def agreed(look: Callable[[], Path | None], rank: int, world: int) -> Path | None:
-    """What rank 0 finds by `look`, on every rank: two that looked for themselves could see different folders.
-
-    A UserError of rank 0 is raised on every rank.
-    """
-    found: list[tuple[Path | None, str]] = [(None, "")]
-    if rank == 0:
-        try:
-            found = [(look(), "")]
-        except UserError as error:
-            found = [(None, str(error))]
-    if world > 1:
-        dist.broadcast_object_list(found)
-    path, refused = found[0]
-    if refused:
-        raise UserError(refused)
-    return path
+    """What rank 0 finds by `look`, on every rank: two that looked for themselves could see different folders."""
+    return from_first_rank(lambda: {"path": look()}, rank, world)["path"]
 
 
 def mean_over_ranks(values: torch.Tensor, world: int) -> torch.Tensor:
@@ -107,3 +94,30 @@ def sum_over_ranks(values: torch.Tensor, world: int) -> torch.Tensor:
     if world > 1:
         dist.all_reduce(values)
     return values
+
+
+def sum_into_all(arrays: Mapping[str, np.ndarray], world: int, device: torch.device) -> dict[str, np.ndarray]:
+    """Arrays of which every rank has filled its own part and left zeros elsewhere, whole on every rank. Collective."""
+    if world == 1:
+        return dict(arrays)
+    whole = {}
+    for name in sorted(arrays):
+        values = torch.from_numpy(arrays[name]).to(device)
+        dist.all_reduce(values)
+        whole[name] = values.cpu().numpy()
+    return whole
+
+
+def from_first_rank(function: Callable[[], Mapping[str, Any]], rank: int, world: int) -> dict[str, Any]:
+    """What `function` gives on rank 0, on every rank; a UserError of rank 0 is raised on every rank. Collective."""
+    found: list[Any] = [None, ""]
+    if rank == 0:
+        try:
+            found = [dict(function()), ""]
+        except UserError as error:
+            found = [None, str(error)]
+    if world > 1:
+        dist.broadcast_object_list(found)
+    if found[1]:
+        raise UserError(found[1])
+    return found[0]

@@ -11,6 +11,7 @@ from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.methods.base import Method
 from moe_dist.methods.registry import method_class
+from moe_dist.record.fingerprints import stages_of_last_training
 from moe_dist.settings.tune import Range
 from moe_dist.tune.journal import refuse_other_search
 from moe_dist.tune.space import configured, parameters
@@ -40,7 +41,9 @@ def refuse_search(job: Job, method: Method, data: OpenedData, folder: Path) -> N
         study = MethodStudy(job, method)
         study.distributions()
         _refuse_parameters_of_steps(job, method, study)
-        _refuse_late_rungs(settings.rungs, sum(stage.epochs for stage in method.stages()), "the method's epochs")
+        epochs = [stage.epochs for stage in stages_of_last_training(method)]
+        if None not in epochs:  # the length of others is not known in epochs
+            _refuse_late_rungs(settings.rungs, sum(filter(None, epochs)), "the method's epochs")
         if "experts" not in settings.of:  # with them, it is the search of experts that are still to be found
             refuse_other_search(folder / FOLDER / study.journal, study.identity(data))
 
@@ -67,7 +70,11 @@ def _refuse_parameters_of_steps(job: Job, method: Method, study: MethodStudy) ->
 
 
 def _step_settings(method: Method) -> dict[str, Mapping[str, Any]]:
-    return {step.name: dict(step.settings) for step in method.steps()}
+    """The settings of the phases that are run once for all trials, by their names."""
+    trial = {stage.name for stage in stages_of_last_training(method)}
+    before = [stage for stage in method.stages() if stage.name not in trial]
+    settings = {stage.name: dict(stage.settings or {}) for stage in before}
+    return settings | {step.name: dict(step.settings) for step in method.steps()}
 
 
 def _other_values(study: MethodStudy) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from moe_dist.errors import UserError
 from moe_dist.files import read_json
 from moe_dist.launch.drive import Drive
 from moe_dist.launch.launcher import device_of, use_threads
-from moe_dist.places import Current, ModelFolder, cache_folder
+from moe_dist.launch.phases import ModelPhases
 from moe_dist.record.fingerprints import fingerprint
 from moe_dist.settings.tune import METHOD, TuneConfig
 from moe_dist.train.task import TrainingTask, open_method
@@ -67,15 +67,15 @@ class _Tuning:
     def search(self, studies: Studies, open_backend: OpenBackend) -> None:
         """Run the steps that the trials need, the search, and write what has been found."""
         drive = replace(self._drive, job=studies.job)
-        results = drive.steps(self._label, studies.method, studies.last_step)
-        ModelFolder(drive.run / self._label).point_at(Current(results.folders))
+        phases = ModelPhases(drive, self._label, studies.method, studies.before(drive.data))
+        phases.folder.point_at(phases.current())
+        phases.run()
+        results = phases.results
         facts = studies.facts(drive.data.info.class_names, visible_training_set(studies.method, drive.data, results))
         folder = drive.run / self._label / FOLDER
         with closing(Journal(folder / studies.journal, studies.identity(drive.data))) as journal:
             search = _open_search(studies, facts, journal, drive.record.work_begins)
-            task = TrainingTask(
-                studies.job, self._label, drive.run, cache_folder(), folder, results.folders, drive.record.number
-            )
+            task = phases.task_of(folder, studies.trial_stages)
             with drive.show.working(f"search of {studies.title} ({drive.launcher.name})"):
                 drive.show.count_from(_progress(search, studies.settings)[0])
                 with drive.show.watching(lambda: _progress(search, studies.settings)):

@@ -14,7 +14,15 @@ from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.methods.base import Method
 from moe_dist.methods.search import ExpertSearch
-from moe_dist.record.fingerprints import SCHEME, decided_precision, inputs_of
+from moe_dist.record.fingerprints import (
+    SCHEME,
+    Planned,
+    decided_precision,
+    inputs_of,
+    plan,
+    stages_of_last_training,
+    up_to,
+)
 from moe_dist.settings.schema import settings_of
 from moe_dist.settings.tune import METHOD, Space, TuneConfig
 from moe_dist.tune.results import StudyFacts
@@ -56,10 +64,17 @@ class Studies(ABC):
     def batch(self) -> int:
         """Trials of a study that are asked for together."""
 
-    @property
     @abstractmethod
-    def last_step(self) -> str | None:
-        """The step before training whose result the trials need; None: all are run."""
+    def before(self, data: OpenedData) -> list[Planned]:
+        """The phases whose results the trials need."""
+
+    @property
+    def trial_stages(self) -> Sequence[str]:
+        """The names of the stages that a trial trains; none where it trains an expert alone."""
+        return ()
+
+    def _planned(self, data: OpenedData) -> list[Planned]:
+        return plan(self.method, self.job, self.method.config.name, data)
 
     @abstractmethod
     def distributions(self) -> Distributions:
@@ -91,7 +106,7 @@ class Studies(ABC):
             "job": self.job.name,
             "seed": self.job.seed,
             "scheme": SCHEME,
-            "data and steps": inputs_of(self.method, self.job, data, self.last_step),
+            "data and steps": inputs_of(self.before(data)),
             "validation images": data.digests["val"],
             "precision": decided_precision(self.job.resources.precision, self.job.resources.gpus_per_task),
             "method": settings_of(self.method.config),
@@ -136,10 +151,9 @@ class ExpertStudies(Studies):
         """See Studies."""
         return self.settings.batch
 
-    @property
-    def last_step(self) -> str:
+    def before(self, data: OpenedData) -> list[Planned]:
         """See Studies."""
-        return self.search.last_step
+        return up_to(self._planned(data), self.search.last_step)
 
     def distributions(self) -> Distributions:
         """See Studies."""
@@ -179,7 +193,6 @@ class MethodStudy(Studies):
     """The one study of the method as a whole."""
 
     space_field = "method_space"
-    last_step = None
     batch = 1
     """Its trials are trained one after another: each is told, and learned from, before the next."""
 
@@ -192,6 +205,15 @@ class MethodStudy(Studies):
     def title(self) -> str:
         """See Studies."""
         return f"{self.method.config.name} as a whole"
+
+    def before(self, data: OpenedData) -> list[Planned]:
+        """See Studies."""
+        return self._planned(data)[:-1]
+
+    @property
+    def trial_stages(self) -> Sequence[str]:
+        """See Studies."""
+        return [stage.name for stage in stages_of_last_training(self.method)]
 
     @property
     def space(self) -> Space:

@@ -7,12 +7,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from moe_dist.disk import disk_explained
+from moe_dist.methods.registry import method_class
 from moe_dist.train.log import last_metrics
 from moe_dist.train.loop import train
 from moe_dist.train.task import TrainingTask
@@ -33,7 +35,7 @@ class Stopped(Exception):
 class TrialWorker(LocalWorker):
     """A rank whose checkpoints go nowhere: what is left of a trial is its log. After every epoch it may be stopped."""
 
-    def __init__(self, device: torch.device, epoch_done: Callable[[], None]) -> None:
+    def __init__(self, device: torch.device, epoch_done: Callable[[bool], None]) -> None:
         super().__init__(Path(), 1, 0, 1, device)
         self._epoch_done = epoch_done
 
@@ -49,7 +51,7 @@ class TrialWorker(LocalWorker):
             disk_explained(Path(folder).parent, "a trial's checkpoint"),
         ):
             yield Path(folder)
-        self._epoch_done()
+        self._epoch_done(metrics["done"])
 
 
 class MethodBackend:
@@ -71,19 +73,19 @@ class MethodBackend:
         curve: list[Point] = []
         state: State = "finished"
         reason = ""
+        score = method_class(self._task.job.models[self._task.label].name).chosen_by
 
-        def epoch_done(folder: Path) -> None:
+        def epoch_done(folder: Path, is_last: bool) -> None:
             line = _last_epoch(folder)
-            point = Point(len(curve) + 1, line["val/top1"], line["val/loss"])
+            point = Point(len(curve) + 1, line[f"val/{score}"], line.get("val/loss", line["loss"]))
             curve.append(point)
-            is_last = line["step"] == line["of_steps"]
             if not is_last and trial.number not in rungs.survivors(point.epoch, {trial.number: point.rank}):
                 raise Stopped
 
         try:
             task = trial_task(self._task, trial.number, trial.values)  # values that do not go together are refused
             with disk_explained(task.folder, "a trial's log"):
-                train(TrialWorker(self._device, lambda: epoch_done(task.folder)), task)
+                train(TrialWorker(self._device, lambda done: epoch_done(task.folder, done)), task)
         except Stopped:
             state = "stopped"
         except Exception as error:
@@ -98,7 +100,7 @@ def trial_task(task: TrainingTask, number: int, values: Mapping[str, Any]) -> Tr
     job = task.job.model_copy(update={"method": method, "checkpoint": checkpoint})
     folder = task.folder / TRIALS / str(number)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    return TrainingTask(job, task.label, task.run, task.cache, folder, task.steps, task.start)
+    return replace(task, job=job, folder=folder)
 
 
 def _last_epoch(folder: Path) -> dict[str, Any]:

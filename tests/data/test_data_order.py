@@ -24,7 +24,6 @@ from moe_dist.data.order import (
     split,
     steps_per_epoch,
     uniform,
-    valid_in_step,
 )
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -99,7 +98,6 @@ def test_ranks_divide_a_batch_and_the_last_is_padded():
     assert (samples.tolist(), valid.tolist()) == ([5, 6], [True, True])
     samples, valid = rank_batch(order, 1, 4, 1, 2)
     assert (samples.tolist(), valid.tolist()) == ([2, 3], [True, False])
-    assert [valid_in_step(7, step, 4) for step in range(2)] == [4, 3]
 
 
 def test_a_position_moves_through_steps_and_epochs():

@@ -21,11 +21,11 @@ from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.engine.checkpoint import load_checkpoint, save_checkpoint
 from moe_dist.engine.choose import make_engine, makers
 from moe_dist.engine.engine import Engine
-from moe_dist.methods.base import Progress
 from moe_dist.methods.icl.config import IclConfig
 from moe_dist.methods.icl.method import Icl
 from moe_dist.methods.longtail.cross_entropy import CrossEntropy, CrossEntropyConfig
 from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.methods.phases import Progress
 from moe_dist.settings.resources import ParallelConfig
 from moe_dist.train.loop import train_step
 from moe_dist.train.session import GradientShares, Session

@@ -16,8 +16,8 @@ from moe_dist.engine.checkpoint import load_checkpoint, load_weights, save_check
 from moe_dist.engine.choose import IN_ONE_PROCESS, make_engine, makers
 from moe_dist.engine.engine import Engine
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Progress
 from moe_dist.methods.baselines.sparse_moe import SparseMoe, SparseMoeConfig, SparseNetwork
+from moe_dist.methods.phases import Progress
 from moe_dist.settings.resources import ParallelConfig
 from moe_dist.settings.training import OptimiserConfig
 

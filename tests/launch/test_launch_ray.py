@@ -97,7 +97,7 @@ def test_ray_keeps_the_epoch_chosen_on_validation(ray: Launcher, tmp_path: Path)
     by_ray, locally = (evaluation_of(tmp_path / name / "traditional_moe") for name in ("ray", "local"))
     chosen = [json.loads((folder / "evaluation.json").read_text())["chosen"] for folder in (by_ray, locally)]
     assert chosen[0]["epoch"] == chosen[1]["epoch"] < 8
-    assert chosen[0]["validation_top1"] == chosen[1]["validation_top1"]
+    assert chosen[0]["top1"] == chosen[1]["top1"]
     with np.load(by_ray / "predictions.npz") as left, np.load(locally / "predictions.npz") as right:
         assert np.array_equal(left["chosen_argmax"], right["chosen_argmax"])
         assert not np.array_equal(left["chosen_argmax"], left["log_probs"].argmax(1))

@@ -20,12 +20,13 @@ from moe_dist.methods.registry import METHODS, method_class
 from moe_dist.places import cache_folder
 from moe_dist.record.fingerprints import (
     SCHEME,
+    PlannedStep,
     decided_precision,
     differences,
     evaluation_settings,
     fingerprint,
-    step_fingerprints,
-    training_settings,
+    main_training,
+    plan,
 )
 from moe_dist.settings.schema import Part, Strict, declared_part
 from moe_dist.train.task import open_method
@@ -37,7 +38,7 @@ def trained(job: Job) -> dict[str, Any]:
     """The settings that the job's only training depends on."""
     data = open_data(job.data, job.seed, cache_folder())
     (label,) = job.models
-    return training_settings(job, label, open_method(job, label, data), data)
+    return dict(main_training(plan(open_method(job, label, data), job, label, data)).settings)
 
 
 def evaluated(job: Job) -> dict[str, Any]:
@@ -179,8 +180,8 @@ def test_a_step_depends_on_its_own_settings_and_the_training_images() -> None:
 
     def steps(job: Job) -> dict[str, str]:
         data = open_data(job.data, job.seed, cache_folder())
-        planned = step_fingerprints(open_method(job, "dfcp", data), job, data)
-        return {step.name: inputs for step, inputs in planned}
+        planned = plan(open_method(job, "dfcp", data), job, "dfcp", data)
+        return {item.step.name: item.fingerprint for item in planned if isinstance(item, PlannedStep)}
 
     job = dfcp()
     before = steps(job)

@@ -125,15 +125,15 @@ def test_the_epoch_chosen_on_validation_is_kept_and_told(
     """The fourth of six epochs, of 6 steps each; also where the run dies in the fifth and is gone on with."""
     real_step, folder, job = loop.train_step, tmp_path / "run", traditional(epochs=6, checkpoint={"keep": 1})
 
-    def validated(method: Any, session: Any, world: int) -> dict[str, float]:
-        return {"val/loss": 1.0, "val/top1": [0.1, 0.9, 0.2, 0.9, 0.3, 0.2][session.stream.position.epoch - 1]}
+    def validated(session: Any, world: int) -> dict[str, float]:
+        return {"loss": 1.0, "top1": [0.1, 0.9, 0.2, 0.9, 0.3, 0.2][session.stream.position.epoch - 1]}
 
     def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
         if progress.step == die_at:
             raise Killed
         return real_step(method, session, batch, progress)
 
-    monkeypatch.setattr(loop, "evaluate", validated)
+    monkeypatch.setattr(loop, "validate", validated)
     monkeypatch.setattr(loop, "train_step", step_or_die)
     if die_at:
         with pytest.raises(Killed):
@@ -144,7 +144,7 @@ def test_the_epoch_chosen_on_validation_is_kept_and_told(
     kept = checkpoints_of(folder / "traditional_moe")
     assert [path.name for path in checkpoints(kept)] == ["checkpoint_00000024", "checkpoint_00000036"]
     about = json.loads((evaluation_of(folder / "traditional_moe") / "evaluation.json").read_text())
-    assert about["chosen"] == {"checkpoint": "checkpoint_00000024", "epoch": 4, "validation_top1": 0.9}
+    assert about["chosen"] == {"checkpoint": "checkpoint_00000024", "epoch": 4, "top1": 0.9}
     predictions = np.load(evaluation_of(folder / "traditional_moe") / "predictions.npz")
     assert not np.array_equal(predictions["chosen_argmax"], predictions["log_probs"].argmax(1)), "epochs differ"
     assert metrics["traditional_moe/top1_chosen"] == (predictions["chosen_argmax"] == predictions["labels"]).mean()

@@ -18,7 +18,7 @@ def folder_of(path: Path, saved: Sequence[Saved]) -> Path:
     for step, stage, top1 in saved:
         checkpoint = path / f"checkpoint_{step:08d}"
         checkpoint.mkdir(parents=True)
-        state = {"step": step, "stage": stage, "validation_top1": top1}
+        state = {"step": step, "stage": stage, "score": top1}
         (checkpoint / "state.json").write_text(json.dumps({"format": 1, "world": 1, "files": {}, "state": state}))
     return path
 
@@ -46,7 +46,7 @@ def test_a_checkpoint_of_an_earlier_version_has_no_validation(tmp_path: Path) ->
     folder = folder_of(tmp_path, [(1, 0, 0.5)])
     path = folder / "checkpoint_00000001" / "state.json"
     content = json.loads(path.read_text())
-    del content["state"]["validation_top1"]
+    del content["state"]["score"]
     path.write_text(json.dumps(content))
     assert best_on_validation(folder) is None and newest_checkpoint(folder) is not None
 

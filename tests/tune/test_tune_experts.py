@@ -60,9 +60,9 @@ def test_a_bank_gives_what_one_after_another_gives(data):
 
 def test_a_trial_is_trained_as_the_stage_of_experts_alone_trains(data):
     """Weights after three epochs of a candidate beside those that the step leaves."""
-    from moe_dist.methods.base import StepResult, Workspace
     from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
     from moe_dist.methods.dfcp.config import DfcpConfig
+    from moe_dist.methods.phases import StepResult, Workspace
 
     class Here:
         device = CPU

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,13 @@ from moe_dist.data.order import (
     MIXES,
     Position,
     epoch_order,
+    occurrences,
     partner_positions,
     rank_batch,
     rank_positions,
     sampled_order,
     steps_per_epoch,
     uniform,
-    valid_in_step,
 )
 from moe_dist.data.stream.loader import Loader
 from moe_dist.data.stream.prefetch import on_device
@@ -43,6 +43,9 @@ from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.training import Sampling
 
+COMPANION_REPEATS = 2**40
+"""Beyond the copies of any sample in an epoch."""
+
 
 class Stream:
     """The batches of `training_set` that `rank` of `world` trains on, epoch after epoch.
@@ -50,7 +53,8 @@ class Stream:
     images: the split's images; config: normalisation, loader workers and shuffle window; global_batch: samples per step
     over all ranks; augment: random changes, or None; shuffle: False keeps the order of `training_set`;
     shard_of [images]: each image's shard, needed with `config.window_shards`; sampling: how often an epoch shows each
-    label of `training_set`, epochs: of the whole stage, which progressive sampling goes through; beside: a stream that
+    label of `training_set`, epochs: of the whole stage, which progressive sampling goes through; order: the epochs'
+    batches themselves, instead (methods/phases.py's EpochOrder); beside: a stream that
     is not read at the same time, whose loader processes work for this one, too.
     Raises UserError where global_batch is no multiple of world, the set is empty, or its classes are sampled and the
     epoch is shuffled in windows of shards.
@@ -72,6 +76,7 @@ class Stream:
         shard_of: np.ndarray | None = None,
         sampling: Sampling = "instance",
         epochs: int = 1,
+        order: Callable[[np.ndarray, int, int, int], np.ndarray] | None = None,
         beside: Stream | None = None,
     ) -> None:
         require_divisible(global_batch, world)
@@ -90,6 +95,8 @@ class Stream:
         self._shuffle = shuffle
         self._sampling: Sampling = sampling
         self._epochs = epochs
+        self._own_order = order
+        self._own_steps: int | None = None
         self._device = torch.device(device)
         self._shard_of = None if shard_of is None else shard_of[training_set.samples]
         crop_scale = None if augment is None else augment.resized_crop
@@ -102,19 +109,36 @@ class Stream:
         self._decoder = self._loader.add(images, seed, crop_scale)
 
     def __len__(self) -> int:
-        """Steps of one epoch, the same on every rank."""
-        return steps_per_epoch(len(self._set.samples), self._global_batch)
+        """Steps of one epoch, the same on every rank and in every epoch."""
+        if self._own_order is None:
+            return steps_per_epoch(self.samples_count, self._global_batch)
+        if self._own_steps is None:
+            self._own_steps = len(self._own_order(self._set.labels, self._seed, 0, self._global_batch))
+        return self._own_steps
 
-    def epoch(self) -> Iterator[Batch]:
-        """The batches from the current position to the end of its epoch; call `advance` after each finished step."""
+    @property
+    def samples_count(self) -> int:
+        """How many samples the set has."""
+        return len(self._set.samples)
+
+    def epoch(
+        self, arrays: Mapping[str, np.ndarray] | None = None, companions: str | None = None, most: int | None = None
+    ) -> Iterator[Batch]:
+        """The batches from the current position to the end of its epoch; call `advance` after each finished step.
+
+        arrays: further columns [N, ...] of the set; companions: the name of one, [N, k] rows of the set, -1 for none,
+        whose images come with the batch; most: of the batches, so many.
+        """
+        arrays = arrays or {}
         epoch, first = self.position.epoch, self.position.steps
-        order, repeats = self._order(epoch)
-        steps = range(first, len(self))
-        shares = [self._share(order, repeats, step) for step in steps]
+        order = self._order(epoch)
+        last = len(self) if most is None else min(len(self), first + most)
+        beside = None if companions is None else arrays[companions]
+        shares = [self._share(order, step, beside) for step in range(first, last)]
         wanted = [(epoch, self._set.samples[share.rows], share.repeats) for share in shares]
         loaded = on_device(self._loader.load(self._decoder, wanted), self._device)
-        for step, share, (images, readable) in zip(steps, shares, loaded):
-            yield self._batch(epoch, step, share, images, readable.numpy())
+        for share, (images, readable) in zip(shares, loaded):
+            yield self._batch(epoch, share, images, readable.numpy(), arrays)
 
     def advance(self) -> None:
         """Count one finished step; after the last of an epoch the next epoch begins."""
@@ -145,48 +169,82 @@ class Stream:
             else self._sampling,
         }
 
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of the training set in the epoch's order, and which of its row's copies each place is."""
-        count = len(self._set.samples)
+    def _order(self, epoch: int) -> _Order:
+        count = self.samples_count
+        if self._own_order is not None:
+            rows = self._own_order(self._set.labels, self._seed, epoch, self._global_batch)
+            assert rows.shape == (len(self), self._global_batch), "an epoch's order has a row a step"
+            return _Order(np.maximum(rows, 0).ravel(), occurrences(rows.ravel()), rows.ravel() >= 0)
+        repeats = np.zeros(count, np.int64)
         if self._shuffle and self._sampling != "instance":
-            return sampled_order(self._set.labels, self._sampling, self._seed, epoch, self._epochs)
-        once = np.zeros(count, np.int64)
-        if not self._shuffle:
-            return np.arange(count), once
-        return epoch_order(count, self._seed, epoch, self._shard_of, self._config.window_shards), once
+            rows, repeats = sampled_order(self._set.labels, self._sampling, self._seed, epoch, self._epochs)
+        elif self._shuffle:
+            rows = epoch_order(count, self._seed, epoch, self._shard_of, self._config.window_shards)
+        else:
+            rows = np.arange(count)
+        return _Order(rows, repeats, np.ones(count, bool))
 
-    def _share(self, order: np.ndarray, repeats: np.ndarray, step: int) -> _Share:
+    def _share(self, order: _Order, step: int, beside: np.ndarray | None) -> _Share:
+        """This rank's share of a global batch; beside [N, k]: the rows of each sample's companions."""
         where = (step, self._global_batch, self._rank, self._world)
-        rows, valid = rank_batch(order, *where)
-        again, _ = rank_batch(repeats, *where)
-        if self._augment is None or not mixes(self._augment):
-            return _Share(rows, again, valid)
-        own = rank_positions(*where)
-        further, partners = with_partners(own, partner_positions(own, len(order), self._global_batch))
-        return _Share(np.append(rows, order[further]), np.append(again, repeats[further]), valid, partners)
+        positions = rank_positions(*where)
+        rows, inside = rank_batch(order.rows, *where)
+        repeats, _ = rank_batch(order.repeats, *where)
+        valid = inside & rank_batch(order.valid, *where)[0]
+        batch = slice(step * self._global_batch, (step + 1) * self._global_batch)
+        further = np.zeros(0, np.int64)
+        partners = companions = None
+        if self._augment is not None and mixes(self._augment):
+            assert self._own_order is None, "who is mixed with whom is told for epochs of all samples alone"
+            own = partner_positions(positions, len(order.rows), self._global_batch)
+            further, partners = with_partners(positions, own)
+        more_rows, more_repeats = order.rows[further], order.repeats[further]
+        if beside is not None:
+            companions = beside[rows]
+            more_rows = np.append(more_rows, np.maximum(companions, 0).ravel())
+            # Draws of their own, whoever they are companions of and on whatever rank.
+            places = positions[:, None] * companions.shape[1] + np.arange(companions.shape[1])
+            more_repeats = np.append(more_repeats, COMPANION_REPEATS + places.ravel())
+        rows, repeats = np.append(rows, more_rows), np.append(repeats, more_repeats)
+        return _Share(rows, repeats, valid, int(order.valid[batch].sum()), partners, companions)
 
-    def _batch(self, epoch: int, step: int, share: _Share, images: Tensor, readable: np.ndarray) -> Batch:
+    def _batch(
+        self, epoch: int, share: _Share, images: Tensor, readable: np.ndarray, arrays: Mapping[str, np.ndarray]
+    ) -> Batch:
         """The batch of `share`, of whose images [L, 3, S, S] uint8 those are `readable` [L] that are no bad ones."""
-        own_share = partner = None
+        size = len(share.valid)
+        own_share = partner = companions = None
         if self._augment is not None:
             loaded = self._set.samples[share.rows]
             images = augment(images, self._augment, uniform(self._seed, epoch, loaded, DRAWS, share.repeats))
-            if share.partners is not None:
-                draws = uniform(self._seed, epoch, loaded, MIX_DRAWS, share.repeats, MIXES)[: len(share.valid)]
-                images, own_share = mix(images, share.partners, readable, self._augment, draws)
-                partner = self._to_device(self._set.labels[share.rows[share.partners]].astype(np.int64))
-        rows, valid = share.rows[: len(share.valid)], share.valid & readable[: len(share.valid)]
-        samples = self._set.samples[rows]
-        weight = valid * (self._world / valid_in_step(len(self._set.samples), step, self._global_batch))
+        if share.companions is not None:
+            count = share.companions.size
+            beside, images = images[len(images) - count :], images[: len(images) - count]
+            companions = self._companions(beside, share.companions)
+        if share.partners is not None and self._augment is not None:
+            own = self._set.samples[share.rows[:size]]
+            draws = uniform(self._seed, epoch, own, MIX_DRAWS, share.repeats[:size], MIXES)
+            images, own_share = mix(images, share.partners, readable[: len(images)], self._augment, draws)
+            partner = self._to_device(self._set.labels[share.rows[share.partners]].astype(np.int64))
+        rows, valid = share.rows[:size], share.valid & readable[:size]
+        columns = self._columns | {name: _column(values) for name, values in arrays.items()}
+        weight = valid * (self._world / share.valid_in_step)
         return Batch(
             images=normalise(images, self._config.mean, self._config.std),
             labels=self._to_device(self._set.labels[rows].astype(np.int64)),
-            samples=self._to_device(samples.astype(np.int64)),
+            samples=self._to_device(self._set.samples[rows].astype(np.int64)),
             weight=self._to_device(weight.astype(np.float32)),
-            columns={name: self._to_device(values[rows]) for name, values in self._columns.items()},
+            rows=self._to_device(rows.astype(np.int64)),
+            columns={name: self._to_device(values[rows]) for name, values in columns.items()},
+            companions=companions,
             partner=partner,
             share=own_share,
         )
+
+    def _companions(self, images: Tensor, rows: np.ndarray) -> Tensor:
+        """The companions' images [B, k, 3, S, S], black where `rows` [B, k] name none."""
+        shown = normalise(images, self._config.mean, self._config.std).unflatten(0, rows.shape)
+        return shown * self._to_device((rows >= 0).astype(np.float32))[:, :, None, None, None]
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
@@ -255,14 +313,26 @@ def _digest(training_set: TrainingSet) -> str:
 
 
 @dataclass(frozen=True)
+class _Order:
+    """An epoch's positions: the row of the set at each [P], which of its row's copies it is, and whether it counts."""
+
+    rows: np.ndarray
+    repeats: np.ndarray
+    valid: np.ndarray
+
+
+@dataclass(frozen=True)
 class _Share:
-    """A rank's share of a global batch of B images a rank, of which L >= B are loaded: its own first, then partners.
+    """A rank's share of a global batch of B images a rank, of which L >= B are loaded: its own, partners, companions.
 
     rows [L]: of the training set; repeats [L]: which of its row's copies in the epoch each is; valid [B]: False for
-    padding; partners [B]: where each one's partner for MixUp and CutMix is among the L, or None.
+    padding; valid_in_step: of the whole global batch; partners [B]: where each one's partner for MixUp and CutMix is
+    among the L, or None; companions [B, k]: rows of the set, -1 for none, or None.
     """
 
     rows: np.ndarray
     repeats: np.ndarray
     valid: np.ndarray
+    valid_in_step: int
     partners: np.ndarray | None = None
+    companions: np.ndarray | None = None

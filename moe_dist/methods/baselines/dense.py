@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_dist.data.batch import Batch
-from moe_dist.methods.base import Method, Prediction, Progress, Stage, StepResult
+from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.phases import Progress, Stage, StepResult
 from moe_dist.models.backbones import classifier
 from moe_dist.models.makers import Makers, seeded
 from moe_dist.settings.augment import AugmentConfig
@@ -55,19 +56,19 @@ class Dense(Method):
             ),
         )
 
-    def stages(self) -> Sequence[Stage]:
+    def phases(self) -> Sequence[Stage]:
         """One stage, all parameters."""
         config = self.config
         return (
             Stage(
                 "dense",
-                config.epochs,
                 config.batch_size,
                 {"": config.optimiser},
-                config.schedule,
-                config.augment,
-                config.clip_norm,
-                config.sampling,
+                epochs=config.epochs,
+                schedule=config.schedule,
+                augment=config.augment,
+                clip_norm=config.clip_norm,
+                sampling=config.sampling,
             ),
         )
 

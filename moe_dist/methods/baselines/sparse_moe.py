@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from moe_dist.data.batch import Batch
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Method, Prediction, Progress, Stage, StepResult
+from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.phases import Progress, Stage, StepResult
 from moe_dist.models.makers import Makers, seeded
 from moe_dist.models.sparse import Routing, gate_logits, route
 from moe_dist.settings.augment import AugmentConfig
@@ -105,20 +106,20 @@ class SparseMoe(Method):
             seeded(seed + 1, lambda: nn.Linear(width, self.info.classes)),
         )
 
-    def stages(self) -> Sequence[Stage]:
+    def phases(self) -> Sequence[Stage]:
         """One stage, end to end; the gate has an optimiser of its own."""
         config = self.config
         optimisers = {"": config.optimiser, "experts.gate.": config.gate_optimiser}
         return (
             Stage(
                 "sparse",
-                config.epochs,
                 config.batch_size,
                 optimisers,
-                config.schedule,
-                config.augment,
-                config.clip_norm,
-                config.sampling,
+                epochs=config.epochs,
+                schedule=config.schedule,
+                augment=config.augment,
+                clip_norm=config.clip_norm,
+                sampling=config.sampling,
             ),
         )
 
@@ -149,7 +150,7 @@ class SparseMoe(Method):
         assert isinstance(network, SparseNetwork)
         tokens = network.tokens(images)
         log_probs = functional.log_softmax(network.classify(tokens)[0].float(), dim=1)
-        return Prediction(log_probs, network.image_gate(tokens, self.config.top_k))
+        return Prediction(log_probs, {"": network.image_gate(tokens, self.config.top_k)})
 
 
 def _trunk(filters: Sequence[int]) -> nn.Module:

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch
-from moe_dist.methods.base import Method, Prediction, Progress, Stage, StepResult
+from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.dfcp import losses
 from moe_dist.methods.dfcp.config import GATE_SPACE, ExpertConfig, Experts, GateConfig, check_experts, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
+from moe_dist.methods.phases import Progress, Stage, StepResult
 from moe_dist.models.makers import Makers
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.schema import Count, Part, Positive
@@ -73,20 +74,20 @@ class TraditionalMoe(Method):
         """A logit per class."""
         return self.info.classes
 
-    def stages(self) -> Sequence[Stage]:
+    def phases(self) -> Sequence[Stage]:
         """One stage, end to end."""
         config = self.config
         chosen = optimisers(self.experts, config.gate)
         return (
             Stage(
                 "joint",
-                config.epochs,
                 config.batch_size,
                 chosen,
-                config.schedule,
-                config.augment,
-                config.clip_norm,
-                config.sampling,
+                epochs=config.epochs,
+                schedule=config.schedule,
+                augment=config.augment,
+                clip_norm=config.clip_norm,
+                sampling=config.sampling,
             ),
         )
 
@@ -105,10 +106,10 @@ class TraditionalMoe(Method):
         if top_k is not None and len(images) == 1:
             _, gate_logits, expert_logits = network.picked(images, top_k)
             log_probs = losses.mixture_of_softmax_log_probs(gate_logits, expert_logits)
-            return Prediction(log_probs, losses.gate_log_weights(gate_logits).exp())
+            return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits).exp()})
         gate_logits, expert_logits = network(images)
         log_probs = losses.mixture_of_softmax_log_probs(gate_logits, expert_logits, top_k)
-        return Prediction(log_probs, losses.gate_log_weights(gate_logits, top_k).exp(), expert_logits)
+        return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits, top_k).exp()}, expert_logits)
 
     def top_ks(self) -> Sequence[int]:
         """As the job says."""

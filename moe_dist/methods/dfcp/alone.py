@@ -17,11 +17,11 @@ from moe_dist.bank.batches import Lesson
 from moe_dist.bank.stack import Member
 from moe_dist.data.batch import DatasetInfo
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Step, StepResult, TaskContext, Workspace
 from moe_dist.methods.dfcp.config import AloneConfig, DfcpConfig, ExpertConfig, expert_list
 from moe_dist.methods.dfcp.network import expert_costs, expert_optimiser, widths
 from moe_dist.methods.dfcp.steps import members
 from moe_dist.methods.dfcp.views import Views
+from moe_dist.methods.phases import Step, StepResult, TaskContext, Workspace
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
 from moe_dist.settings.schema import settings_of

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, TrainingSet
-from moe_dist.methods.base import Method, Prediction, Progress, Stage, Step, StepResult
+from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.dfcp import losses, steps
 from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import GATE_SPACE, DfcpConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
+from moe_dist.methods.phases import Phase, Progress, Stage, StepResult
 from moe_dist.methods.search import ExpertSearch
 from moe_dist.models.makers import Makers
 
@@ -31,9 +32,9 @@ class Dfcp(Method):
         """The configuration of each expert; expert j is the expert of class j."""
         return expert_list(self.config.experts, self.info.classes)
 
-    def steps(self) -> Sequence[Step]:
-        """The pipeline up to trained experts, in the paper's order."""
-        return (*steps.labelling_steps(self.config), train_experts_alone(self.config, self.info))
+    def phases(self) -> Sequence[Phase]:
+        """The pipeline up to trained experts, in the paper's order, and the joint stage."""
+        return (*steps.labelling_steps(self.config), train_experts_alone(self.config, self.info), self._joint_stage())
 
     def visible_labels(self, results: Mapping[str, StepResult], true_labels: np.ndarray) -> np.ndarray:
         """The labels of trusted samples; every other is hidden, and all are until the split is made."""
@@ -75,19 +76,16 @@ class Dfcp(Method):
         """One logit."""
         return 1
 
-    def stages(self) -> Sequence[Stage]:
-        """The joint stage."""
+    def _joint_stage(self) -> Stage:
         joint = self.config.joint
-        return (
-            Stage(
-                "joint",
-                joint.epochs,
-                joint.batch_size,
-                optimisers(self.experts, self.config.gate),
-                joint.schedule,
-                joint.augment,
-                joint.clip_norm,
-            ),
+        return Stage(
+            "joint",
+            joint.batch_size,
+            optimisers(self.experts, self.config.gate),
+            epochs=joint.epochs,
+            schedule=joint.schedule,
+            augment=joint.augment,
+            clip_norm=joint.clip_norm,
         )
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -110,10 +108,10 @@ class Dfcp(Method):
         if top_k is not None and len(images) == 1:
             ids, gate_logits, expert_logits = network.picked(images, top_k)
             log_probs = losses.mixture_log_probs(gate_logits, expert_logits.squeeze(2), ids, self.info.classes)
-            return Prediction(log_probs, losses.gate_log_weights(gate_logits).exp())
+            return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits).exp()})
         gate_logits, expert_logits = _logits(network, images)
         log_probs = self._log_probs(gate_logits, expert_logits, top_k)
-        return Prediction(log_probs, losses.gate_log_weights(gate_logits, top_k).exp(), expert_logits)
+        return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits, top_k).exp()}, expert_logits)
 
     def _log_probs(self, gate_logits: Tensor, expert_logits: Tensor, top_k: int | None) -> Tensor:
         own_class = torch.arange(self.info.classes, device=gate_logits.device)

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from moe_dist.data.order import split
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Step, StepResult, TaskContext, Workspace
 from moe_dist.methods.dfcp.clusters import Clustering, davies_bouldin, kmeans, purity, scan_radii
 from moe_dist.methods.dfcp.config import ClustersConfig, DfcpConfig, FeaturesConfig, PseudoLabelsConfig
 from moe_dist.methods.dfcp.pseudo_labels import (
@@ -27,6 +26,7 @@ from moe_dist.methods.dfcp.pseudo_labels import (
     require_every_class,
 )
 from moe_dist.methods.dfcp.views import Views
+from moe_dist.methods.phases import Step, StepResult, TaskContext, Workspace
 from moe_dist.models.backbones import feature_map
 from moe_dist.models.siamese import embed, train_siamese
 from moe_dist.settings.schema import settings_of

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch
-from moe_dist.methods.base import Progress, StepResult
 from moe_dist.methods.icl import losses
 from moe_dist.methods.icl.config import IclConfig
 from moe_dist.methods.icl.memory import Memory
 from moe_dist.methods.longtail.losses import cross_entropies
 from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.methods.phases import Progress, StepResult
 from moe_dist.methods.ranks import global_mean
 from moe_dist.models.branches import BranchOutputs, feature_count
 from moe_dist.models.makers import Makers

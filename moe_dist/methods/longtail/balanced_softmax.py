@@ -7,10 +7,10 @@ from typing import Literal
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch
-from moe_dist.methods.base import Progress
 from moe_dist.methods.longtail import losses
 from moe_dist.methods.longtail.config import BranchConfig
 from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.methods.phases import Progress
 from moe_dist.models.branches import BranchOutputs
 from moe_dist.settings.schema import NonNegative
 

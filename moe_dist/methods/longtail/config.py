@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from moe_dist.methods.base import Stage
 from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.phases import Stage
 from moe_dist.models.branches import NetworkConfig
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.schema import Count, NonNegative, Positive, Strict
@@ -39,17 +39,18 @@ class StageConfig(Strict):
             kind="sgd", learning_rate=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
 
-    def stage(self, name: str, trained: dict[str, OptimiserConfig | None]) -> Stage:
-        """The stage called `name`; `trained`: an optimiser, or None to freeze, by prefix of parameters' names."""
+    def stage(self, name: str, trained: dict[str, OptimiserConfig | None], whole_batch: bool = False) -> Stage:
+        """The stage called `name`; trained: an optimiser, or None to freeze, by prefix of parameters' names."""
         return Stage(
             name,
-            self.epochs,
             self.batch_size,
             trained,
-            ScheduleConfig(kind="cosine", warmup_epochs=self.warmup_epochs),
-            self.augment,
-            self.clip_norm,
-            self.sampling,
+            epochs=self.epochs,
+            schedule=ScheduleConfig(kind="cosine", warmup_epochs=self.warmup_epochs),
+            augment=self.augment,
+            clip_norm=self.clip_norm,
+            sampling=self.sampling,
+            whole_batch=whole_batch,
         )
 
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Progress
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.longtail import losses
 from moe_dist.methods.longtail.config import BranchConfig, Epoch
 from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.methods.phases import Progress
 from moe_dist.methods.ranks import global_mean
 from moe_dist.models.branches import BranchOutputs
 from moe_dist.settings.schema import Fraction

@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Method, Prediction, Progress, Stage, StepResult
+from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.longtail.config import BranchConfig
 from moe_dist.methods.longtail.losses import balanced_softmax
+from moe_dist.methods.phases import Progress, Stage, StepResult
 from moe_dist.models.branches import (
     BranchNetwork,
     BranchOutputs,
@@ -51,6 +52,9 @@ class BranchMethod(Method):
     ) -> dict[str, Tensor]:
         """The loss terms of stage one by name, from what the network gave for `batch`; asked outside autocast."""
 
+    needs_whole_batch: ClassVar[bool] = False
+    """Whether a term of stage one is no sum over samples: then a worker's share cannot be cut into micro-batches."""
+
     def class_counts(self, network: nn.Module) -> Tensor:
         """Training images of each class, n_c [C] float32, on the network's device; where counts are needed."""
         return network.get_buffer("class_counts")
@@ -72,11 +76,11 @@ class BranchMethod(Method):
         """Features and the logits of two sets of classifiers."""
         return feature_count(self.config.network) + 2 * self.info.classes
 
-    def stages(self) -> Sequence[Stage]:
+    def phases(self) -> Sequence[Stage]:
         """Features, then the fresh classifiers, where there is a second stage."""
         features, classifiers = self.config.features, self.config.classifiers
         fresh = [f"experts.members.{expert}.classifiers.1." for expert in range(self.config.experts)]
-        first = features.stage(FEATURES, {"": features.optimiser()} | dict.fromkeys(fresh))
+        first = features.stage(FEATURES, {"": features.optimiser()} | dict.fromkeys(fresh), self.needs_whole_batch)
         if classifiers is None:
             return (first,)
         return first, classifiers.stage(CLASSIFIERS, dict.fromkeys(fresh, classifiers.optimiser()))

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch
-from moe_dist.methods.base import Progress
 from moe_dist.methods.longtail import losses
 from moe_dist.methods.longtail.ldam_drw import LdamDrw, MarginConfig
+from moe_dist.methods.phases import Progress
 from moe_dist.models.branches import BranchOutputs
 from moe_dist.settings.schema import NonNegative, Positive
 

@@ -14,8 +14,8 @@ from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.engine.optimisers import choose_optimisers
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Progress
 from moe_dist.methods.baselines.sparse_moe import SparseMoe, SparseMoeConfig, SparseNetwork
+from moe_dist.methods.phases import Progress
 from moe_dist.settings.training import OptimiserConfig
 from tests.reference import sparse_moe as reference
 
@@ -71,7 +71,7 @@ def test_prediction_tells_where_the_tokens_of_an_image_went(top_k: int) -> None:
         tokens = network.tokens(batch().images)
         logits = (tokens @ network.experts.gate.weight.T).numpy()
     torch.testing.assert_close(prediction.log_probs.exp().sum(1), torch.ones(IMAGES))
-    assert tokens.shape == (IMAGES, 4, 6) and prediction.gate is not None
+    assert tokens.shape == (IMAGES, 4, 6) and set(prediction.gates) == {""}
     for image in range(IMAGES):
         chosen = reference.choices(logits[image], top_k)
         weights = reference.weights(reference.probabilities(logits[image]), chosen, np.ones((4, top_k), dtype=bool))
@@ -79,7 +79,7 @@ def test_prediction_tells_where_the_tokens_of_an_image_went(top_k: int) -> None:
         for token in range(4):
             for rank in range(top_k):
                 load[chosen[token][rank]] += weights[token, rank] / weights.sum()
-        np.testing.assert_allclose(prediction.gate[image], load, atol=1e-5)
+        np.testing.assert_allclose(prediction.gates[""][image], load, atol=1e-5)
 
 
 def test_a_prediction_does_not_depend_on_the_other_images() -> None:

@@ -9,11 +9,11 @@ from torch.nn import functional
 
 from moe_dist.data.batch import DatasetInfo
 from moe_dist.errors import UserError
-from moe_dist.methods.base import StepResult, Workspace
 from moe_dist.methods.dfcp.alone import banks_of, chosen_samples, expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import AloneConfig, DfcpConfig, ExpertConfig
 from moe_dist.methods.dfcp.network import expert_optimiser, widths
 from moe_dist.methods.dfcp.views import Views
+from moe_dist.methods.phases import StepResult, Workspace
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
 from moe_dist.optimisers import torch_optimiser

@@ -14,10 +14,10 @@ from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.engine.engine import LocalEngine
 from moe_dist.errors import UserError
 from moe_dist.job import parse_job
-from moe_dist.methods.base import Progress
 from moe_dist.methods.icl.config import IclConfig
 from moe_dist.methods.icl.memory import Memory
 from moe_dist.methods.icl.method import Icl
+from moe_dist.methods.phases import Progress
 from moe_dist.models.branches import BranchNetwork
 from tests.methods.branch_batches import SIDE, batch_of
 from tests.reference import icl as reference

@@ -14,9 +14,9 @@ from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.engine.engine import LocalEngine
 from moe_dist.errors import UserError
 from moe_dist.job import parse_job
-from moe_dist.methods.base import Progress
 from moe_dist.methods.longtail.config import BranchConfig
 from moe_dist.methods.longtail.method import BranchMethod
+from moe_dist.methods.phases import Progress
 from moe_dist.methods.registry import method_class
 from moe_dist.models.branches import BranchNetwork
 from moe_dist.train.refusals import refuse_early

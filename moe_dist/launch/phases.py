@@ -1,0 +1,188 @@
+"""A model's phases, run from the driver's side: what is there is kept, what is missing is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from moe_dist.engine.checkpoint import read_state
+from moe_dist.files import read_json, write_json
+from moe_dist.launch.drive import Drive
+from moe_dist.methods.base import Method
+from moe_dist.places import Current, ModelFolder, cache_folder
+from moe_dist.record.fingerprints import Planned, PlannedStep, PlannedTraining, differences
+from moe_dist.record.results import Results, done
+from moe_dist.train.checkpoints import sound_checkpoint
+from moe_dist.train.steps import run_step
+from moe_dist.train.task import TrainingTask, trained_network
+
+TRAINED = "training.json"
+SETTINGS = "settings.json"
+
+
+@dataclass
+class ModelPhases:
+    """The phases of one model (one label) of a run, of which those in `planned` are wanted.
+
+    trained: the last checkpoints of the stages that are done, by the stage's name.
+    """
+
+    drive: Drive
+    label: str
+    method: Method
+    planned: Sequence[Planned]
+    trained: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder = ModelFolder(self.drive.run / self.label)
+        steps = {item.step.name: item for item in self.planned if isinstance(item, PlannedStep)}
+        self.results = Results({name: self.folder.step(name, item.fingerprint) for name, item in steps.items()})
+
+    @property
+    def trainings(self) -> list[PlannedTraining]:
+        """All trainings that are wanted, in order."""
+        return [training for item in self.planned if not isinstance(item, PlannedStep) for training in item]
+
+    def current(self, evaluation: Path | None = None) -> Current:
+        """What the report is to show of them: the last training is the model's."""
+        folders = {training.name: self.folder.training(training.fingerprint) for training in self.trainings}
+        last = next(reversed(folders.values()), None)
+        return Current(self.results.folders, last, evaluation, dict(list(folders.items())[:-1]))
+
+    def run(self) -> None:
+        """Run the steps and trainings that are not there yet."""
+        for item in self.planned:
+            if isinstance(item, PlannedStep):
+                drive = self.drive
+                run_step(
+                    item,
+                    self.method,
+                    drive.job,
+                    drive.data,
+                    self.results,
+                    self.network,
+                    drive.launcher.run_tasks,
+                    drive.record,
+                    drive.show,
+                )
+            else:
+                self._train(item)
+
+    def network(self, stage: str) -> nn.Module:
+        """The network that a stage left, in eval mode on the CPU."""
+        training = next(training for training in self.trainings if stage in [s.name for s in training.stages])
+        return trained_network(self.task(training), self.method, stage, self.results)
+
+    def task(self, training: PlannedTraining) -> TrainingTask:
+        """A training as it is sent to workers."""
+        return self.task_of(self.folder.training(training.fingerprint), [stage.name for stage in training.stages])
+
+    def task_of(self, folder: Path, stages: Sequence[str]) -> TrainingTask:
+        """A training of `stages` into a folder, on what the phases so far have left."""
+        return TrainingTask(
+            job=self.drive.job,
+            label=self.label,
+            run=self.drive.run,
+            cache=cache_folder(),
+            folder=folder,
+            steps=self.results.folders,
+            trained=dict(self.trained),
+            stages=tuple(stages),
+            start=self.drive.record.number,
+        )
+
+    def _train(self, trainings: Sequence[PlannedTraining]) -> None:
+        """Do those of the trainings that are not done, at the same time."""
+        show, missing = self.drive.show, []
+        for training in trainings:
+            task = self.task(training)
+            checkpoint = self._finished(task)
+            if checkpoint is None:
+                missing.append((training, task))
+            else:
+                show.skipped(self._title([training]), self._seconds(training))
+                self.trained |= dict.fromkeys(task.stages, checkpoint)
+        if not missing:
+            return
+        self.drive.record.work_begins()
+        for training, task in missing:
+            if read_json(task.folder / SETTINGS) != training.settings:
+                write_json(task.folder / SETTINGS, dict(training.settings))
+            (task.folder / TRAINED).unlink(missing_ok=True)
+        workers = self.drive.job.workers
+        on = f"on {workers} worker{'s' if workers > 1 else ''} ({self.drive.launcher.name})"
+        with show.working(f"{self._title([training for training, _ in missing])} {on}"):
+            checkpoints = self.drive.launcher.train([task for _, task in missing])
+        for (training, task), checkpoint in zip(missing, checkpoints):
+            self._note(training, task, checkpoint)
+            self.trained |= dict.fromkeys(task.stages, checkpoint)
+
+    def _title(self, trainings: Sequence[PlannedTraining]) -> str:
+        titles = [stage.title for training in trainings for stage in training.stages if stage.title]
+        return ", ".join(dict.fromkeys(titles)) or "training"
+
+    def _finished(self, task: TrainingTask) -> Path | None:
+        """The last checkpoint of a training that is done."""
+        finished, checkpoint = read_json(task.folder / TRAINED), self._sound_checkpoint(task)
+        if finished and checkpoint and read_state(checkpoint)["step"] == finished["step"]:
+            return checkpoint
+        return None
+
+    def _sound_checkpoint(self, task: TrainingTask) -> Path | None:
+        """The newest sound checkpoint; newer ones that are damaged get another name, and the user is told."""
+        sound, damaged = sound_checkpoint(task.checkpoints)
+        for path, file in damaged.items():
+            aside = path.with_name(f"damaged-{path.name}")
+            path.replace(aside)
+            self.drive.show.notice(
+                f"{path}: {file} does not hold the bytes that were written; it is now called {aside.name}, and "
+                f"{sound.name if sound else 'nothing'} is gone on from"
+            )
+        return sound
+
+    def _note(self, training: PlannedTraining, task: TrainingTask, checkpoint: Path) -> None:
+        """Write that a training is done, and what made it."""
+        state = read_state(checkpoint)
+        about: dict[str, Any] = {"fingerprint": training.fingerprint, "stages": list(task.stages)}
+        about |= {name: state[name] for name in ("step", "seconds", "made", "over")}
+        write_json(task.folder / TRAINED, about | {"finished": time.time()})
+
+    def seconds(self) -> tuple[float, float | None]:
+        """Wall seconds of all phases, and with an expert's own seconds added up where experts are trained alone.
+
+        The second is how the paper counts; None without such a step. What ran side by side counts by the longest.
+        """
+        wall, alone = 0.0, []
+        for item in self.planned:
+            if isinstance(item, PlannedStep):
+                finished = done(self.results.folders[item.step.name])
+                assert finished is not None
+                wall += finished["seconds"]
+                alone += self.results[item.step.name].values.get("seconds", [])
+            else:
+                wall += max(map(self._seconds, item))
+        return wall, sum(alone) + self._seconds(self.trainings[-1]) if alone else None
+
+    def _seconds(self, training: PlannedTraining) -> float:
+        """How long a training that is done took."""
+        about = read_json(self.folder.training(training.fingerprint) / TRAINED)
+        assert about is not None
+        return about["seconds"]
+
+    def tell_of_change(self, before: Path | None) -> None:
+        """Say what differs from the training in the folder `before`, which the report showed until now, and stays."""
+        training = self.trainings[-1]
+        earlier = read_json(before / SETTINGS) if before else None
+        folder = self.task(training).folder
+        if before is None or before == folder or earlier is None:
+            return
+        changed = "; ".join(differences(earlier, training.settings))
+        self.drive.show.notice(
+            f"{self.label}: other settings than those of the training in {before.name} ({changed}); that one stays, "
+            f"and this one goes to {folder.name} beside it"
+        )
