@@ -17,7 +17,7 @@ from pydantic import (
 
 from moe_dist.errors import UserError
 from moe_dist.methods.config import MethodConfig
-from moe_dist.methods.registry import METHODS, method_class
+from moe_dist.methods.registry import method_class, method_names
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.explain import explain
 from moe_dist.settings.resources import ParallelConfig, ResourceConfig
@@ -32,10 +32,14 @@ def _method_config(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict) or "name" not in value:
-        raise ValueError(f"needs a `name`, one of {', '.join(sorted(METHODS))}")
-    if not isinstance(value["name"], str) or value["name"] not in METHODS:
-        raise ValueError(f"no method is called {value['name']!r}; choose one of {', '.join(sorted(METHODS))}")
-    return method_class(value["name"]).Config.model_validate(value, context=info.context)
+        raise ValueError(f"needs a `name`, one of {', '.join(method_names())}")
+    if not isinstance(value["name"], str):
+        raise ValueError(f"no method is called {value['name']!r}; choose one of {', '.join(method_names())}")
+    try:
+        method = method_class(value["name"])
+    except UserError as error:
+        raise ValueError(str(error).removeprefix("method.name: ")) from None
+    return method.Config.model_validate(value, context=info.context)
 
 
 AnyMethod = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_method_config)]

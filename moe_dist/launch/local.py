@@ -139,6 +139,11 @@ def _spawned(
     except UserError as error:
         sentence.send(error)
         sys.exit(1)  # what is raised here would be written to a temporary file, whose disk may be full
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(
+        0
+    )  # a C++ thread of gloo that is still ending aborts an interpreter that unwinds, rarely, on a busy machine
 
 
 def _free_port() -> int:

@@ -1,7 +1,21 @@
-"""The methods by name. Adding a method is adding its module and one line here."""
+"""The methods by name: ours, and those that installed packages bring as entry points.
+
+A package of your own says in its pyproject.toml
+
+    [project.entry-points."moe_dist.methods"]
+    my_method = "my_package.my_module:MyMethod"
+
+and, where the method has its own part of the report (methods/reporting.py),
+
+    [project.entry-points."moe_dist.reports"]
+    my_method = "my_package.my_report:REPORT"
+"""
+
+from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
 
 from moe_dist.errors import UserError
 
@@ -9,23 +23,47 @@ if TYPE_CHECKING:
     from moe_dist.methods.base import Method
 
 METHODS = {
-    "dfcp": "moe_dist.methods.dfcp",
-    "traditional_moe": "moe_dist.methods.baselines.traditional_moe",
-    "dense": "moe_dist.methods.baselines.dense",
-    "sparse_moe": "moe_dist.methods.baselines.sparse_moe",
-    "icl": "moe_dist.methods.icl",
-    "cross_entropy": "moe_dist.methods.longtail.cross_entropy",
-    "focal": "moe_dist.methods.longtail.focal",
-    "balanced_softmax": "moe_dist.methods.longtail.balanced_softmax",
-    "ldam_drw": "moe_dist.methods.longtail.ldam_drw",
-    "ride": "moe_dist.methods.longtail.ride",
-    "shike": "moe_dist.methods.longtail.shike",
-    "balpoe": "moe_dist.methods.longtail.balpoe",
+    "dfcp": "moe_dist.methods.dfcp.method:Dfcp",
+    "traditional_moe": "moe_dist.methods.baselines.traditional_moe:TraditionalMoe",
+    "dense": "moe_dist.methods.baselines.dense:Dense",
+    "sparse_moe": "moe_dist.methods.baselines.sparse_moe:SparseMoe",
+    "icl": "moe_dist.methods.icl.method:Icl",
+    "cross_entropy": "moe_dist.methods.longtail.cross_entropy:CrossEntropy",
+    "focal": "moe_dist.methods.longtail.focal:Focal",
+    "balanced_softmax": "moe_dist.methods.longtail.balanced_softmax:BalancedSoftmax",
+    "ldam_drw": "moe_dist.methods.longtail.ldam_drw:LdamDrw",
+    "ride": "moe_dist.methods.longtail.ride:Ride",
+    "shike": "moe_dist.methods.longtail.shike:Shike",
+    "balpoe": "moe_dist.methods.longtail.balpoe:Balpoe",
 }
+GROUP = "moe_dist.methods"
 
 
-def method_class(name: str) -> "type[Method]":
-    """The class of the method called `name`; its module is imported only now."""
-    if name not in METHODS:
-        raise UserError(f"method.name: no method is called {name!r}; choose one of {', '.join(sorted(METHODS))}")
-    return import_module(METHODS[name]).METHOD
+def method_names() -> list[str]:
+    """The names of all methods, sorted."""
+    return sorted({*METHODS, *(point.name for point in entry_points(group=GROUP))})
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of the method called `name`; its module is imported only now.
+
+    Raises UserError where there is none, or an installed package's cannot be imported.
+    """
+    if name in METHODS:
+        module, _, attribute = METHODS[name].partition(":")
+        return getattr(import_module(module), attribute)
+    points = entry_points(group=GROUP, name=name)
+    if not points:
+        raise UserError(f"method.name: no method is called {name!r}; choose one of {', '.join(method_names())}")
+    return _load(next(iter(points)))
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        package = point.dist.name if point.dist else point.module
+        raise UserError(
+            f"method {point.name}: the installed package {package} names {point.value} for it, which cannot be "
+            f"imported ({error}); mend that package, or remove it"
+        ) from error

@@ -6,8 +6,7 @@ Reading: the paper retrains a pretrained SiameseNet; where no such weights can b
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated
 
@@ -17,13 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_dist.errors import UserError
 from moe_dist.settings.schema import Count, NonNegative, Positive, Strict
 
 POOLED_SIDE = 4
-
-Augment = Callable[[Tensor, np.ndarray, int], Tensor]
-"""(images [B, 3, S, S] uint8, their sample numbers [B], draw) -> normalised float images; each draw a new change."""
 
 
 class SiameseConfig(Strict):
@@ -92,46 +87,6 @@ def pair_loss(embeddings: Tensor, labels: Tensor, margin: float, balance: bool) 
         return losses.mean()
     kinds = torch.stack([~dissimilar, dissimilar & (losses > 0)]).to(losses.dtype)  # [2, P]
     return (kinds @ losses / kinds.sum(dim=1).clamp(min=1)).sum()
-
-
-def train_siamese(
-    images: Tensor,
-    labels: np.ndarray,
-    config: SiameseConfig,
-    augment: Augment,
-    seed: int,
-    device: torch.device | str = "cpu",
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> Siamese:
-    """Train a Siamese network on trusted images [M, 3, S, S] uint8 with labels [M]; the seed fixes the result.
-
-    Adam under a cosine schedule. An epoch is as many class-balanced batches as it takes to draw M images; `on_epoch`
-    hears (epoch, mean loss). Raises UserError where the images cannot form both kinds of pairs.
-    """
-    classes, counts = np.unique(labels, return_counts=True)
-    if len(classes) < 2 or counts.max() < 2:
-        raise UserError("trusted_fraction: pairs need two trusted classes and two images of one; raise it")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = Siamese(config.dimensions, config.channels).to(device)
-    optimiser = torch.optim.Adam(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    steps = math.ceil(len(labels) / (min(config.classes_per_batch, len(classes)) * config.images_per_class))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.epochs * steps)
-    random = np.random.default_rng(seed)
-    for epoch in range(config.epochs):
-        total = 0.0
-        for step in range(steps):
-            batch = balanced_batch(labels, config.classes_per_batch, config.images_per_class, random)
-            views = augment(images[batch], batch, epoch * steps + step).to(device)
-            batch_labels = torch.from_numpy(labels[batch]).to(device)
-            loss = pair_loss(network(views), batch_labels, config.margin, config.balance_pairs)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            total += loss.item()
-        on_epoch(epoch, total / steps)
-    return network.eval()
 
 
 def balanced_batch(

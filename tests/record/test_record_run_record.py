@@ -132,7 +132,9 @@ def test_a_failure_to_go_on_does_not_take_a_finished_result_back(
 def test_a_killed_run_is_called_killed_by_whoever_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 leaves `running` in the file: readers look for the process, and the next start writes it down."""
     script = "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
-    script += "from moe_dist.train import loop; from moe_dist.run import run; from small_jobs import quiet, traditional\n"
+    script += (
+        "from moe_dist.train import loop; from moe_dist.run import run; from small_jobs import quiet, traditional\n"
+    )
     script += "loop.checked = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
     script += "from pathlib import Path; run.run_job(traditional(), Path(sys.argv[2]), 'local', quiet())\n"
     here = str(Path(__file__).parents[1])

@@ -107,6 +107,3 @@ class Resized(nn.Module):
         if self.side is not None and self.side != images.shape[-1]:
             images = functional.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
         return self.network(images)
-
-
-METHOD = Dense

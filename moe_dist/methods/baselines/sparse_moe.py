@@ -168,6 +168,3 @@ def _refuse_small_images(image_size: int, poolings: int) -> None:
             f"data.image_size = {image_size}: the {poolings} poolings of method.trunk leave no pixel; "
             f"use {1 << poolings} or more, or a shorter trunk"
         )
-
-
-METHOD = SparseMoe

@@ -114,6 +114,3 @@ class TraditionalMoe(Method):
     def top_ks(self) -> Sequence[int]:
         """As the job says."""
         return self.config.top_k
-
-
-METHOD = TraditionalMoe

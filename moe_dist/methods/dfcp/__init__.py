@@ -1,5 +1,1 @@
 """DFCP-MoE: double-stage feature-level clustering and pseudo-labelling (Badjie, Cecilio, Casimiro)."""
-
-from moe_dist.methods.dfcp.method import Dfcp
-
-METHOD = Dfcp

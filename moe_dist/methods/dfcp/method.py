@@ -34,7 +34,11 @@ class Dfcp(Method):
 
     def phases(self) -> Sequence[Phase]:
         """The pipeline up to trained experts, in the paper's order, and the joint stage."""
-        return (*steps.labelling_steps(self.config), train_experts_alone(self.config, self.info), self._joint_stage())
+        return (
+            *steps.labelling_phases(self.config, self.info.classes),
+            train_experts_alone(self.config, self.info),
+            self._joint_stage(),
+        )
 
     def visible_labels(self, results: Mapping[str, StepResult], true_labels: np.ndarray) -> np.ndarray:
         """The labels of trusted samples; every other is hidden, and all are until the split is made."""

@@ -6,7 +6,6 @@ Letters in shapes: N training images, U clustered (unlabelled) ones, M trusted o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.nn import functional
 from moe_dist.data.order import split
 from moe_dist.errors import UserError
 from moe_dist.methods.dfcp.clusters import Clustering, davies_bouldin, kmeans, purity, scan_radii
-from moe_dist.methods.dfcp.config import ClustersConfig, DfcpConfig, FeaturesConfig, PseudoLabelsConfig
+from moe_dist.methods.dfcp.config import ClustersConfig, DfcpConfig, FeaturesConfig
 from moe_dist.methods.dfcp.pseudo_labels import (
     f1_threshold,
     held_out_pairs,
@@ -25,17 +24,18 @@ from moe_dist.methods.dfcp.pseudo_labels import (
     pseudo_labels,
     require_every_class,
 )
+from moe_dist.methods.dfcp.siamese_stages import siamese_phases
 from moe_dist.methods.dfcp.views import Views
-from moe_dist.methods.phases import Step, StepResult, TaskContext, Workspace
+from moe_dist.methods.phases import Phase, Step, StepResult, TaskContext, Workspace
 from moe_dist.models.backbones import feature_map
-from moe_dist.models.siamese import embed, train_siamese
+from moe_dist.models.siamese import embed
 from moe_dist.settings.schema import settings_of
 
 SIAMESE = "siamese"
 """The name under which the Siamese network serves as the source of features."""
 
 
-def labelling_steps(config: DfcpConfig) -> Sequence[Step]:
+def labelling_phases(config: DfcpConfig, classes: int) -> Sequence[Phase]:
     """From a split to pseudo-labelled, merged clusters; the Siamese network may give the features."""
     pseudo, features, clusters = config.pseudo_labels, config.features, config.clusters
     return (
@@ -46,7 +46,7 @@ def labelling_steps(config: DfcpConfig) -> Sequence[Step]:
             {"trusted_fraction": config.trusted_fraction},
             sees_true_labels=True,
         ),
-        Step("siamese", "Siamese network on trusted pairs", partial(_siamese, pseudo), settings_of(pseudo)),
+        *siamese_phases(pseudo, classes),
         Step("features", f"features by {features.backbone}", partial(_features, features), settings_of(features)),
         Step("first_stage", "first clustering stage: k-means", partial(_first_stage, clusters), settings_of(clusters)),
         Step(
@@ -87,66 +87,6 @@ def _split(trusted_fraction: float, workspace: Workspace) -> StepResult:
         {"trusted": len(trusted), "clustered": len(clustered)},
         {"trusted": samples[trusted], "clustered": samples[clustered]},
     )
-
-
-@dataclass(frozen=True)
-class _SiameseTask:
-    """One training of the Siamese network: rows of `samples` it trains on, and samples it embeds afterwards."""
-
-    training: np.ndarray
-    embedded: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Trusted:
-    views: Views
-    config: PseudoLabelsConfig
-    samples: np.ndarray
-    labels: np.ndarray
-    seed: int
-
-
-def _siamese(config: PseudoLabelsConfig, workspace: Workspace) -> StepResult:
-    """Embeddings of trusted [M, D] and clustered [U, D] images, and those [M, D] that tau* is chosen on.
-
-    Two networks at the same time. One does without the held-out trusted images ([M] bool), so that tau* is chosen on
-    images it has not seen; the other, which gives the labels, learns from all of them (reading: a class may have no
-    more than two or three trusted tracks, too few to do without one for good).
-    """
-    parts = workspace.results["split"].arrays
-    trusted, clustered = parts["trusted"], parts["clustered"]
-    labels, groups = workspace.labels[trusted], workspace.groups[trusted]
-    training, held = split(labels, groups, config.held_out, workspace.seed + 2)
-    common = _Trusted(Views(workspace.images, workspace.data, workspace.seed), config, trusted, labels, workspace.seed)
-    tasks = [
-        _SiameseTask(training, trusted),
-        _SiameseTask(np.arange(len(trusted)), np.concatenate([trusted, clustered])),
-    ]
-    threshold, embeddings = workspace.run_tasks(_train_and_embed, tasks, common)
-    held_out = np.zeros(len(trusted), bool)
-    held_out[held] = True
-    arrays = {
-        "trusted": embeddings[: len(trusted)],
-        "clustered": embeddings[len(trusted) :],
-        "threshold": threshold,
-        "held_out": held_out,
-    }
-    return StepResult({"trusted": len(trusted), "held_out": len(held)}, arrays)
-
-
-def _train_and_embed(trusted: _Trusted, task: _SiameseTask, context: TaskContext) -> np.ndarray:
-    """Train on some of the trusted images; embeddings [n, D] of `task.embedded`."""
-    samples, config = trusted.samples[task.training], trusted.config
-    network = train_siamese(
-        trusted.views.images.uint8(samples),
-        trusted.labels[task.training],
-        config.siamese,
-        lambda batch, rows, draw: trusted.views.augmented(batch, samples[rows], draw, config.augment),
-        trusted.seed,
-        context.device,
-        on_epoch=lambda epoch, loss: context.progress(epoch + 1, config.siamese.epochs + 1),
-    )
-    return embed(network, trusted.views.batches(task.embedded))
 
 
 def _features(config: FeaturesConfig, workspace: Workspace) -> StepResult:

@@ -38,6 +38,3 @@ class BalancedSoftmax(BranchMethod):
         bias = self.config.tau * self.class_counts(network).log()
         loss = batch.mean_over_labels(lambda labels: losses.balanced_softmax(outputs.logits, labels, bias).sum(1))
         return {"balanced_softmax": loss}
-
-
-METHOD = BalancedSoftmax

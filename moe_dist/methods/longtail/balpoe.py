@@ -42,6 +42,3 @@ class Balpoe(BranchMethod):
         biases = losses.target_biases(self.class_counts(network), self.config.spread, self.config.experts)
         loss = batch.mean_over_labels(lambda labels: losses.balanced_softmax(outputs.logits, labels, biases).mean(1))
         return {"balpoe": loss}
-
-
-METHOD = Balpoe

@@ -33,6 +33,3 @@ class CrossEntropy(BranchMethod):
         """The sum of the experts' cross-entropies."""
         loss = batch.mean_over_labels(lambda labels: losses.cross_entropies(outputs.logits, labels).sum(1))
         return {"cross_entropy": loss}
-
-
-METHOD = CrossEntropy

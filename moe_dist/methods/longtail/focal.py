@@ -36,6 +36,3 @@ class Focal(BranchMethod):
         """The sum of the experts' focal losses."""
         gamma = self.config.gamma
         return {"focal": batch.mean_over_labels(lambda labels: losses.focal(outputs.logits, labels, gamma).sum(1))}
-
-
-METHOD = Focal

@@ -73,6 +73,3 @@ class LdamDrw(BranchMethod):
             return {"ldam": batch.mean(loss)}
         weights = losses.effective_weights(counts, config.beta)[batch.labels]
         return {"ldam": batch.mean(weights * loss) / global_mean(batch.mean(weights))}
-
-
-METHOD = LdamDrw

@@ -50,6 +50,3 @@ class Ride(LdamDrw):
         terms = super().feature_loss(network, outputs, batch, progress)
         diversity = batch.mean(losses.ride_diversity(outputs.logits, temperatures))
         return terms | {"diversity": -config.diversity_weight * diversity}
-
-
-METHOD = Ride

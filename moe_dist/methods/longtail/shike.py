@@ -47,6 +47,3 @@ class Shike(BranchMethod):
             terms["mutual"] = config.mutual_weight * batch.mean(mutual) / self.info.classes
             terms["hard_negatives"] = config.hard_negative_weight * batch.mean(hard) / self.info.classes
         return terms
-
-
-METHOD = Shike
