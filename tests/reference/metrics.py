@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -65,3 +66,49 @@ def wilson(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[f
     low = root(share, 0.0) if successes > 0 else 0.0
     high = root(share, 1.0) if successes < trials else 1.0
     return low, high
+
+
+def clustering_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """The largest share of samples in the class of their cluster, over every way to give clusters classes of their own.
+
+    Tries all permutations, so few clusters only.
+    """
+    size = int(max(clusters.max(), labels.max())) + 1
+    return max(
+        sum(order[c] == y for c, y in zip(clusters.tolist(), labels.tolist())) / len(labels)
+        for order in itertools.permutations(range(size))
+    )
+
+
+def normalised_mutual_information(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """sum p(a, b) log(p(a, b) / (p(a) p(b))) over sqrt(H(a) H(b)); Eq 17 of the EDCWRN paper."""
+    n = len(labels)
+    information = 0.0
+    for a in set(clusters.tolist()):
+        for b in set(labels.tolist()):
+            both = sum(1 for c, y in zip(clusters, labels) if c == a and y == b) / n
+            if both:
+                information += both * math.log(both / (entropy_share(clusters, a) * entropy_share(labels, b)))
+    return information / math.sqrt(entropy(clusters) * entropy(labels))
+
+
+def entropy_share(values: np.ndarray, value: int) -> float:
+    """The share of `values` that are `value`."""
+    return sum(1 for v in values if v == value) / len(values)
+
+
+def entropy(values: np.ndarray) -> float:
+    """- sum p log p, in nats."""
+    return -sum(entropy_share(values, v) * math.log(entropy_share(values, v)) for v in set(values.tolist()))
+
+
+def adjusted_rand(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """The Rand index of pairs of samples less its expectation under random labels, over its maximum less the same."""
+    n = len(labels)
+    pairs = list(itertools.combinations(range(n), 2))
+    together = [clusters[i] == clusters[j] for i, j in pairs]
+    same = [labels[i] == labels[j] for i, j in pairs]
+    both = sum(t and s for t, s in zip(together, same))
+    expected = sum(together) * sum(same) / len(pairs)
+    largest = (sum(together) + sum(same)) / 2
+    return (both - expected) / (largest - expected)

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from moe_dist.methods.phases import (
     StepResult,
     Workspace,
 )
+from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.models.makers import Makers, seeded
 from moe_dist.settings.schema import Count, settings_of
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
@@ -183,10 +183,7 @@ class Clusters(Method):
 
     def score(self, measured: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """Accuracy under the best matching of clusters and classes."""
-        counts = np.zeros((self.config.clusters, self.info.classes), np.int64)
-        np.add.at(counts, (measured["cluster"], labels), 1)
-        rows, columns = linear_sum_assignment(-counts)
-        return {"accuracy": float(counts[rows, columns].sum() / len(labels))}
+        return {"accuracy": clustering_metrics(measured["cluster"], labels)["accuracy"]}
 
     def search_space(self) -> Mapping[str, object]:
         """How long it clusters."""
