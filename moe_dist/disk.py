@@ -25,8 +25,8 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
-def disk_explained(folder: Path, what: str, go_on: str = GO_ON) -> Iterator[None]:
-    """Raise DiskError where a disk's failure ends the block, which writes `what` into `folder`.
+def disk_explained(folder: Path | None, what: str, go_on: str = GO_ON) -> Iterator[None]:
+    """Raise DiskError where a disk's failure ends the block, which writes `what` into `folder` (None: no one knows).
 
     Errors know the file where it was being opened, and not where it was being written: one outside `folder` is named
     by its own folder. A thread that meets the failure does not print it: whoever waits for the thread raises it again.
@@ -42,7 +42,9 @@ def disk_explained(folder: Path, what: str, go_on: str = GO_ON) -> Iterator[None
         if code is None:
             raise
         reason, mend = _REASONS[code]
-        raise DiskError(f"{_place(error, folder)}: {reason}, so {what} could not be written; {mend} {go_on}") from error
+        place = _place(error, folder)
+        where = f"{place}: " if place else ""
+        raise DiskError(f"{where}{reason}, so {what} could not be written; {mend} {go_on}") from error
     finally:
         threading.excepthook = printing
 
@@ -58,8 +60,8 @@ def _code(error: BaseException | None) -> int | None:
     return None
 
 
-def _place(error: BaseException, folder: Path) -> Path:
+def _place(error: BaseException, folder: Path | None) -> Path | None:
     name = getattr(error, "filename", None)
-    if not isinstance(name, str) or Path(name).is_relative_to(folder):
+    if not isinstance(name, str) or (folder and Path(name).is_relative_to(folder)):
         return folder
     return Path(name).parent

@@ -55,6 +55,14 @@ def test_a_file_elsewhere_is_named_by_its_own_folder() -> None:
     assert told(OSError(errno.ENOSPC, "No space left on device", "/cache/a.npy")).startswith("/cache: ")
 
 
+def test_where_nobody_knows_the_folder_none_is_named() -> None:
+    with (
+        pytest.raises(DiskError, match=r"^the disk is full, so a file .* try again$"),
+        disk_explained(None, "a file", "try again"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize(
     "error",
     [

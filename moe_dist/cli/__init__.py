@@ -28,7 +28,7 @@ class Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for; where it has no better way to say so, it is to be given again."""
         again = shlex.join(["moe-dist", *sys.argv[1:]])
-        with stoppable(lambda: again), disk_explained(Path.cwd(), "a file", f"give the command again: {again}"):
+        with stoppable(lambda: again), disk_explained(None, "a file", f"give the command again: {again}"):
             if "MOE_DIST_CACHE" in os.environ:
                 typed("MOE_DIST_CACHE", "name a folder (on a cluster, one that every node reaches)")(
                     os.environ["MOE_DIST_CACHE"]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moe_dist.disk import disk_explained
 from moe_dist.errors import UserError
 from moe_dist.paths import typed
 from moe_dist.terminal import console, short
@@ -68,11 +69,14 @@ def build(
     from moe_dist.data.longtail import LongTail
     from moe_dist.data.shards.build.build import build_shards
     from moe_dist.data.shards.shrink import Shrink
+    from moe_dist.data.storage.store import is_url
     from moe_dist.places import cache_folder
     from moe_dist.terminal import Show
 
     shower = Show(console)
-    with shower.working(f"shards of {dataset}"):
+    folder = cache_folder() if is_url(out) else Path(out).absolute()
+    full = disk_explained(folder, "the shards", "give the command again, which goes on where it stood")
+    with full, shower.working(f"shards of {dataset}"):
         indexes = build_shards(
             dataset,
             source,
