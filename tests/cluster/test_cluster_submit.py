@@ -182,7 +182,7 @@ def test_the_token_is_sent_and_never_printed(
 ) -> None:
     """In a process of its own: Ray reads the token once per process."""
     server = serve(403, "Forbidden: Invalid authentication token")
-    program = f"from moe_dist.train.submit import connect; connect({server.address!r})"
+    program = f"from moe_dist.launch.submit import connect; connect({server.address!r})"
     outcome = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"RAY_AUTH_MODE": "token"} | variables,
