@@ -14,7 +14,8 @@ from moe_dist.metrics.classification import ClassificationMetrics
 from moe_dist.plots.tables import Table, to_html
 from moe_dist.report.figures import Picture
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
-from moe_dist.report.tables import class_table, duration, percent, steps_table
+from moe_dist.report.tables import class_table, percent, steps_table
+from moe_dist.terminal import duration
 
 KINDS = {"train": "Training", "reproduce": "Reproduction", "tune": "Search"}
 

@@ -11,6 +11,7 @@ from moe_dist.metrics.classification import LONG_TAIL_FROM
 from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table
 from moe_dist.report.paper import PaperTable
 from moe_dist.report.run import ModelRun, RunDirectory
+from moe_dist.terminal import duration
 
 Metrics = Mapping[str, float]
 
@@ -24,13 +25,6 @@ def milliseconds(value: float) -> str:
     """A time in ms, three significant figures; an interval's end may be 0 or less."""
     magnitude = math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, 2 - magnitude)}f} ms"
-
-
-def duration(seconds: float) -> str:
-    """A length of time in the unit that suits it: s up to two minutes, min up to two hours, h beyond."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
 
 
 SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
