@@ -47,33 +47,34 @@ class Evaluation:
     """A trained model's predictions on the test split, and what else its evaluation recorded.
 
     Letters: N test images, V images that are shown, C classes, E experts.
-    labels [N]; log_probs [N, C]; gate: weights [N, E], None if the model has no gate;
-    choices [N, E]: the class that each expert predicts by itself, and divergence [N] of their predictions
-    (metrics.classification.pairwise_divergence), both None where experts do not predict classes;
-    top_k: k -> log_probs [N, C] of the k experts of largest gate weight;
-    latency: "all" or "top<k>" -> median_ms, p99_ms, mean_ms, images;
-    chosen [N]: the classes that the checkpoint of highest top-1 on validation predicts, and chosen_epoch: its epoch in
-    the last stage, counted from 1, both None without a validation;
-    train_seconds: by the wall clock; train_seconds_summed: added up over experts that trained side by side;
-    tsne: points [V, 2], labels [V], and grad_cam: images, labels, predicted, cams (evaluate/explain.py writes them);
-    both are empty for a method that shows none.
     """
 
     labels: np.ndarray
     log_probs: np.ndarray
+    """The true classes [N], and the prediction with all experts [N, C]."""
     gate: np.ndarray | None
+    """The gate's weights [N, E]; None if the model has no gate."""
     choices: np.ndarray | None
     divergence: np.ndarray | None
+    """The class that each expert predicts by itself [N, E], and how far these predictions lie apart [N] (metrics'
+    pairwise_divergence); None if experts do not predict classes."""
     top_k: Mapping[int, np.ndarray]
+    """k -> log_probs [N, C] of the k experts of largest gate weight."""
     latency: Mapping[str, Mapping[str, float]]
+    """Of all experts ("all") and of k of them ("top<k>"): median_ms, p99_ms, mean_ms, images."""
     chosen: np.ndarray | None
     chosen_epoch: int | None
+    """The classes [N] that the checkpoint of highest top-1 on validation predicts, and its epoch in the last stage,
+    counted from 1; None without a validation."""
     train_seconds: float
     train_seconds_summed: float
+    """Time of the training by the wall clock, and added up over experts that were trained side by side."""
     labels_used: str
     parameters: int
     tsne: Mapping[str, np.ndarray]
+    """points [V, 2] and labels [V]; empty for a method that shows none."""
     grad_cam: Mapping[str, np.ndarray]
+    """images, labels, predicted and cams, as evaluate/explain.py writes them; empty for a method that shows none."""
 
     @cached_property
     def metrics(self) -> ClassificationMetrics:
