@@ -53,7 +53,7 @@ class Job(Strict):
     method: AnyMethod | None = None
     methods: dict[ModelName, AnyMethod] = Field(default={})
     tune: Annotated[TuneConfig | None, Part.NONE] = None
-    """What is searched, and with what budget."""
+    """The search of a job of kind `tune`: its spaces and its budget."""
     paper_table: Annotated[str | None, Part.NONE] = None
     """Key of the paper's table that the report shows beside this run's figures (moe_dist/report/paper.yaml)."""
     parallel: ParallelConfig = ParallelConfig()

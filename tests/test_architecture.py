@@ -32,7 +32,7 @@ def named_paths(text: str) -> Iterator[str]:
 
 
 def place_of(path: str) -> Path | None:
-    """Where a path of the pages is: under the repository or under the package."""
+    """The place of a path of the pages, under the repository or under the package; None if it is missing."""
     return next((place for place in (ROOT / path, PACKAGE / path) if place.exists()), None)
 
 

@@ -1,4 +1,4 @@
-"""What is shown while a run goes on, where there is no terminal."""
+"""The progress of a run that is printed where there is no terminal."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_training_is_watched_though_an_earlier_line_has_no_time(show: Show, tm
 
 
 def watched(show: Show, monkeypatch: pytest.MonkeyPatch, looks: list[tuple[float, float, str] | Exception]) -> str:
-    """What is printed while `looks` are seen, one after another, the last one again and again."""
+    """The output while `looks` are seen, one after another, the last one again and again."""
     monkeypatch.setattr(show_module, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
     seen, count = threading.Event(), itertools.count()

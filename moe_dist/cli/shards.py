@@ -60,7 +60,7 @@ def build(
     ] = ImbalanceChoice.first,
     imbalance_seed: Annotated[int, typer.Option(min=0, help="Seed that draws the random ones.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Shards written at a time; above 1 on Ray.")] = 1,
-    short_side: Annotated[int | None, typer.Option(min=8, help="Shrink larger images to it, as JPEGs.")] = None,
+    short_side: Annotated[int | None, typer.Option(min=8, help="Shrink images to this short side, as JPEGs.")] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of those JPEGs.")] = 90,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 4096,
 ) -> None:

@@ -84,7 +84,7 @@ def _score(model: ModelRun, evaluation: Evaluation) -> str:
 
 
 def _facts(run: RunDirectory) -> str:
-    """What the run was: its command, data, split, seed, workers, hardware, time, version and bad samples."""
+    """The facts of the run: command, data, split, seed, workers, hardware, time, version and bad samples."""
     record, counts = run.record, run.record["counts"]
     facts = {
         "Command": f"<code>{escape(record['command'])}</code>",
@@ -114,7 +114,7 @@ def _time(seconds: float | None, started: str) -> str:
 
 
 def _notes(run: RunDirectory) -> str:
-    """What a reader must know about data, selection and comparison, as a list."""
+    """A list of notes on data, selection and comparison."""
     notes = [
         "Training, schedules and thresholds see the training and validation parts alone, and so does the choice of an "
         "epoch; the test split is read at the end.",

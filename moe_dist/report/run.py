@@ -61,7 +61,7 @@ class Evaluation:
     top_k: Mapping[int, np.ndarray]
     """k -> log_probs [N, C] of the k experts of largest gate weight."""
     latency: Mapping[str, Mapping[str, float]]
-    """Of all experts ("all") and of k of them ("top<k>"): median_ms, p99_ms, mean_ms, images."""
+    """By experts, "all" or "top<k>": median_ms, p99_ms, mean_ms, images."""
     chosen: np.ndarray | None
     chosen_epoch: int | None
     """The classes [N] that the checkpoint of highest top-1 on validation predicts, and its epoch in the last stage,
@@ -108,7 +108,7 @@ class ModelRun:
 
     @cached_property
     def made(self) -> list[dict[str, Any]]:
-        """What made the finished training, stretch by stretch (record/provenance.py); empty in a run of layout 1."""
+        """The stretches that made the finished training (record/provenance.py); empty in a run of layout 1."""
         about = read_json(self._current.training / "training.json") if self._current.training else None
         return about.get("made", []) if about else []
 

@@ -51,7 +51,7 @@ SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
 """The rows of the results table by section: key in metrics.json after the model, heading, format of a value."""
 GROUPS_NOTE = (
     f"Many, medium, few: the test images of classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE} and fewer "
-    f"than {FEW_BELOW} training images; told where the imbalance factor is {LONG_TAIL_FROM:g} or more."
+    f"than {FEW_BELOW} training images; shown if the imbalance factor is {LONG_TAIL_FROM:g} or more."
 )
 
 
@@ -122,7 +122,7 @@ def _top_ks(run: RunDirectory) -> list[int]:
 
 
 def _result_notes(run: RunDirectory) -> tuple[str, ...]:
-    """What a reader must know of the rows that this run has, and of the paper's figures."""
+    """Notes on the rows that this run has, and on the paper's figures."""
     notes = [
         f"95 % interval: Wilson's, over the test images of this one run (seed {run.job['seed']}); the spread "
         "between seeds is not in it.",

@@ -1,4 +1,4 @@
-"""What a job's workers ask of the cluster, and how they share a training."""
+"""The resources that a job's workers ask the cluster for, and how they share a training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ParallelConfig(Strict):
 
 
 class ResourceConfig(Strict):
-    """What one worker asks of the cluster."""
+    """The resources that one worker asks the cluster for."""
 
     cpus_per_worker: Annotated[float, Field(gt=0), Part.NONE] = 1
     gpus_per_worker: Annotated[float, Field(ge=0), Part.NONE] = 0

@@ -1,4 +1,4 @@
-"""What every configuration is built from: the base class, kinds of numbers and paths, and what depends on a field."""
+"""The base class of every configuration, kinds of numbers and paths, and the declaration of what depends on a field."""
 
 from __future__ import annotations
 

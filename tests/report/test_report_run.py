@@ -54,7 +54,7 @@ def test_a_job_of_one_method_as_the_schema_writes_it(tmp_path: Path) -> None:
     assert run.paper is None and run.models["dense"].evaluation is not None
 
 
-def test_two_models_of_one_method_keep_their_labels(tmp_path: Path) -> None:
+def test_two_models_of_one_method_keep_their_names(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", NAMES)
     methods = {"dense": "dense", "dense_small": "dense"}
     job = parse_job({"name": "two", "kind": "reproduce", "methods": methods, "paper_table": "dfcp/table3"}, "test")
@@ -128,8 +128,8 @@ def test_the_papers_table_3_as_printed() -> None:
     } == printed
 
 
-def test_a_label_is_looked_up_before_its_method(tmp_path: Path) -> None:
-    """Three models of one method: two labels are columns; the third is a variant of one of them, with no figures."""
+def test_a_models_name_is_looked_up_before_its_method(tmp_path: Path) -> None:
+    """Three models of one method: two are named as columns; the third is a variant of one of them, with no figures."""
     path = write_run(tmp_path / "run", NAMES)
     methods = {"moe": {"name": "icl", "col": False}, "icl": {"name": "icl"}, "wide": {"name": "icl"}}
     job = parse_job({"name": "x", "kind": "reproduce", "methods": methods, "paper_table": "icl/table4"}, "test")
