@@ -16,7 +16,7 @@ RUN = Path("/runs/x")
 
 
 def told(error: Exception) -> str:
-    """What a block that fails with `error` is explained as."""
+    """The sentence for a block that fails with `error`."""
     with pytest.raises(DiskError) as raised, disk_explained(RUN, "a checkpoint"):
         raise error
     assert "\n" not in str(raised.value)

@@ -73,10 +73,8 @@ def test_expert_parallel_size_divides_the_workers() -> None:
     )
 
 
-def test_a_label_is_no_folder_of_the_reports() -> None:
-    assert "give the method another label" in refused(
-        {"name": "x", "kind": "reproduce", "methods": {"figures": "dense"}}
-    )
+def test_a_model_is_not_named_after_the_folder_of_figures() -> None:
+    assert "give the model another name" in refused({"name": "x", "kind": "reproduce", "methods": {"figures": "dense"}})
 
 
 def test_a_method_whose_name_is_no_word_is_refused() -> None:
@@ -121,7 +119,7 @@ def test_a_set_for_the_other_kind_of_job_says_which_one_it_is(job_file: Path, tm
     several.write_text(
         yaml.safe_dump({**SMALL, "kind": "reproduce", "methods": methods, "method": None}, sort_keys=False)
     )
-    with pytest.raises(UserError, match=r"\(ours, dense\); write methods\.LABEL\.FIELD=VALUE"):
+    with pytest.raises(UserError, match=r"\(ours, dense\); write methods\.NAME\.FIELD=VALUE"):
         load_job(several, ["method.joint.epochs=3"])
     assert load_job(several, ["methods.ours.joint.epochs=3"]).methods["ours"].joint.epochs == 3
 
@@ -133,6 +131,11 @@ def test_a_job_file_that_is_none(tmp_path: Path) -> None:
     broken.write_text("a: [1,")
     with pytest.raises(UserError, match="not valid YAML"):
         load_job(broken)
+    broken.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(UserError, match=r"broken\.yaml: not a text file"):
+        load_job(broken)
+    with pytest.raises(UserError, match=r"--set @.*broken\.yaml: not a text file"):
+        load_job(JOBS / "demo.yaml", [f"@{broken}"])
 
 
 def test_a_recipe_of_experts_is_read_beside_the_job(job_file: Path) -> None:

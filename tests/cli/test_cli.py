@@ -241,7 +241,7 @@ def test_shards_are_built_checked_and_refused_when_damaged(tmp_path: Path) -> No
 
 
 def in_process(*arguments: str) -> str:
-    """What a command prints; it must succeed."""
+    """The output of a command, which must succeed."""
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
