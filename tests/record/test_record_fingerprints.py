@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from built_data import built_data
 from PIL import Image
 from pydantic_core import to_jsonable_python
 from small_jobs import sparse, traditional
 
-from moe_dist.data.opened.opened import open_data
 from moe_dist.job import Job, parse_job
 from moe_dist.methods.registry import METHODS, method_class
 from moe_dist.places import cache_folder
@@ -35,13 +35,13 @@ DEFAULTS = Path(__file__).with_name("defaults.json")
 
 def trained(job: Job) -> dict[str, Any]:
     """The settings that the job's only training depends on."""
-    data = open_data(job.data, job.seed, cache_folder())
+    data = built_data(job.data, job.seed, cache_folder())
     (label,) = job.models
     return training_settings(job, label, open_method(job, label, data), data)
 
 
 def evaluated(job: Job) -> dict[str, Any]:
-    data = open_data(job.data, job.seed, cache_folder())
+    data = built_data(job.data, job.seed, cache_folder())
     (label,) = job.models
     return evaluation_settings(job, label, open_method(job, label, data), data, None)
 
@@ -92,7 +92,7 @@ def test_a_published_validation_split_counts_as_far_as_it_is_used(tmp_path: Path
     assert "val" in {path.name for path in tmp_path.iterdir()}
     few = with_data(job, max_test_images=8)
     ours, theirs = trained(few), trained(job)
-    if open_data(job.data, 0, cache_folder()).val is open_data(job.data, 0, cache_folder()).train:
+    if built_data(job.data, 0, cache_folder()).val is built_data(job.data, 0, cache_folder()).train:
         pytest.fail("the folder's validation split was not taken for one")
     assert differences(theirs, ours) == ["other validation images"]
 
@@ -178,7 +178,7 @@ def test_a_step_depends_on_its_own_settings_and_the_training_images() -> None:
     from small_jobs import dfcp
 
     def steps(job: Job) -> dict[str, str]:
-        data = open_data(job.data, job.seed, cache_folder())
+        data = built_data(job.data, job.seed, cache_folder())
         planned = step_fingerprints(open_method(job, "dfcp", data), job, data)
         return {step.name: inputs for step, inputs in planned}
 

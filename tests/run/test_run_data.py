@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from built_data import built_data
 from PIL import Image
 from rich.console import Console
 from run_folders import training_of
 from small_jobs import GATE, NARROW, quiet, traditional
 
-from moe_dist.data.opened.opened import open_data
 from moe_dist.data.shards.shard_set import ShardSet
 from moe_dist.data.stream.loader import Loader
 from moe_dist.errors import UserError
@@ -46,7 +46,7 @@ def built(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards of `pictures`."""
     place = tmp_path_factory.mktemp("built") / "shards"
     job = picture_job(pictures, place)
-    open_data(job.data, 0, place.parent / "cache")
+    built_data(job.data, 0, place.parent / "cache")
     return place
 
 
@@ -80,7 +80,7 @@ def without_validation(**method: Any) -> Job:
 def test_a_run_without_validation_uses_all_images_and_has_a_report(tmp_path: Path) -> None:
     metrics = run(without_validation(), tmp_path / "run")
     record = json.loads((tmp_path / "run/run.json").read_text())
-    everything = open_data(traditional().data, 0, tmp_path / "cache")
+    everything = built_data(traditional().data, 0, tmp_path / "cache")
     assert record["counts"]["val"] == 0
     assert record["counts"]["train"] == len(everything.train_samples) + len(everything.val_samples)
     (epoch,) = epochs_of(tmp_path / "run")
@@ -110,7 +110,7 @@ def test_a_published_validation_split_is_used_and_none_is_set_aside(
     pictures: Path, built: Path, tmp_path: Path
 ) -> None:
     job = picture_job(pictures, built, val_fraction=0.5)
-    data = open_data(job.data, 0, tmp_path / "cache")
+    data = built_data(job.data, 0, tmp_path / "cache")
     assert data.info.class_counts == (20, 12, 4) and len(data.train_samples) == 36
     assert np.bincount(data.val.labels[data.val_samples]).tolist() == [4, 4, 4]
     published = ShardSet.open(built / "val")
@@ -125,8 +125,8 @@ def test_the_split_digest_covers_a_published_validation_split(pictures: Path, bu
     fewer = tmp_path / "fewer"
     shutil.copytree(pictures, fewer)
     (fewer / "val/dark/00.png").unlink()
-    one = open_data(picture_job(pictures, built).data, 0, tmp_path / "cache")
-    other = open_data(picture_job(fewer, tmp_path / "shards").data, 0, tmp_path / "cache")
+    one = built_data(picture_job(pictures, built).data, 0, tmp_path / "cache")
+    other = built_data(picture_job(fewer, tmp_path / "shards").data, 0, tmp_path / "cache")
     assert one.split_digest != other.split_digest
 
 

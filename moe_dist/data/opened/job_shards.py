@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 from moe_dist.data.datasets.samples import SPLITS
@@ -59,7 +60,15 @@ def are_whole(place: str, config: DataConfig) -> bool:
 
 
 def open_shards(config: DataConfig, place: str, cache: Path) -> dict[str, ShardSet]:
-    """The splits at `place`: train, val where there is one, test. Raises UserError where they are not the job's."""
+    """The splits at `place`: train, val where there is one, test.
+
+    Raises UserError where they are not there (to see from this node), or not the job's.
+    """
+    if not are_whole(place, config):
+        raise UserError(
+            f"{shown(place)}: holds no whole shards as {platform.node()} sees it; name a place that every node reaches "
+            "in data.shards or MOE_DIST_CACHE, or, if they were removed, run the job again"
+        )
     splits = [split for split in SPLITS if split != "val" or _has_split(place, split, config)]
     shards = {split: ShardSet.open(_split_place(place, split), config.remote, cache / "fetched") for split in splits}
     _demand_shards_of(config, shards["train"], shown(place))

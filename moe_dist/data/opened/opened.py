@@ -1,4 +1,4 @@
-"""A job's dataset, opened: shards (built where they are missing), decoded images, and the train / validation split."""
+"""A job's dataset, opened: its shards, decoded images, and the train / validation split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.batch import DatasetInfo, Images
 from moe_dist.data.longtail import class_counts
 from moe_dist.data.opened.images import DiskImages, open_images
-from moe_dist.data.opened.job_shards import ensure_shards, open_shards
+from moe_dist.data.opened.job_shards import open_shards
 from moe_dist.data.order import limit, split
 from moe_dist.data.shards.shard_set import ShardSet
 from moe_dist.data.storage.store import shown
@@ -36,14 +36,15 @@ class OpenedSplit:
 class OpenedData:
     """What every part of a run reads.
 
-    train_samples, val_samples, test_samples: sorted sample numbers of their splits. A validation split that the dataset
-    does not publish is a part of the training images: `val` is then `train`, and val_samples are numbers of it; without
-    validation there are none. digests: over the images and sample numbers of `train`, `val` and `test`, each by itself;
-    split_digest: over all of them, equal for two runs that saw the same data the same way; bad_samples: those that this
-    process has met.
+    shards: the folder or URL of its shards; train_samples, val_samples, test_samples: sorted sample numbers of their
+    splits. A validation split that the dataset does not publish is a part of the training images: `val` is then
+    `train`, and val_samples are numbers of it; without validation there are none. digests: over the images and sample
+    numbers of `train`, `val` and `test`, each by itself; split_digest: over all of them, equal for two runs that saw
+    the same data the same way; bad_samples: those that this process has met.
     """
 
     config: DataConfig
+    shards: str
     info: DatasetInfo
     train: OpenedSplit
     val: OpenedSplit
@@ -62,9 +63,12 @@ class OpenedData:
         return [name for name, count in zip(self.info.class_names, counts) if not count]
 
 
-def open_data(config: DataConfig, seed: int, cache: Path) -> OpenedData:
-    """Open the job's dataset; the split depends on the labels, the groups, `val_fraction` and the seed alone."""
-    place = ensure_shards(config, cache)
+def open_data(config: DataConfig, seed: int, cache: Path, place: str) -> OpenedData:
+    """Open the job's dataset; the split depends on the labels, the groups, `val_fraction` and the seed alone.
+
+    place: the folder or URL of its shards, which the driver found or built (`ensure_shards`).
+    Raises UserError where they are not there, or of another dataset or form than the job's.
+    """
     shards = open_shards(config, place, cache)
     bad_samples = BadSamples(config.bad_samples_limit if config.on_bad_sample == "skip" else None)
     splits = {name: _opened(opened, config, cache, bad_samples) for name, opened in shards.items()}
@@ -81,6 +85,7 @@ def open_data(config: DataConfig, seed: int, cache: Path) -> OpenedData:
     parts = {"train": samples, "val": val_samples, "test": _limited(splits["test"], config.max_test_images, seed)}
     return OpenedData(
         config=config,
+        shards=place,
         info=_info(config, shards["train"].class_names, train.labels[samples]),
         train=train,
         val=splits.get("val", train),
