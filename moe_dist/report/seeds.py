@@ -11,8 +11,8 @@ from moe_dist.plots.tables import ABSENT, Column, Row, Table
 from moe_dist.report.run import RunDirectory
 from moe_dist.report.tables import SECTIONS, Metrics
 
-WHERE_DATA_IS = {"source", "shards", "hold", "loader_workers", "remote"}
-"""Fields of a job's `data` that are no part of a result."""
+WHERE_DATA_IS = {"source", "shards", "decode", "hold", "loader_workers", "remote"}
+"""Fields of a job's `data` that are no part of a result; `hold` is what runs of before call `decode`."""
 
 
 def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:

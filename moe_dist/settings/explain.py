@@ -9,6 +9,9 @@ from pydantic import (
     ValidationError,
 )
 
+RENAMED = {"data.hold": "data.decode: once for memory, each_time for disk"}
+"""Fields of earlier versions: what to write instead."""
+
 
 def explain(error: ValidationError) -> str:
     """A pydantic error in the field's words: every problem names its field, the value given and what is allowed."""
@@ -18,7 +21,7 @@ def explain(error: ValidationError) -> str:
 def _explain_one(problem: Any) -> str:
     field = ".".join(str(part) for part in problem["loc"] if part != "function-before[_method_config(), MethodConfig]")
     if problem["type"] == "extra_forbidden":
-        return f"{field}: unknown field"
+        return f"{field}: unknown field" + (f"; write {RENAMED[field]}" if field in RENAMED else "")
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     given = problem.get("input")

@@ -97,14 +97,14 @@ def test_a_published_validation_split_counts_as_far_as_it_is_used(tmp_path: Path
     assert differences(theirs, ours) == ["other validation images"]
 
 
-@pytest.mark.parametrize("hold", ["memory", "disk"])
-def test_where_images_are_held_counts_where_crops_are_cut_from_them(hold: str) -> None:
+@pytest.mark.parametrize("decode", ["once", "each_time"])
+def test_where_images_are_held_counts_where_crops_are_cut_from_them(decode: str) -> None:
     """A crop of an image on disk and one of the square in memory differ by 11 grey levels."""
-    assert trained(with_data(traditional(), hold=hold)) == trained(traditional())
+    assert trained(with_data(traditional(), decode=decode)) == trained(traditional())
     augment = {"resized_crop": [0.5, 1.0]}
     method = traditional().method.model_dump(mode="json") | {"augment": augment}
-    job = with_data(changed(traditional(), method=method), hold=hold)
-    assert trained(job)["crops_of"] == {"memory": "square", "disk": "image"}[hold]
+    job = with_data(changed(traditional(), method=method), decode=decode)
+    assert trained(job)["crops_of"] == {"once": "square", "each_time": "image"}[decode]
 
 
 # --- how a batch is divided
@@ -244,7 +244,7 @@ def test_the_fields_that_no_training_depends_on_are_these() -> None:
     """Whoever declares one adds it here, having thought about it."""
     found = {(path, part) for path, _, part in all_fields() if part is not Part.RESULT}
     data = ["dataset", "source", "shards", "imbalance", "imbalance_choice", "imbalance_seed", "val_fraction"]
-    data += ["max_train_images", "max_test_images", "on_bad_sample", "bad_samples_limit", "hold", "loader_workers"]
+    data += ["max_train_images", "max_test_images", "on_bad_sample", "bad_samples_limit", "decode", "loader_workers"]
     none = [f"data.{name}" for name in (*data, "remote")]
     none += [f"parallel.{name}" for name in ("expert", "zero", "micro_batches")]
     none += [f"resources.{kind}_per_{who}" for kind in ("cpus", "gpus") for who in ("worker", "task")]

@@ -165,13 +165,13 @@ def damaged(built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("hold", "workers"), [("memory", 1), ("disk", 1), pytest.param("disk", 2, marks=pytest.mark.slow)]
+    ("decode", "workers"), [("once", 1), ("each_time", 1), pytest.param("each_time", 2, marks=pytest.mark.slow)]
 )
 def test_skipped_images_are_counted_and_named_in_record_metrics_and_report(
-    pictures: Path, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: str, workers: int
+    pictures: Path, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode: str, workers: int
 ) -> None:
     monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))  # the session's holds these images, decoded whole
-    job = picture_job(pictures, damaged, on_bad_sample="skip", bad_samples_limit=4, hold=hold)
+    job = picture_job(pictures, damaged, on_bad_sample="skip", bad_samples_limit=4, decode=decode)
     metrics = run(job.model_copy(update={"workers": workers}), tmp_path / "run")
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["bad_samples"]["count"] == metrics["bad_samples"] == 4
@@ -190,7 +190,7 @@ def test_skipped_images_are_counted_and_named_in_record_metrics_and_report(
 
 
 def test_more_bad_images_than_the_limit_end_the_run(pictures: Path, damaged: Path, tmp_path: Path) -> None:
-    job = picture_job(pictures, damaged, on_bad_sample="skip", bad_samples_limit=1, hold="disk")
+    job = picture_job(pictures, damaged, on_bad_sample="skip", bad_samples_limit=1, decode="each_time")
     with pytest.raises(UserError, match=r"2 bad samples are more than data.bad_samples_limit = 1"):
         run(job, tmp_path / "run")
 
@@ -206,14 +206,14 @@ def test_a_split_of_bad_images_alone_is_one_sentence(
     for sample in range(len(opened)):
         content = content.replace(opened.read(sample), bytes(len(opened.read(sample))))
     path.write_bytes(content)
-    job = picture_job(pictures, place, {"epochs": 1}, on_bad_sample="skip", hold="disk")
+    job = picture_job(pictures, place, {"epochs": 1}, on_bad_sample="skip", decode="each_time")
     with pytest.raises(UserError, match=f"no image of the {called} split can be read or decoded"):
         run(job, tmp_path / "run")
 
 
 def test_a_bad_image_ends_the_run_where_none_is_to_be_skipped(pictures: Path, damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train-000000.tar: \S+.png: changed or cut short"):
-        run(picture_job(pictures, damaged, hold="disk"), tmp_path / "run")
+        run(picture_job(pictures, damaged, decode="each_time"), tmp_path / "run")
 
 
 def test_a_class_without_a_test_image_is_told_before_the_training(pictures: Path, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_no_more_loader_processes_than_the_job_says_and_none_started_anew_every_
     stage = {"batch_size": 12, "learning_rate": 0.05, "warmup_epochs": 0}
     method = {"name": "icl", "network": {"width": 2}, "experts": 2, "t_ad": 9, "t_cl": 9}
     method |= {"features": stage | {"epochs": 2}, "classifiers": stage | {"epochs": 1}}
-    data = picture_job(pictures, built, hold="disk", loader_workers=2).data.model_dump(mode="json")
+    data = picture_job(pictures, built, decode="each_time", loader_workers=2).data.model_dump(mode="json")
     job = parse_job({"name": "two-stages", "kind": "train", "data": data, "method": method}, "two-stages.yaml")
     run_job(job, tmp_path / "run", "local", quiet())
     first, second = passes[:4], passes[4:6]

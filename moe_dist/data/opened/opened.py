@@ -13,7 +13,7 @@ import numpy as np
 from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.batch import DatasetInfo, Images
 from moe_dist.data.longtail import class_counts
-from moe_dist.data.opened.images import DiskImages, open_images
+from moe_dist.data.opened.images import EncodedImages, open_images
 from moe_dist.data.opened.job_shards import open_shards
 from moe_dist.data.order import limit, split
 from moe_dist.data.shards.shard_set import ShardSet
@@ -73,7 +73,7 @@ def open_data(config: DataConfig, seed: int, cache: Path, place: str) -> OpenedD
     bad_samples = BadSamples(config.bad_samples_limit if config.on_bad_sample == "skip" else None)
     splits = {name: _opened(opened, config, cache, bad_samples) for name, opened in shards.items()}
     train = splits["train"]
-    if isinstance(train.images, DiskImages):
+    if isinstance(train.images, EncodedImages):
         shards["train"].require_room(config.window_shards)
     _require_images_of_every_class(train.labels, shards["train"].class_names, shown(place))
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from moe_dist.data.augment.augment import DRAWS, augment, normalise
 from moe_dist.data.augment.mixing import MIX_DRAWS, mix, mixes, with_partners
 from moe_dist.data.batch import Batch, Images, TrainingSet
-from moe_dist.data.opened.images import DiskImages
+from moe_dist.data.opened.images import EncodedImages
 from moe_dist.data.order import (
     MIXES,
     Position,
@@ -93,7 +93,7 @@ class Stream:
         self._device = torch.device(device)
         self._shard_of = None if shard_of is None else shard_of[training_set.samples]
         crop_scale = None if augment is None else augment.resized_crop
-        processes = config.loader_workers if isinstance(images, DiskImages) else 0
+        processes = config.loader_workers if isinstance(images, EncodedImages) else 0
         self._loader: Loader
         if beside is not None and beside._loader.processes == processes:
             self._loader = beside._loader

@@ -20,7 +20,7 @@ from fault_server import FaultServer, serving
 from fsspec.implementations.memory import MemoryFileSystem
 
 from moe_dist.data.batch import TrainingSet
-from moe_dist.data.opened.images import DiskImages
+from moe_dist.data.opened.images import EncodedImages
 from moe_dist.data.shards.cache import ShardCache
 from moe_dist.data.shards.index import ShardInfo, read_index
 from moe_dist.data.shards.shard_set import ShardSet
@@ -424,7 +424,7 @@ def test_an_epoch_streams_from_a_url(server: FaultServer, shards: Path, tmp_path
 
     def batches(opened: ShardSet) -> list[np.ndarray]:
         training_set = TrainingSet(np.arange(24), opened.labels)
-        images = DiskImages(opened, 8, crop_roi=False)
+        images = EncodedImages(opened, 8, crop_roi=False)
         stream = Stream(images, training_set, config, seed=0, global_batch=5, rank=0, world=1, shard_of=opened.shard_of)
         return [batch.images.numpy() for batch in stream.epoch()]
 
