@@ -34,7 +34,7 @@ class Position:
         return Position(self.epoch, steps) if steps < steps_per_epoch else Position(self.epoch + 1, 0)
 
 
-def mix(values: np.ndarray | np.uint64) -> np.ndarray:
+def splitmix64(values: np.ndarray | np.uint64) -> np.ndarray:
     """splitmix64 (Steele, Lea and Flood 2014) of uint64 `values`: a bijection that no NumPy version changes."""
     with np.errstate(over="ignore"):
         mixed = np.asarray(values, np.uint64) + _GOLDEN
@@ -44,7 +44,7 @@ def mix(values: np.ndarray | np.uint64) -> np.ndarray:
 
 
 def _key(purpose: np.uint64, seed: int, epoch: int = 0) -> np.ndarray:
-    return mix(mix(mix(purpose) ^ np.uint64(seed)) ^ np.uint64(epoch))
+    return splitmix64(splitmix64(splitmix64(purpose) ^ np.uint64(seed)) ^ np.uint64(epoch))
 
 
 def uniform(
@@ -64,8 +64,8 @@ def uniform(
     states = np.asarray(samples, np.int64).astype(np.uint64)
     if repeats is not None:
         states = states ^ (repeats.astype(np.uint64) << _REPEAT_SHIFT)
-    rows = mix(states ^ _key(purpose, seed, epoch))
-    return (mix(rows[:, None] + counters) >> np.uint64(11)) * 2.0**-53
+    rows = splitmix64(states ^ _key(purpose, seed, epoch))
+    return (splitmix64(rows[:, None] + counters) >> np.uint64(11)) * 2.0**-53
 
 
 def epoch_order(
@@ -76,13 +76,13 @@ def epoch_order(
     With `window_shards` > 0 (slow storage) the shards are shuffled, and then the samples inside each window of so many
     shards; `shard_of` [N] gives each sample's shard. With 0 the whole epoch is shuffled.
     """
-    random = mix(np.arange(samples_count, dtype=np.uint64) ^ _key(_ORDER, seed, epoch))
+    random = splitmix64(np.arange(samples_count, dtype=np.uint64) ^ _key(_ORDER, seed, epoch))
     if not window_shards:
         return np.argsort(random, kind="stable")
     assert shard_of is not None and len(shard_of) == samples_count
     shards = np.arange(int(shard_of.max()) + 1)
     place = np.empty(len(shards), np.int64)
-    place[np.argsort(mix(shards.astype(np.uint64) ^ _key(_SHARDS, seed, epoch)), kind="stable")] = shards
+    place[np.argsort(splitmix64(shards.astype(np.uint64) ^ _key(_SHARDS, seed, epoch)), kind="stable")] = shards
     return np.lexsort((random, place[shard_of] // window_shards))
 
 
@@ -99,7 +99,7 @@ def sampled_order(
     present = counts > 0
     positions = np.zeros_like(counts)
     positions[present] = largest_remainder(class_quotas(counts[present], sampling, epoch, epochs))
-    random = mix(np.arange(len(labels), dtype=np.uint64) ^ _key(_CHOICE, seed, epoch))
+    random = splitmix64(np.arange(len(labels), dtype=np.uint64) ^ _key(_CHOICE, seed, epoch))
     mixed = np.argsort(random)  # no two are equal: any sort gives the same
     narrow = labels.astype(np.min_scalar_type(len(counts)))  # integers of 16 bits are sorted by radix, in a tenth
     by_class = mixed[np.argsort(narrow[mixed], kind="stable")]
@@ -182,7 +182,7 @@ def valid_in_step(samples_count: int, step: int, global_batch: int) -> int:
     return min(global_batch, samples_count - step * global_batch)
 
 
-def split(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def divide(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide a set into (rest, held), sorted sample numbers, with about `fraction` of every class in `held`.
 
     labels [N], groups [N]: samples of one group (a track) stay together; group -1 is a sample on its own. Every class
@@ -196,7 +196,7 @@ def split(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) ->
     if (torn := np.flatnonzero(labels != labels[first[unit_of]])).size:
         raise ValueError(f"group {groups[torn[0]]} holds samples of two classes: a split cannot be stratified")
     sizes, unit_labels = np.bincount(unit_of), labels[first]
-    random = mix(first.astype(np.uint64) ^ _key(_SPLIT, seed))
+    random = splitmix64(first.astype(np.uint64) ^ _key(_SPLIT, seed))
     held_unit = np.zeros(len(first), bool)
     for label in np.unique(labels):
         units = np.flatnonzero(unit_labels == label)
@@ -208,12 +208,12 @@ def split(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) ->
 def limit(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The sorted numbers of about `count` samples of a set: its share of every class, and of each at least one group.
 
-    labels [N], groups [N]: as of `split`, by which a class is divided; a class of one group is kept whole, so that more
+    labels [N], groups [N]: as of `divide`, which divides the classes; a class of one group is kept whole, so that more
     than `count` may be left. Raises ValueError where a group spans two classes.
     """
     if count >= len(labels):
         return np.arange(len(labels))
-    left_out, kept = split(labels, groups, count / len(labels), seed)
+    left_out, kept = divide(labels, groups, count / len(labels), seed)
     indivisible = left_out[~np.isin(labels[left_out], labels[kept])]
     return np.sort(np.concatenate([kept, indivisible]))
 

@@ -15,7 +15,7 @@ from moe_dist.data.batch import DatasetInfo, Images
 from moe_dist.data.longtail import class_counts
 from moe_dist.data.opened.images import EncodedImages, open_images
 from moe_dist.data.opened.job_shards import open_shards
-from moe_dist.data.order import limit, split
+from moe_dist.data.order import divide, limit
 from moe_dist.data.shards.shard_set import ShardSet
 from moe_dist.data.storage.store import shown
 from moe_dist.errors import UserError
@@ -114,7 +114,7 @@ def _set_aside(train: OpenedSplit, samples: np.ndarray, fraction: float, seed: i
     """Of the training `samples`, those to train on and those to validate on: none where `fraction` is 0."""
     if not fraction:
         return samples, samples[:0]
-    rest, held = split(train.labels[samples], train.groups[samples], fraction, seed)
+    rest, held = divide(train.labels[samples], train.groups[samples], fraction, seed)
     return samples[rest], samples[held]
 
 

@@ -221,7 +221,7 @@ def test_the_loss_counts_both_labels_by_their_shares():
         share=torch.tensor([0.25, 1.0]),
     )
     assert batch.mean_over_labels(lambda labels: labels.float()) == 2.25
-    halves = batch.split(2)
+    halves = batch.micro_batches(2)
     assert sum(half.mean_over_labels(lambda labels: labels.float()) for half in halves) == 2.25
     plain = Batch(batch.images, batch.labels, batch.samples, batch.weight)
     assert plain.mean_over_labels(lambda labels: labels.float()) == 1.5
