@@ -67,7 +67,7 @@ def build(
     """Build the shards of a dataset. Broken off, the same command goes on where it stood."""
     from moe_dist.data.longtail import LongTail
     from moe_dist.data.shards.build.build import build_shards
-    from moe_dist.data.shards.shrink import Shrink
+    from moe_dist.data.shards.index import Shrink
     from moe_dist.places import cache_folder
     from moe_dist.terminal import Show
 
@@ -156,7 +156,7 @@ def stats(
     from rich.table import Table
 
     from moe_dist.data.shards.inspect.stats import shard_stats
-    from moe_dist.data.storage.store import is_url
+    from moe_dist.data.storage.place import is_url
     from moe_dist.plots.profile import save_class_profile
 
     if plot is None and is_url(place):
@@ -188,6 +188,6 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _place(place: str) -> str:
     """A folder as one would type it here, or a URL without what is secret in it."""
-    from moe_dist.data.storage.store import is_url, shown
+    from moe_dist.data.storage.place import is_url, shown
 
     return shown(place) if is_url(place) else short(Path(place).absolute())

@@ -10,8 +10,8 @@ import pytest
 from built_data import built_data
 
 from moe_dist.data.longtail import LongTail
-from moe_dist.data.opened.job_shards import ensure_shards, open_shards, shards_place
-from moe_dist.data.opened.opened import open_data
+from moe_dist.data.opened.job_shards import ensure_shards, shards_place
+from moe_dist.data.opened.opened import open_data, open_shards
 from moe_dist.data.shards.build.build import build_shards
 from moe_dist.data.shards.index import read_index
 from moe_dist.errors import UserError
