@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from moe_dist.data.augment.mixing import MIX_DRAWS, mix, with_partners
+from moe_dist.data.augment.augment import MIX_DRAWS, mix
 from moe_dist.data.batch import Batch, TrainingSet
-from moe_dist.data.order import partner_positions
+from moe_dist.data.order import partner_positions, with_partners
 from moe_dist.data.stream.stream import Stream
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
