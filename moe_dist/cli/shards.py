@@ -156,7 +156,7 @@ def stats(
     from rich.table import Table
 
     from moe_dist.data.shards.inspect.stats import shard_stats
-    from moe_dist.data.storage.place import is_url
+    from moe_dist.data.storage.store import is_url
     from moe_dist.plots.profile import save_class_profile
 
     if plot is None and is_url(place):
@@ -188,6 +188,6 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _place(place: str) -> str:
     """A folder as one would type it here, or a URL without what is secret in it."""
-    from moe_dist.data.storage.place import is_url, shown
+    from moe_dist.data.storage.store import is_url, shown
 
     return shown(place) if is_url(place) else short(Path(place).absolute())

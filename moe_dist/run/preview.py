@@ -16,7 +16,7 @@ from moe_dist.data.datasets.catalog import open_contents
 from moe_dist.data.longtail import class_counts
 from moe_dist.data.opened.opened import are_whole, long_tail_of
 from moe_dist.data.shards.index import read_index
-from moe_dist.data.storage.place import join
+from moe_dist.data.storage.store import join
 from moe_dist.engine.makers import IN_ONE_PROCESS
 from moe_dist.job import Job, dump_job
 from moe_dist.methods.base import Method, Progress, Stage

@@ -7,7 +7,7 @@ from pathlib import Path
 from moe_dist.data.opened.opened import are_whole, long_tail_of
 from moe_dist.data.shards.build.build import OnProgress, build_shards
 from moe_dist.data.shards.build.plan import source_fingerprint
-from moe_dist.data.storage.place import is_url, shown
+from moe_dist.data.storage.store import is_url, shown
 from moe_dist.errors import UserError
 from moe_dist.settings.data import DataConfig
 

@@ -22,8 +22,7 @@ from moe_dist.data.opened.images import EncodedImages, open_images
 from moe_dist.data.order import divide, limit
 from moe_dist.data.shards.index import INDEX_FILE
 from moe_dist.data.shards.shard_set import ShardSet
-from moe_dist.data.storage.place import join, shown
-from moe_dist.data.storage.store import exists
+from moe_dist.data.storage.store import exists, join, shown
 from moe_dist.errors import UserError
 from moe_dist.settings.data import DataConfig
 

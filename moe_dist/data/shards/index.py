@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from moe_dist.data.longtail import LongTail, class_counts
-from moe_dist.data.storage.place import join, shown
-from moe_dist.data.storage.store import get_bytes
+from moe_dist.data.storage.store import get_bytes, join, shown
 from moe_dist.data.storage.tars import BLOCK
 from moe_dist.errors import UserError
 from moe_dist.files import whole_file, write_json

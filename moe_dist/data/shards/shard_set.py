@@ -20,7 +20,7 @@ from moe_dist.data.bad_samples import BadSample
 from moe_dist.data.shards.cache import ShardCache
 from moe_dist.data.shards.index import Index, read_index
 from moe_dist.data.shards.scan import label_problem
-from moe_dist.data.storage.place import is_url, join, shown
+from moe_dist.data.storage.store import is_url, join, shown
 from moe_dist.data.storage.tars import BLOCK, member_name
 from moe_dist.errors import UserError
 from moe_dist.settings.data import RemoteConfig

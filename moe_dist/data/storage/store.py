@@ -1,7 +1,7 @@
-"""Files of shards at a place: read, put, listed. Behind a URL a failed operation is tried again after a pause.
+"""The places of shards and the files there: a folder of this machine, or a URL (s3://bucket/folder, https://...).
 
-The last failure is told in one sentence. Credentials come from where the protocol's library looks for them
-(environment, configuration files, the machine's role); they are in no message.
+What fails behind a URL is tried again after pauses, and given up with one sentence. Credentials come from where the
+protocol's library looks for them (environment, configuration files, the machine's role); no message contains them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 from typing import TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
-from moe_dist.data.storage.place import is_url, protocol, shown
-from moe_dist.data.storage.transfer import Failed, Watch, explain, http_status, operate
+from moe_dist.data.storage.transfer import Failed, Watch, explain, http_status, operate, protocol, without_secrets
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
 from moe_dist.settings.data import RemoteConfig
@@ -22,6 +22,30 @@ from moe_dist.settings.data import RemoteConfig
 LONGEST_PAUSE_SECONDS = 30
 _DEFAULTS = RemoteConfig()
 T = TypeVar("T")
+
+
+def is_url(place: Path | str) -> bool:
+    """Whether `place` is a URL rather than a folder."""
+    return "://" in str(place)
+
+
+def join(place: Path | str, *names: str) -> str:
+    """The path or URL of a file or folder below `place`, given the `names` that lead to it.
+
+    A URL's query (a signature over all of a container) stays at its end.
+    """
+    if not is_url(place):
+        return str(Path(place, *names))
+    url, below = str(place), "/".join(names)
+    if protocol(url) not in ("http", "https"):
+        return f"{url.rstrip('/')}/{below}"
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{below}"))
+
+
+def shown(place: Path | str) -> str:
+    """`place` for messages: a URL without a user, a password, or a query, which may carry a signature."""
+    return without_secrets(str(place)) if is_url(place) else str(place)
 
 
 def exists(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> bool:

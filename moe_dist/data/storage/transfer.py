@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 from fsspec.callbacks import Callback
 from fsspec.core import url_to_fs
 
-from moe_dist.data.storage.place import protocol, shown, without_secrets
 from moe_dist.errors import UserError
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -47,6 +47,16 @@ class Watch(Callback):
     def call(self, *args: Any, **kwargs: Any) -> None:
         """fsspec's hook for every change of `size` or `value`, in bytes."""
         self.moved = monotonic()
+
+
+def protocol(url: str) -> str:
+    """The part of a URL before `://`."""
+    return url.partition("://")[0]
+
+
+def without_secrets(text: str) -> str:
+    """A text without the users, passwords and queries (which may carry a signature) of the URLs in it."""
+    return re.sub(r"\?[^\s'\"]*", "", re.sub(r"(\w://)[^/\s@]*@", r"\1", text))
 
 
 def operate(url: str, operation: str, timeout: float, watch: Watch, local: Path | None = None) -> Any:
@@ -127,9 +137,9 @@ def _open(url: str, timeout: float) -> tuple[Any, str]:
     except ImportError as error:
         extra = _EXTRAS.get(protocol(url))
         install = f"install it with `pip install 'moe-dist[{extra}]'`" if extra else str(error)
-        raise UserError(f"{shown(url)}: the package for {protocol(url)}:// is missing; {install}") from None
+        raise UserError(f"{without_secrets(url)}: the package for {protocol(url)}:// is missing; {install}") from None
     except ValueError as error:
-        raise UserError(f"{shown(url)}: is no address of a store ({without_secrets(str(error))})") from None
+        raise UserError(f"{without_secrets(url)}: is no address of a store ({without_secrets(str(error))})") from None
     if protocol(url) in ("s3", "s3a"):
         system.retries = 1  # trying again is done, counted and reported here
         system.connect()  # reads S3's definitions, which takes a busy machine a second: no silence of the store

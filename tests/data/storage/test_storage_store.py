@@ -24,8 +24,7 @@ from moe_dist.data.opened.images import EncodedImages
 from moe_dist.data.shards.cache import ShardCache
 from moe_dist.data.shards.index import ShardInfo, read_index
 from moe_dist.data.shards.shard_set import ShardSet
-from moe_dist.data.storage.place import is_url, join, shown
-from moe_dist.data.storage.store import exists, get_bytes, get_file, list_names, put_file
+from moe_dist.data.storage.store import exists, get_bytes, get_file, is_url, join, list_names, put_file, shown
 from moe_dist.data.stream.stream import Stream
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256

@@ -33,8 +33,7 @@ from moe_dist.data.shards.build.working_folder import (
     save_record,
 )
 from moe_dist.data.shards.index import INDEX_FILE, Index, Shrink, read_index, write_index
-from moe_dist.data.storage.place import join, shown
-from moe_dist.data.storage.store import exists, get_bytes
+from moe_dist.data.storage.store import exists, get_bytes, join, shown
 from moe_dist.errors import UserError
 from moe_dist.settings.data import RemoteConfig
 from moe_dist.signals import keeping_handlers

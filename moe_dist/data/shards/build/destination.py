@@ -17,8 +17,8 @@ from pathlib import Path
 from moe_dist.data.datasets.samples import SPLITS
 from moe_dist.data.shards.build.plan import PLAN_FILE
 from moe_dist.data.shards.index import INDEX_FILE, ROWS_FILE, ShardInfo
-from moe_dist.data.storage.place import is_url, join, protocol, shown
-from moe_dist.data.storage.store import exists, put_file
+from moe_dist.data.storage.store import exists, is_url, join, put_file, shown
+from moe_dist.data.storage.transfer import protocol
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256, whole_file
 from moe_dist.settings.data import RemoteConfig

@@ -11,8 +11,7 @@ import numpy as np
 from moe_dist.data.datasets.samples import SPLITS
 from moe_dist.data.shards.index import INDEX_FILE, Index, read_index
 from moe_dist.data.shards.scan import image_problem, label_problem, scan_shard
-from moe_dist.data.storage.place import is_url, join, shown
-from moe_dist.data.storage.store import exists, list_names, local_file
+from moe_dist.data.storage.store import exists, is_url, join, list_names, local_file, shown
 from moe_dist.data.storage.tars import BLOCK, member_name
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256

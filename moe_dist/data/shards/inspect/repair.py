@@ -12,7 +12,7 @@ import numpy as np
 from moe_dist.data.shards.index import INDEX_FILE, ROWS_FILE, Index, ShardInfo, read_index, write_index
 from moe_dist.data.shards.inspect.check import row_states, shard_problems, splits_at
 from moe_dist.data.shards.scan import label_problem
-from moe_dist.data.storage.place import is_url, shown
+from moe_dist.data.storage.store import is_url, shown
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
 

@@ -11,8 +11,7 @@ from moe_dist.data.image.decode import image_size
 from moe_dist.data.longtail import imbalance_factor, shot_groups
 from moe_dist.data.shards.index import Index, read_index
 from moe_dist.data.shards.inspect.check import split_name, splits_at
-from moe_dist.data.storage.place import join, shown
-from moe_dist.data.storage.store import local_file
+from moe_dist.data.storage.store import join, local_file, shown
 from moe_dist.errors import UserError
 from moe_dist.settings.data import RemoteConfig
 
