@@ -38,6 +38,11 @@ def test_a_misspelt_key_is_named() -> None:
     )
 
 
+def test_a_field_of_an_earlier_version_says_what_to_write_instead() -> None:
+    said = "small.yaml: data.hold: unknown field; write data.decode: once for memory, each_time for disk"
+    assert refused(SMALL | {"data": {"hold": "disk"}}) == said
+
+
 def test_a_value_out_of_range_names_field_value_and_bound() -> None:
     message = refused(SMALL | {"method": {"name": "dfcp", "trusted_fraction": 1.5}})
     assert "method.trusted_fraction" in message and "less than 1" in message and "1.5" in message

@@ -68,7 +68,7 @@ def build(
     """Build the shards of a dataset. A build that was broken off goes on by the same command."""
     from moe_dist.data.longtail import LongTail
     from moe_dist.data.shards.build.build import build_shards
-    from moe_dist.data.shards.shrink import Shrink
+    from moe_dist.data.shards.index import Shrink
     from moe_dist.data.storage.store import is_url
     from moe_dist.places import cache_folder
     from moe_dist.terminal import Show

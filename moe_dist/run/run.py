@@ -56,8 +56,8 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     if job.paper_table:
         paper_table(job.paper_table)  # refuses a table there is not
     with show.working("data"):
-        ensure_shards(job.data, cache_folder(), show.shards)
-        data = open_data(job.data, job.seed, cache_folder())
+        place = ensure_shards(job.data, cache_folder(), show.shards)
+        data = open_data(job.data, job.seed, cache_folder(), place)
     if untested := data.untested_classes:
         names = ", ".join(untested[:5]) + (", ..." if len(untested) > 5 else "")
         show.notice(
@@ -124,7 +124,8 @@ def run_model(drive: Drive, label: str) -> None:
     if read_json(training / SETTINGS) != settings:
         write_json(training / SETTINGS, settings)
     results = drive.steps(label, method)
-    task = TrainingTask(drive.job, label, drive.run, cache_folder(), training, steps, drive.record.number)
+    places = (drive.run, cache_folder(), drive.data.shards, training, steps)
+    task = TrainingTask(drive.job, label, *places, drive.record.number)
     checkpoint = _train(task, name, drive)
     evaluation = _evaluate(task, name, method, checkpoint, results, drive)
     model.point_at(Current(steps, training, evaluation))

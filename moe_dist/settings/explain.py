@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ValidationError
 
+RENAMED = {"data.hold": "data.decode: once for memory, each_time for disk"}
+"""Fields of earlier versions: what to write instead."""
+
 
 def explain(error: ValidationError) -> str:
     """The error as one sentence: every problem names its field, what is allowed and the value that was given."""
@@ -14,7 +17,7 @@ def explain(error: ValidationError) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         given = problem.get("input")
         if problem["type"] == "extra_forbidden":
-            message = "unknown field"
+            message = "unknown field" + (f"; write {RENAMED[field]}" if field in RENAMED else "")
         elif not isinstance(given, dict | list | BaseModel):
             message += f", got {given!r}"
         message = message[0].lower() + message[1:]

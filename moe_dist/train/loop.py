@@ -76,7 +76,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
 def train_step(method: Method, session: Session, batch: Batch, progress: Progress) -> dict[str, Tensor]:
     """One optimiser step on this rank's share of a global batch; the loss terms, detached."""
     totals: dict[str, Tensor] = {}
-    parts = batch.split(session.accumulate)
+    parts = batch.micro_batches(session.accumulate)
     for part in parts:
         with session.engine.autocast():
             terms = method.loss(session.engine.network, part, progress)

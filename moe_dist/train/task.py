@@ -33,7 +33,8 @@ BAD_SAMPLES = "bad_samples"
 class TrainingTask:
     """One method's training within a run: all a worker on any node needs to find the rest.
 
-    run, cache, folder and steps are absolute and on storage that every node reaches. folder: what the training leaves,
+    run, cache, folder and steps are absolute and on storage that every node reaches. shards: the folder or URL of the
+    data's shards, which the driver found or built; folder: what the training leaves,
     another one as soon as something it depends on changes; steps: what the steps before it left, by name; start: the
     number, in the run's record, of the start that sends it.
     """
@@ -42,6 +43,7 @@ class TrainingTask:
     label: str
     run: Path
     cache: Path
+    shards: str
     folder: Path
     steps: Mapping[str, Path]
     start: int = 0
@@ -63,6 +65,7 @@ class TrainingTask:
             "label": self.label,
             "run": str(self.run),
             "cache": str(self.cache),
+            "shards": self.shards,
             "folder": str(self.folder),
             "steps": {name: str(folder) for name, folder in self.steps.items()},
             "start": self.start,
@@ -74,7 +77,7 @@ class TrainingTask:
         run, cache, folder = (Path(packed[name]) for name in ("run", "cache", "folder"))
         steps = {name: Path(step) for name, step in packed["steps"].items()}
         job = parse_job(packed["job"], "job")
-        return TrainingTask(job, packed["label"], run, cache, folder, steps, packed["start"])
+        return TrainingTask(job, packed["label"], run, cache, packed["shards"], folder, steps, packed["start"])
 
 
 @dataclass
@@ -139,7 +142,7 @@ class Training:
 def open_training(task: TrainingTask, worker: Worker) -> Training:
     """Open the data, read the steps' results and build the network on the worker's device."""
     job = task.job
-    data = open_data(job.data, job.seed, task.cache)
+    data = open_data(job.data, job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.bad_samples)
     method = open_method(job, task.label, data)
     results = Results(task.steps)

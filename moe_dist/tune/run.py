@@ -73,9 +73,8 @@ class _Tuning:
         folder = drive.run / self._label / FOLDER
         with closing(Journal(folder / studies.journal, studies.identity(drive.data))) as journal:
             search = _open_search(studies, facts, journal, drive.record.work_begins)
-            task = TrainingTask(
-                studies.job, self._label, drive.run, cache_folder(), folder, results.folders, drive.record.number
-            )
+            places = (drive.run, cache_folder(), drive.data.shards, folder, results.folders)
+            task = TrainingTask(studies.job, self._label, *places, drive.record.number)
             with drive.show.working(f"search of {studies.title} ({drive.launcher.name})"):
                 drive.show.count_from(_progress(search, studies.settings)[0])
                 with drive.show.watching(lambda: _progress(search, studies.settings)):

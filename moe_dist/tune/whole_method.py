@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def trial_task(task: TrainingTask, number: int, values: Mapping[str, Any]) -> Tr
     job = task.job.model_copy(update={"method": method, "checkpoint": checkpoint})
     folder = task.folder / TRIALS / str(number)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-    return TrainingTask(job, task.label, task.run, task.cache, folder, task.steps, task.start)
+    return replace(task, job=job, folder=folder)
 
 
 def _last_epoch(folder: Path) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """A rank's resumable sequence of batches.
 
+Letters: N samples of the training set, B samples of a batch (the rank's share), S image side, F images loaded for a
+batch: its own B first, then those partners for MixUp and CutMix that are not among them.
+
 1. The epoch's order follows from (seed, epoch) alone, and every rank takes its share of each global batch from it
    (order.py), so any number of ranks sees the same global batches.
-2. Only finished steps move the position: what was decoded ahead and never trained on is read again after a restart.
-3. An image's augmentation is drawn from (seed, epoch, sample), so a resumed run sees the pixels an unbroken one sees;
-   where an epoch shows an image several times, each time has draws of its own.
-4. A bad sample that the job lets pass is a black image of weight 0. The others of its batch keep the weights they had,
-   since only its own rank knows of it: the batch's mean counts it as a loss of 0, and no number of batches changes.
+2. Only finished steps move the position: what was decoded ahead and not trained on is read again after a restart.
+3. An image's augmentation is drawn from (seed, epoch, sample), so a resumed run sees the pixels that an unbroken one
+   sees. Where an epoch shows an image several times, each copy has draws of its own.
+4. A bad sample that the job lets pass is a black image of weight 0. The other samples of its batch keep their weights,
+   as only its own rank knows of it: the batch's mean counts it as a loss of 0, and the number of batches stays.
 """
 
 from __future__ import annotations
@@ -20,10 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_dist.data.augment.augment import DRAWS, augment, normalise
-from moe_dist.data.augment.mixing import MIX_DRAWS, mix, mixes, with_partners
+from moe_dist.data.augment.augment import DRAWS, MIX_DRAWS, augment, mix, mixes, normalise
 from moe_dist.data.batch import Batch, Images, TrainingSet
-from moe_dist.data.opened.images import DiskImages
+from moe_dist.data.opened.images import EncodedImages
 from moe_dist.data.order import (
     MIXES,
     Position,
@@ -35,25 +37,39 @@ from moe_dist.data.order import (
     steps_per_epoch,
     uniform,
     valid_in_step,
+    with_partners,
 )
-from moe_dist.data.stream.loader import Loader
-from moe_dist.data.stream.prefetch import on_device
+from moe_dist.data.stream.loader import Loader, on_device
 from moe_dist.errors import UserError
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.training import Sampling
 
 
+@dataclass(frozen=True)
+class _Share:
+    """A rank's share of a global batch.
+
+    rows [F]: rows of the training set; repeats [F]: which of its row's copies in the epoch each is; valid [B]: False
+    for padding; partners [B]: where the partner of each is among the F, or None.
+    """
+
+    rows: np.ndarray
+    repeats: np.ndarray
+    valid: np.ndarray
+    partners: np.ndarray | None = None
+
+
 class Stream:
     """The batches of `training_set` that `rank` of `world` trains on, epoch after epoch.
 
-    images: the split's images; config: normalisation, loader workers and shuffle window; global_batch: samples per step
-    over all ranks; augment: random changes, or None; shuffle: False keeps the order of `training_set`;
-    shard_of [images]: each image's shard, needed with `config.window_shards`; sampling: how often an epoch shows each
-    label of `training_set`, epochs: of the whole stage, which progressive sampling goes through; beside: a stream that
-    is not read at the same time, whose loader processes work for this one, too.
-    Raises UserError where global_batch is no multiple of world, the set is empty, or its classes are sampled and the
-    epoch is shuffled in windows of shards.
+    images: the split's images; config: normalisation, loader workers and shuffle window; global_batch: samples of a
+    step over all ranks; augment: random changes, or None; shuffle: False keeps the order of `training_set`; shard_of:
+    the shard of each of `images`, needed with `config.window_shards`; sampling: how often an epoch shows each label of
+    `training_set`; epochs: those of the whole stage, which progressive sampling needs; beside: a stream that is not
+    read at the same time, whose loader processes work for this one, too.
+    Raises UserError where global_batch is not a multiple of world, the set is empty, or its classes are sampled and
+    the epoch is shuffled in windows of shards.
     """
 
     def __init__(
@@ -80,7 +96,10 @@ class Stream:
             raise UserError("a training stage was given no samples; look at the steps before it")
         self.position = Position()
         self._set = training_set
-        self._columns = {name: _column(values) for name, values in training_set.columns.items()}
+        self._columns = {
+            name: values.astype(np.float32 if np.issubdtype(values.dtype, np.floating) else np.int64)
+            for name, values in training_set.columns.items()
+        }
         self._config = config
         self._seed = seed
         self._global_batch = global_batch
@@ -92,14 +111,13 @@ class Stream:
         self._epochs = epochs
         self._device = torch.device(device)
         self._shard_of = None if shard_of is None else shard_of[training_set.samples]
-        crop_scale = None if augment is None else augment.resized_crop
-        processes = config.loader_workers if isinstance(images, DiskImages) else 0
+        processes = config.loader_workers if isinstance(images, EncodedImages) else 0
         self._loader: Loader
         if beside is not None and beside._loader.processes == processes:
             self._loader = beside._loader
         else:
             self._loader = Loader(processes, pin_memory=self._device.type == "cuda")
-        self._decoder = self._loader.add(images, seed, crop_scale)
+        self._number = self._loader.add(images, seed, None if augment is None else augment.resized_crop)
 
     def __len__(self) -> int:
         """Steps of one epoch, the same on every rank."""
@@ -112,7 +130,7 @@ class Stream:
         steps = range(first, len(self))
         shares = [self._share(order, repeats, step) for step in steps]
         wanted = [(epoch, self._set.samples[share.rows], share.repeats) for share in shares]
-        loaded = on_device(self._loader.load(self._decoder, wanted), self._device)
+        loaded = on_device(self._loader.load(self._number, wanted), self._device)
         for step, share, (images, readable) in zip(steps, shares, loaded):
             yield self._batch(epoch, step, share, images, readable.numpy())
 
@@ -121,7 +139,7 @@ class Stream:
         self.position = self.position.next(len(self))
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands and what it streams, in plain values; the number of ranks is no part of it."""
+        """Where the stream stands and what it streams, in plain values; the number of ranks is not among them."""
         return {"epoch": self.position.epoch, "steps": self.position.steps, **self._identity()}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -135,18 +153,23 @@ class Stream:
         self.position = Position(state["epoch"], state["steps"])
 
     def _identity(self) -> dict[str, Any]:
+        """What the stream streams. digest: over the samples, their labels and their columns, in order."""
+        digest = hashlib.sha256(self._set.samples.astype(np.int64).tobytes())
+        digest.update(self._set.labels.astype(np.int64).tobytes())
+        for name, values in sorted(self._columns.items()):
+            digest.update(name.encode())
+            digest.update(values.tobytes())
+        progressive = self._sampling == "progressive"
         return {
             "seed": self._seed,
             "global_batch": self._global_batch,
             "samples": len(self._set.samples),
-            "digest": _digest(self._set),
-            "sampling": f"progressive over {self._epochs} epochs"
-            if self._sampling == "progressive"
-            else self._sampling,
+            "digest": digest.hexdigest(),
+            "sampling": f"progressive over {self._epochs} epochs" if progressive else self._sampling,
         }
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of the training set in the epoch's order, and which of its row's copies each place is."""
+        """The training set's rows [N] in the epoch's order, and which of its row's copies each of them is [N]."""
         count = len(self._set.samples)
         if self._shuffle and self._sampling != "instance":
             return sampled_order(self._set.labels, self._sampling, self._seed, epoch, self._epochs)
@@ -156,17 +179,18 @@ class Stream:
         return epoch_order(count, self._seed, epoch, self._shard_of, self._config.window_shards), once
 
     def _share(self, order: np.ndarray, repeats: np.ndarray, step: int) -> _Share:
+        """This rank's share of a step of the epoch."""
         where = (step, self._global_batch, self._rank, self._world)
         rows, valid = rank_batch(order, *where)
-        again, _ = rank_batch(repeats, *where)
+        copies, _ = rank_batch(repeats, *where)
         if self._augment is None or not mixes(self._augment):
-            return _Share(rows, again, valid)
+            return _Share(rows, copies, valid)
         own = rank_positions(*where)
         further, partners = with_partners(own, partner_positions(own, len(order), self._global_batch))
-        return _Share(np.append(rows, order[further]), np.append(again, repeats[further]), valid, partners)
+        return _Share(np.append(rows, order[further]), np.append(copies, repeats[further]), valid, partners)
 
     def _batch(self, epoch: int, step: int, share: _Share, images: Tensor, readable: np.ndarray) -> Batch:
-        """The batch of `share`, of whose images [L, 3, S, S] uint8 those are `readable` [L] that are no bad ones."""
+        """The batch of `share` from its images [F, 3, S, S] uint8; readable [F]: False for bad samples."""
         own_share = partner = None
         if self._augment is not None:
             loaded = self._set.samples[share.rows]
@@ -203,7 +227,7 @@ def require_divisible(global_batch: int, world: int) -> None:
 
 
 def require_no_window(sampling: Sampling, config: DataConfig) -> None:
-    """Raise UserError where classes are to be sampled from windows of shards."""
+    """Raise UserError where a job samples classes and shuffles in windows of shards."""
     if sampling != "instance" and config.window_shards:
         raise UserError(
             f"data.window_shards = {config.window_shards} shows every image once, window after window, and cannot be "
@@ -222,7 +246,7 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """The batches of `samples` [N] with `labels` [N] once, in order and unchanged; the last is padded with weight 0.
 
-    None has more than N rows: padding is computed like any image.
+    A batch has at most N rows, because a network computes padding like any image.
     """
     stream = Stream(
         images,
@@ -236,33 +260,3 @@ def evaluation_batches(
         device=device,
     )
     return stream.epoch()
-
-
-def _column(values: np.ndarray) -> np.ndarray:
-    """A training set's column as batches carry it: float32, or int64."""
-    return values.astype(np.float32 if np.issubdtype(values.dtype, np.floating) else np.int64)
-
-
-def _digest(training_set: TrainingSet) -> str:
-    """A name for what is trained on: the samples, their labels and their columns, in order."""
-    digest = hashlib.sha256()
-    for values in (training_set.samples.astype(np.int64), training_set.labels.astype(np.int64)):
-        digest.update(values.tobytes())
-    for name in sorted(training_set.columns):
-        digest.update(name.encode())
-        digest.update(_column(training_set.columns[name]).tobytes())
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Share:
-    """A rank's share of a global batch of B images a rank, of which L >= B are loaded: its own first, then partners.
-
-    rows [L]: of the training set; repeats [L]: which of its row's copies in the epoch each is; valid [B]: False for
-    padding; partners [B]: where each one's partner for MixUp and CutMix is among the L, or None.
-    """
-
-    rows: np.ndarray
-    repeats: np.ndarray
-    valid: np.ndarray
-    partners: np.ndarray | None = None
