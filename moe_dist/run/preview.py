@@ -94,7 +94,6 @@ def _placement_table(job: Job, method: Method) -> Table:
         batch,
         3 * method.info.image_size**2,
         [method.expert_outputs()] * len(costs),
-        mixed=False,
         input_gradient=False,
     )
     table.caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step"
