@@ -32,8 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moe_dist.bank.bank import Bank
-from moe_dist.bank.batches import ImagesOf, Lesson
-from moe_dist.bank.memory import memory_bytes
+from moe_dist.bank.batches import EpochData, ImagesOf
 from moe_dist.bank.stack import Member
 from moe_dist.methods.dfcp.config import ExpertConfig
 from moe_dist.methods.dfcp.network import expert_optimiser, widths
@@ -77,7 +76,6 @@ def main() -> None:
                 torch.set_num_threads(threads)
                 case = {"experts": name, "members": count, "threads": threads}
                 case |= measure(contenders, options.rounds, device)
-                case["bank_mib"] = round(memory_bytes(made(experts(count)), SIDE, device=device) / 2**20)
                 print(json.dumps(case), flush=True)
                 content["cases"].append(case)
     RESULTS.parent.mkdir(exist_ok=True)
@@ -123,11 +121,11 @@ def made(experts: list[ExpertConfig]) -> list[Member]:
 def make_contenders(
     experts: list[ExpertConfig], samples: int, augment: AugmentConfig, device: torch.device
 ) -> dict[str, Train]:
-    """All three, on the same lessons; a round goes on where the last one ended."""
+    """All three, on the same data; a round goes on where the last one ended."""
     members = made(experts)
     random = np.random.default_rng(1)
-    lessons = {
-        number: Lesson(random.permutation(IMAGES)[:samples], random.integers(0, 2, samples).astype(np.float32))
+    epoch = {
+        number: EpochData(random.permutation(IMAGES)[:samples], random.integers(0, 2, samples).astype(np.float32))
         for number in range(len(members))
     }
     images = HeldImages(np.random.default_rng(0).integers(0, 256, (IMAGES, 3, SIDE, SIDE), np.uint8))
@@ -138,7 +136,7 @@ def make_contenders(
 
     bank = Bank(members, SIDE, device=device)
     ones = [Bank([member], SIDE, device=device) for member in members]
-    alone = [one_alone(member, lessons[number], images_of, device) for number, member in enumerate(members)]
+    alone = [one_alone(member, epoch[number], images_of, device) for number, member in enumerate(members)]
 
     def one_after_another() -> None:
         for train in alone:
@@ -146,26 +144,26 @@ def make_contenders(
 
     def banks_of_one() -> None:
         for number, one in enumerate(ones):
-            one.train_epoch({0: lessons[number]}, images_of)
+            one.train_epoch({0: epoch[number]}, images_of)
 
     return {
-        "bank": lambda: bank.train_epoch(lessons, images_of),
+        "bank": lambda: bank.train_epoch(epoch, images_of),
         "banks_of_one": banks_of_one,
         "one_after_another": one_after_another,
     }
 
 
-def one_alone(member: Member, lesson: Lesson, images_of: ImagesOf, device: torch.device) -> Train:
+def one_alone(member: Member, data: EpochData, images_of: ImagesOf, device: torch.device) -> Train:
     """One epoch of one network under torch.optim."""
     network = LeNet(member.widths, 1, SIDE).to(device)
     network.load_state_dict(member.weights)
     optimiser = torch_optimiser(network.parameters(), member.optimiser)
-    targets = torch.from_numpy(lesson.targets).to(device)
+    targets = torch.from_numpy(data.targets).to(device)
 
     def train() -> None:
-        for start in range(0, len(lesson.samples), member.batch_size):
+        for start in range(0, len(data.samples), member.batch_size):
             rows = slice(start, start + member.batch_size)
-            logits = network(images_of(lesson.samples[rows])).squeeze(1)
+            logits = network(images_of(data.samples[rows])).squeeze(1)
             functional.binary_cross_entropy_with_logits(logits, targets[rows]).backward()
             optimiser.step()
             optimiser.zero_grad()

@@ -4,8 +4,8 @@
 
 The network is DFCP-MoE's joint stage: 43 LeNets of unequal widths and a gate on 32x32 images, Adam, the same global
 batch in every case. On one machine without GPUs the ranks share its cores, so time can only be lost by spreading;
-what is measured is how much. "Least" is what dense dispatch cannot do without: every sample to the other ranks, one
-weighted sum per rank and sample (or every expert's output) back, and the gradients of what came back.
+what is measured is how much. "Least" is what dense dispatch cannot do without: every sample to the other ranks, every
+expert's output back, and the gradients of the outputs.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from moe_dist.engine.choose import make_engine
 from moe_dist.engine.engine import Engine
-from moe_dist.models.experts import Experts
+from moe_dist.models.experts import Experts, seeded
 from moe_dist.models.lenet import LeNet, LeNetWidths
-from moe_dist.models.makers import MakeExperts, seeded
+from moe_dist.models.makers import MakeExperts
 from moe_dist.parallel.placement import exchanged_bytes, loads, place
 from moe_dist.settings.resources import ParallelConfig
 from moe_dist.settings.training import OptimiserConfig
@@ -38,29 +38,26 @@ from moe_dist.settings.training import OptimiserConfig
 EXPERTS, CLASSES, SIDE = 43, 43, 32
 WIDTHS = [LeNetWidths(4 + expert % 5, 8 + expert % 9, 60, 42) for expert in range(EXPERTS)]
 COSTS = [float(LeNet.multiply_adds(widths, CLASSES, SIDE)) for widths in WIDTHS]
-SPREAD = ("expert parallel, mixed", "expert parallel, every output")
-CASES = ("one process", "data parallel", *SPREAD)
+SPREAD = "expert parallel"
+CASES = ("one process", "data parallel", SPREAD)
 RESULTS = Path(__file__).parent / "results" / "expert_parallel.json"
 
 
 class Mixture(nn.Module):
-    """LeNets and a gate; `every` returns all outputs to the samples' rank instead of their weighted sum."""
+    """LeNets and a gate."""
 
-    def __init__(self, make_experts: MakeExperts, every: bool) -> None:
+    def __init__(self, make_experts: MakeExperts) -> None:
         super().__init__()
-        self.every = every
         self.gate = nn.Linear(3 * SIDE * SIDE, EXPERTS)
         self.experts = make_experts([partial(LeNet, widths, CLASSES, SIDE) for widths in WIDTHS], COSTS, 0)
 
     def forward(self, images: Tensor) -> Tensor:
         """Mixed logits [B, C]."""
         gate = self.gate(images.flatten(1)).softmax(1)
-        if not self.every:
-            return self.experts.mix(gate, images)
         return (gate[:, :, None] * torch.stack(self.experts(images), 1)).sum(1)
 
 
-def engine_of(ranks: int, ep_size: int, every: bool) -> Engine:
+def engine_of(ranks: int, ep_size: int) -> Engine:
     """A fresh engine: plain torch for one rank, otherwise DeepSpeed's with experts replicated or spread."""
     make_experts: Any = Experts
     if ep_size > 1:
@@ -68,7 +65,7 @@ def engine_of(ranks: int, ep_size: int, every: bool) -> Engine:
 
         make_experts = partial(ExpertParallel, ep_size=ep_size)
     return make_engine(
-        seeded(0, lambda: Mixture(make_experts, every)),
+        seeded(0, lambda: Mixture(make_experts)),
         {"": OptimiserConfig()},
         parallel=ParallelConfig(expert=ep_size),
         clip_norm=1.0,
@@ -100,23 +97,20 @@ def run_rank(rank: int, ranks: int, batch: int, rounds: int, started: float, fol
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=ranks)
     lap("process group")
+    import moe_dist.engine.deepspeed  # noqa: F401
 
     lap("import DeepSpeed")
-    engines = {"expert parallel, mixed": engine_of(ranks, ranks, False)}
+    spread = engine_of(ranks, ranks)
     lap("network and engine")
-    step_of(engines["expert parallel, mixed"], batch, ranks)()
+    step_of(spread, batch, ranks)()
     lap("first step")
-    engines["expert parallel, every output"] = engine_of(ranks, ranks, True)
-    engines["data parallel"] = engine_of(ranks, 1, False)
+    engines = {SPREAD: spread, "data parallel": engine_of(ranks, 1)}
     steps = {name: step_of(engine, batch, ranks) for name, engine in engines.items()}
-    moved = {}
-    for name in SPREAD:
-        with counted_bytes(rank, ranks) as sent:
-            steps[name]()
-        moved[name] = sum(sent)
+    with counted_bytes(rank, ranks) as sent:
+        steps[SPREAD]()
     if rank == 0:
-        steps["one process"] = step_of(engine_of(1, 1, False), batch, 1)
-    result = {"startup": startup, "moved": moved, "times": measure(steps, rounds)}
+        steps["one process"] = step_of(engine_of(1, 1), batch, 1)
+    result = {"startup": startup, "moved": {SPREAD: sum(sent)}, "times": measure(steps, rounds)}
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
 
 
@@ -167,28 +161,19 @@ def counted_bytes(rank: int, ranks: int) -> Iterator[list[int]]:
         exchange.dist.all_to_all_single = all_to_all
 
 
-def least_bytes(ranks: int, batch: int) -> dict[str, int]:
-    """What each way of spreading must move in one step: images are not trained, gate weights are."""
-    bytes_of = partial(exchanged_bytes, place(COSTS, ranks), batch, output_elements=[CLASSES] * EXPERTS)
-    images, gate = 3 * SIDE * SIDE, 2 * EXPERTS
-    return {
-        SPREAD[0]: bytes_of(images + gate, mixed=True, input_gradient=False),
-        SPREAD[1]: bytes_of(images, mixed=False, input_gradient=False),
-    }
-
-
 def gradient_bytes(ranks: int) -> dict[str, int]:
     """What a ring all-reduce of the replicated parameters' gradients moves in one step, over all ranks."""
-    network = Mixture(Experts, False)
+    network = Mixture(Experts)
     everything = sum(parameter.numel() for parameter in network.parameters())
     gate = sum(parameter.numel() for parameter in network.gate.parameters())
-    replicated = {"one process": 0, "data parallel": everything, SPREAD[0]: gate, SPREAD[1]: gate}
+    replicated = {"one process": 0, "data parallel": everything, SPREAD: gate}
     return {name: 4 * 2 * (ranks - 1) * elements for name, elements in replicated.items()}
 
 
 def summarise(parts: list[dict[str, Any]], ranks: int, batch: int) -> dict[str, Any]:
     """The ranks' measurements as one row per case."""
-    least, gradients, rows = least_bytes(ranks, batch), gradient_bytes(ranks), {}
+    least = exchanged_bytes(place(COSTS, ranks), batch, 3 * SIDE * SIDE, [CLASSES] * EXPERTS, input_gradient=False)
+    gradients, rows = gradient_bytes(ranks), {}
     processor = {name: sum(part["times"][name]["processor"] for part in parts) for name in CASES}
     for name in CASES:
         moved = sum(part["moved"].get(name, 0) for part in parts)
@@ -197,7 +182,7 @@ def summarise(parts: list[dict[str, Any]], ranks: int, batch: int) -> dict[str, 
             "processor_to_data_parallel": round(processor[name] / processor["data parallel"], 2),
             "wall_ms": round(1e3 * max(part["times"][name]["wall"] for part in parts), 1),
             "exchanged_mb": round(moved / 1e6, 3),
-            "exchanged_to_least": round(moved / least[name], 3) if name in least else None,
+            "exchanged_to_least": round(moved / least, 3) if name == SPREAD else None,
             "gradients_mb": round(gradients[name] / 1e6, 3),
         }
     startup = {name: round(max(part["startup"][name] for part in parts), 2) for name in parts[0]["startup"]}

@@ -120,7 +120,7 @@ def stream_rank(folder: Path, rank: int, world: int) -> dict[str, Any]:
     process = psutil.Process()
     own = process.memory_info().rss
     shards = ShardSet.open(folder)
-    config = DataConfig(image_size=8, hold="disk", loader_workers=1)
+    config = DataConfig(image_size=8, decode="each_time", loader_workers=1)
     images = open_images(shards, config, folder)
     everything = TrainingSet(np.arange(len(shards)), shards.labels)
     batch = BATCH - BATCH % world

@@ -24,6 +24,7 @@ from machine import machine
 
 import moe_dist.train.loop as loop
 from moe_dist.data.batch import Batch
+from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.job import Job, load_job
 from moe_dist.methods.phases import Progress
 from moe_dist.places import cache_folder
@@ -56,7 +57,8 @@ def main() -> None:
 
 def measure(job: Job, label: str, folder: Path, steps: int, rounds: int) -> dict[str, Any]:
     """Images per second of both loops, by round, and the median of their ratios."""
-    task = TrainingTask(job, label, folder, cache_folder(), folder / label, {})
+    shards = ensure_shards(job.data, cache_folder())
+    task = TrainingTask(job, label, folder, cache_folder(), shards, folder / label, {})
     worker = LocalWorker(folder, 1, 0, 1, torch.device("cpu"))
     training = open_training(task, worker)
     (stage,) = training.method.stages()

@@ -36,6 +36,7 @@ import torch
 from machine import machine
 
 from moe_dist.data.batch import TrainingSet
+from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.data.opened.opened import open_data
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
 from moe_dist.methods.dfcp.network import widths
@@ -97,7 +98,7 @@ def main() -> None:
 def open_expert_backend(settings: dict[str, Any], device: torch.device) -> Backend:
     """Trials of experts on digits with their true labels."""
     config = DataConfig(dataset="digits", image_size=32)
-    data = open_data(config, 0, CACHE)
+    data = open_data(config, 0, CACHE, ensure_shards(config, CACHE))
     samples = data.train_samples
     material = SearchData(
         config=config,

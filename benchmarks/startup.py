@@ -19,6 +19,7 @@ from typing import Any
 from machine import machine
 from rich.console import Console
 
+from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.job import load_job
 from moe_dist.launch.choose import open_launcher
 from moe_dist.launch.ray_trainer import fit
@@ -48,12 +49,13 @@ def main() -> None:
     job = load_job(options.job, [f"workers={options.workers}"])
     with tempfile.TemporaryDirectory() as name:
         folder, show = Path(name), Show(Console(quiet=True))
+        places = (folder, cache_folder(), ensure_shards(job.data, cache_folder()))
         stamps = {"start": time.time()}
         with open_launcher("ray", job, folder, show):
             stamps["ray"] = time.time()
-            first = stamps | run(TrainingTask(job, options.label, folder, cache_folder(), folder / "first", {}))
+            first = stamps | run(TrainingTask(job, options.label, *places, folder / "first", {}))
             again = {"ray": time.time()}
-            again |= run(TrainingTask(job, options.label, folder, cache_folder(), folder / "again", {}))
+            again |= run(TrainingTask(job, options.label, *places, folder / "again", {}))
     result = about | {"seconds": seconds(first), "second training": seconds(again)}
     print(json.dumps(result, indent=1))
     (Path(__file__).parent / "results" / "startup.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -60,7 +60,7 @@ class Stored:
 
 def contenders(stored: Stored) -> dict[str, Epoch]:
     """The contenders of a case, by name."""
-    found = {"ours, disk": ours(stored, "disk"), "ours, memory": ours(stored, "memory")}
+    found = {"ours, disk": ours(stored, "each_time"), "ours, memory": ours(stored, "once")}
     if stored.changes != "cifar":
         found |= floors(stored)
     found |= {"WebDataset": web_dataset(stored), "ImageFolder": image_folder(stored)}
@@ -71,9 +71,9 @@ def contenders(stored: Stored) -> dict[str, Epoch]:
     return found
 
 
-def ours(stored: Stored, hold: Literal["memory", "disk"]) -> Epoch:
+def ours(stored: Stored, decoded: Literal["once", "each_time"]) -> Epoch:
     """Our stream, shuffled; always its first epoch."""
-    config = DataConfig(image_size=stored.size, hold=hold, loader_workers=stored.workers)
+    config = DataConfig(image_size=stored.size, decode=decoded, loader_workers=stored.workers)
     augment = {
         "none": None,
         "random crop": AugmentConfig(resized_crop=CROP_SCALE),

@@ -1,6 +1,6 @@
 """Several Ray nodes on this machine, with a token: `python cluster/local.py start --nodes 3`, `status`, `stop`.
 
-What it is for: to try `moe-dist submit` and trainings over several nodes before there is a cluster. It runs Ray's own
+It is for trying `moe-dist submit` and trainings over several nodes before there is a cluster. It runs Ray's own
 `ray start`, once per node, on Linux. Four things make several nodes on one machine work:
 
 1. Each node has a loopback address of its own (127.0.0.2, .3, ...), so their fixed ports do not collide and Ray Train
@@ -33,17 +33,21 @@ from pathlib import Path
 from processes import Process, end, is_alive, process_of
 
 from moe_dist.errors import UserError
+from moe_dist.files import write_json
 
 FOLDER = Path("runs/cluster")
+STATE = "state.json"
+"""The file of a cluster's folder that records it."""
 OBJECT_STORE_BYTES = 200 * 2**20
 NODE_START_SECONDS = 120.0
 STOP_SECONDS = 10.0
-"""A head that has run a training no longer ends when asked; nothing in it is worth waiting for."""
+"""How long the processes may take to end. A head that has run a training does not end when asked, and nothing in it is
+worth waiting for."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One Ray node: its loopback address and the `ray start` that holds it."""
+    """One Ray node: its loopback address, and the `ray start` process that is its parent."""
 
     address: str
     process: Process
@@ -51,7 +55,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running local cluster, as state.json holds it.
+    """A running local cluster, as state.json records it.
 
     dashboard: where jobs are submitted; head: the address of Ray itself; temporary: Ray's sessions, logs and sockets.
     """
@@ -66,8 +70,8 @@ class Cluster:
 def start(folder: Path, nodes: int, cpus_per_node: int, port: int) -> Cluster:
     """Start `nodes` Ray nodes one after another and return when all are alive.
 
-    port: of the dashboard and job server, on 127.0.0.1. Raises UserError where a cluster of this folder is running,
-    the port is taken or a node does not come up; what was started is stopped again.
+    port: where the dashboard and job server listen on 127.0.0.1. Raises UserError if a cluster of this folder is
+    running, the port is taken or a node does not come up; what was started is stopped again.
     """
     if sys.platform != "linux":
         raise UserError("cluster/local.py needs Linux, where every 127.x.x.x is a loopback address")
@@ -95,7 +99,7 @@ def start(folder: Path, nodes: int, cpus_per_node: int, port: int) -> Cluster:
 
 
 def stop(folder: Path) -> None:
-    """End the folder's cluster, and nothing else. Raises UserError where none is recorded."""
+    """End the folder's cluster, and no other process. Raises UserError if none is recorded."""
     cluster = load(folder)
     if cluster is None:
         raise UserError(f"{folder}: no local cluster is recorded here")
@@ -103,11 +107,11 @@ def stop(folder: Path) -> None:
     end([node.process for node in reversed(cluster.nodes)], STOP_SECONDS)
     shutil.rmtree(cluster.temporary, ignore_errors=True)
     Path(cluster.token_path).unlink(missing_ok=True)
-    _state_path(folder).unlink()
+    (folder / STATE).unlink()
 
 
 def alive_nodes(cluster: Cluster) -> list[dict]:
-    """What Ray's state API says of the nodes that are alive; none while it does not answer."""
+    """The nodes that are alive, as Ray's state API describes them; none while it does not answer."""
     request = urllib.request.Request(f"{cluster.dashboard}/api/v0/nodes?detail=1")
     request.add_header("Authorization", f"Bearer {Path(cluster.token_path).read_text()}")
     try:
@@ -120,7 +124,7 @@ def alive_nodes(cluster: Cluster) -> list[dict]:
 
 def load(folder: Path) -> Cluster | None:
     """The cluster recorded in `folder`, or None."""
-    path = _state_path(folder)
+    path = folder / STATE
     if not path.is_file():
         return None
     content = json.loads(path.read_text())
@@ -129,12 +133,12 @@ def load(folder: Path) -> Cluster | None:
 
 
 def client_environment(cluster: Cluster) -> dict[str, str]:
-    """The two variables a client of the cluster needs."""
+    """The two environment variables that a client of the cluster needs."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": cluster.token_path}
 
 
 def _start_node(folder: Path, cluster: Cluster, number: int, cpus: int) -> Cluster:
-    """`ray start --block` of the next node, in a session of its own; its output goes to node-<number>.log."""
+    """Run `ray start --block` for the next node in a session of its own; its output goes to node-<number>.log."""
     address = f"127.0.0.{number + 2}"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     command += [f"--node-ip-address={address}", f"--num-cpus={cpus}", f"--temp-dir={cluster.temporary}/{number}"]
@@ -172,24 +176,21 @@ def node_environment(cluster: Cluster) -> dict[str, str]:
 
 
 def _wait_until_alive(folder: Path, cluster: Cluster) -> None:
-    """Return when Ray counts all the nodes started so far; raise UserError when the last one ended or is too slow."""
+    """Wait until Ray counts all nodes started so far. Raises UserError if the last one has ended or is too slow."""
     node = cluster.nodes[-1]
     log = folder / f"node-{len(cluster.nodes) - 1}.log"
     deadline = time.monotonic() + NODE_START_SECONDS
     while len(alive_nodes(cluster)) < len(cluster.nodes):
         if not is_alive(node.process):
-            raise UserError(f"{node.address}: Ray ended while starting: {_last_line(log)} (all of it: {log})")
+            last = next((line.strip() for line in reversed(log.read_text().splitlines()) if line.strip()), "no output")
+            raise UserError(f"{node.address}: Ray ended while starting: {last} (all of it: {log})")
         if time.monotonic() > deadline:
             raise UserError(f"{node.address}: not alive after {NODE_START_SECONDS:g} s; see {log}")
         time.sleep(0.3)
 
 
-def _last_line(log: Path) -> str:
-    return next((line.strip() for line in reversed(log.read_text().splitlines()) if line.strip()), "no output")
-
-
 def write_token(path: Path) -> Path:
-    """A fresh token in a file that only its owner may read."""
+    """Write a new token to a file that only its owner may read, and return the file's absolute path."""
     path.unlink(missing_ok=True)  # a file that is there would keep its mode
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
@@ -197,6 +198,7 @@ def write_token(path: Path) -> Path:
 
 
 def _require_free(port: int) -> None:
+    """Raise UserError if another process listens on `port` of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -206,18 +208,15 @@ def _require_free(port: int) -> None:
 
 
 def _free_port() -> int:
+    """A port of 127.0.0.2 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.2", 0))
         return probe.getsockname()[1]
 
 
-def _state_path(folder: Path) -> Path:
-    return folder / "state.json"
-
-
 def save(folder: Path, cluster: Cluster) -> None:
     """Record the cluster in `folder`."""
-    _state_path(folder).write_text(json.dumps(asdict(cluster), indent=2))
+    write_json(folder / STATE, asdict(cluster))
 
 
 def _print_usage(cluster: Cluster) -> None:
@@ -240,7 +239,7 @@ def _print_status(folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description="Several Ray nodes on this machine, with token authentication.")
     parser.add_argument("action", choices=["start", "stop", "status"])
     parser.add_argument("--nodes", type=int, default=3, choices=[2, 3, 4])

@@ -1,4 +1,4 @@
-"""Processes of this machine (Linux), told apart and ended exactly: what cluster/local.py needs to stop only its own."""
+"""Processes of this machine (Linux) told apart and ended exactly, so that cluster/local.py stops only its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from a later one with the same id by when it started (clock ticks after the machine did)."""
+    """A process by its id and its start (clock ticks after the machine's), which a later one of the same id has not."""
 
     pid: int
     started: int
@@ -31,7 +31,7 @@ def is_alive(process: Process) -> bool:
 
 
 def descendants(roots: list[Process]) -> list[Process]:
-    """The roots still alive and all processes below them, workers and drivers in sessions of their own included."""
+    """The roots that are alive and all processes below them, also workers and drivers in sessions of their own."""
     parents: dict[int, int] = {}
     processes: dict[int, Process] = {}
     for entry in Path("/proc").iterdir():
@@ -49,7 +49,7 @@ def descendants(roots: list[Process]) -> list[Process]:
 
 
 def end(leaders: list[Process], patience_seconds: float) -> None:
-    """Ask the leaders to end, in order, and kill what is left of them and of their descendants after a while."""
+    """Send the leaders SIGTERM, in order, and later kill what is left of them and of their descendants."""
     ours = descendants(leaders)
     for process in leaders:
         _signal(process, signal.SIGTERM)
@@ -67,7 +67,7 @@ def _signal(process: Process, which: signal.Signals) -> None:
 
 
 def _parent_and_start(pid: int) -> tuple[int, int] | None:
-    """Parent and start time from /proc/<pid>/stat (fields 4 and 22), or None where there is no living process."""
+    """Parent and start time from /proc/<pid>/stat (fields 4 and 22), or None if no process of this id is alive."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

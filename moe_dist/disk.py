@@ -1,4 +1,4 @@
-"""A full disk and its kind, as one sentence: the one place where the system's error codes become words."""
+"""Failures of a disk told in one sentence: a full one, a read-only one and others, by the system's error codes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ _REASONS = {
     errno.EIO: ("the disk fails", "see to it and"),
 }
 _RUST = re.compile(r"\(os error (\d+)\)")
-"""How the system's code stands in what safetensors raises, which is no OSError."""
+"""The system's code in the message of a SafetensorError, which is not an OSError."""
 
 
 @contextmanager
-def disk_explained(folder: Path, what: str, go_on: str = GO_ON) -> Iterator[None]:
-    """Raise DiskError where a disk's failure ends the block, which writes `what` into `folder`.
+def disk_explained(folder: Path | None, what: str, go_on: str = GO_ON) -> Iterator[None]:
+    """Raise DiskError if a failure of the disk ends the block, which writes `what` into `folder`, if that is known.
 
-    Errors know the file where it was being opened, and not where it was being written: one outside `folder` is named
-    by its own folder. A thread that meets the failure does not print it: whoever waits for the thread raises it again.
+    An error names its file if opening it failed, not if writing to it did. So the sentence names `folder`, or the
+    folder of a named file that lies elsewhere (in a cache). A thread that meets the failure prints nothing, because
+    whoever waits for the thread raises it again.
     """
     printing = threading.excepthook
     threading.excepthook = lambda about: None if _code(about.exc_value) else printing(about)
@@ -42,13 +43,15 @@ def disk_explained(folder: Path, what: str, go_on: str = GO_ON) -> Iterator[None
         if code is None:
             raise
         reason, mend = _REASONS[code]
-        raise DiskError(f"{_place(error, folder)}: {reason}, so {what} could not be written; {mend} {go_on}") from error
+        place = _place(error, folder)
+        where = f"{place}: " if place else ""
+        raise DiskError(f"{where}{reason}, so {what} could not be written; {mend} {go_on}") from error
     finally:
         threading.excepthook = printing
 
 
 def _code(error: BaseException | None) -> int | None:
-    """The system's code of a disk's failure in `error`, or in what it was raised from; None where it is none."""
+    """The system's code of a disk's failure in `error` or in an error that led to it; None if it is something else."""
     while error is not None:
         found = _RUST.search(str(error)) if type(error).__name__ == "SafetensorError" else None
         code = int(found[1]) if found else getattr(error, "errno", None)
@@ -58,8 +61,8 @@ def _code(error: BaseException | None) -> int | None:
     return None
 
 
-def _place(error: BaseException, folder: Path) -> Path:
+def _place(error: BaseException, folder: Path | None) -> Path | None:
     name = getattr(error, "filename", None)
-    if not isinstance(name, str) or Path(name).is_relative_to(folder):
+    if not isinstance(name, str) or (folder and Path(name).is_relative_to(folder)):
         return folder
     return Path(name).parent

@@ -9,8 +9,8 @@ class UserError(Exception):
 
 
 class DiskError(UserError):
-    """A disk took no more, or is out of order: no fault of what was being run, which goes on when that is mended."""
+    """A disk is full or out of order. The run itself is not at fault, and goes on once that is mended."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM asked this process to end (Slurm, Kubernetes, a machine that is taken back): it unwinds as by Ctrl-C."""
+    """SIGTERM asked this process to end (Slurm, Kubernetes, a machine that is taken back). It unwinds as by Ctrl-C."""

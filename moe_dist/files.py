@@ -1,4 +1,4 @@
-"""The one way files are written: whole or not at all; and read back where a power cut may have emptied them."""
+"""Writing files whole or not at all, and reading them back where a power cut may have emptied them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 @contextmanager
 def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
-    """A name beside `path` to write to; when the block ends, what it wrote is called `path`.
+    """Give the block a temporary file beside `path` to write to, and rename it to `path` when the block ends.
 
-    The name is random: processes of several nodes may write to one folder. lasting: a power cut after the block loses
-    nothing; without it (progress, pictures) the block does not wait for the disk. Where the block fails nothing is
-    left; a killed process leaves a name that starts with a dot. The folder is made where it is missing.
+    The temporary name is random, because processes of several nodes may write to one folder. lasting: wait for the
+    disk, so that a power cut after the block loses nothing; progress and pictures do without. A block that fails leaves
+    nothing, a killed process a name that starts with a dot. The folder is made if it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -35,18 +35,18 @@ def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
-    """`text` as a file in UTF-8, whole or not at all (`whole_file`)."""
+    """Write `text` to `path` in UTF-8, whole or not at all (`whole_file`)."""
     with whole_file(path, lasting=lasting) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any, *, lasting: bool = True) -> None:
-    """`content` as a JSON file, whole or not at all (`whole_file`)."""
+    """Write `content` to `path` as JSON, whole or not at all (`whole_file`)."""
     write_text(path, json.dumps(content, indent=1) + "\n", lasting=lasting)
 
 
 def read_json(path: Path) -> Any | None:
-    """What the JSON file `path` holds; None where it is missing, empty or cut: whoever wrote it writes it again."""
+    """The content of the JSON file `path`; None if it is missing, empty or cut: whoever wrote it writes it again."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any | None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the file or folder `path` is on the disk, where its file system can say so."""
+    """Wait until the file or folder `path` is on the disk, if its file system can tell."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

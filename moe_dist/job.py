@@ -1,4 +1,4 @@
-"""The job schema: what a YAML file under jobs/ may say, and how it is loaded, overridden and refused."""
+"""The job file: what a YAML file under jobs/ may say, and how it is loaded, overridden and refused."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
 
 from moe_dist.errors import UserError
 from moe_dist.methods.config import MethodConfig
@@ -27,6 +20,7 @@ from moe_dist.settings.tune import TuneConfig
 
 
 def _method_config(value: Any, info: ValidationInfo) -> Any:
+    """The configuration of the method that `value` names: a name alone, or a mapping with the field `name`."""
     if isinstance(value, MethodConfig):
         return value
     if isinstance(value, str):
@@ -43,9 +37,9 @@ def _method_config(value: Any, info: ValidationInfo) -> Any:
 
 
 AnyMethod = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_method_config)]
-
-Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-"""Of a model; also its folder in the run directory."""
+"""The configuration of any registered method, loaded by its `name`."""
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+"""The name that a job gives to a model; also the model's folder in the run directory."""
 
 
 class Job(Strict):
@@ -58,28 +52,28 @@ class Job(Strict):
     title: Annotated[str, Part.NONE] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     workers: Annotated[Count, Part.NONE] = 1
-    """Ranks of the joint training. Not part of the result: any number sees the same global batches."""
+    """Number of ranks of the joint training. Not part of the result: any number sees the same global batches."""
     data: DataConfig = DataConfig()
     method: AnyMethod | None = None
-    methods: dict[Label, AnyMethod] = Field(default={})
+    methods: dict[ModelName, AnyMethod] = Field(default={})
     tune: Annotated[TuneConfig | None, Part.NONE] = None
-    """What is searched, and with what budget."""
+    """The search of a job of kind `tune`: its spaces and its budget."""
     paper_table: Annotated[str | None, Part.NONE] = None
-    """Key of the paper's table that the report puts beside ours (moe_dist/report/paper.yaml)."""
+    """Key of the paper's table that the report shows beside this run's figures (moe_dist/report/paper.yaml)."""
     parallel: ParallelConfig = ParallelConfig()
     resources: ResourceConfig = ResourceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Job:
+    def _fields_agree(self) -> Job:
         if self.kind in ("train", "tune") and (self.method is None or self.methods):
             raise ValueError(f"a job of kind `{self.kind}` has one `method` and no `methods`")
         if (self.kind == "tune") != (self.tune is not None):
             raise ValueError("a job of kind `tune` has a section `tune`, and no other kind has one")
         if self.kind == "reproduce" and (self.method is not None or not self.methods):
-            raise ValueError("a job of kind `reproduce` has `methods` (label: method) and no `method`")
+            raise ValueError("a job of kind `reproduce` has `methods` (name: method) and no `method`")
         if "figures" in self.methods:
-            raise ValueError("`figures` is the report's folder in a run directory: give the method another label")
+            raise ValueError("`figures` is the report's folder in a run directory: give the model another name")
         if self.workers % self.parallel.expert:
             raise ValueError(f"parallel.expert = {self.parallel.expert} does not divide workers = {self.workers}")
         if self.parallel.micro_batches > self.workers and self.parallel.micro_batches % self.workers:
@@ -90,21 +84,19 @@ class Job(Strict):
 
     @property
     def models(self) -> dict[str, MethodConfig]:
-        """The methods this job trains, by the label their results carry."""
+        """The configurations of the models that this job trains, by the model's name."""
         return dict(self.methods) if self.method is None else {self.method.name: self.method}
 
 
 def load_job(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
     """Read a job's YAML, apply overrides (`a.b=c`, or `@FILE` with one a line) and validate it.
 
-    Relative paths of data and weights start at the current directory, as a shell would have it, and are resolved here;
-    a recipe that the job loads is looked for beside the job file.
+    Relative paths of data and weights start at the current directory, as in a shell, and become absolute here; a recipe
+    that the job loads is looked for beside the job file.
     Raises UserError naming the field, what was given and what is allowed.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such job file")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(_read_text(path, str(path), "job file"))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -127,28 +119,36 @@ def dump_job(job: Job) -> str:
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
 
 
+def _read_text(path: Path, where: str, what: str) -> str:
+    """The text of a file that the user names. Raises UserError, at `where`, for any other file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise UserError(f"{where}: no such {what}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: not a text file; name a {what}") from None
+
+
 def _expanded(overrides: list[str] | tuple[str, ...]) -> list[str]:
-    """The overrides, each `@FILE` replaced by the ones in it: one a line, `#` opens a comment."""
+    """The overrides, with each `@FILE` replaced by the file's: one a line, `#` opens a comment."""
     expanded = []
     for override in overrides:
         if not override.startswith("@"):
             expanded.append(override)
             continue
-        path = Path(override[1:])
-        if not path.is_file():
-            raise UserError(f"--set {override}: no such file of overrides")
-        lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+        text = _read_text(Path(override[1:]), f"--set {override}", "file of overrides")
+        lines = (line.partition("#")[0].strip() for line in text.splitlines())
         expanded += [line for line in lines if line]
     return expanded
 
 
 def _set(content: dict[str, Any], override: str) -> None:
-    """Apply one `a.b=c`; the value is read as YAML. The path must lead through mappings."""
+    """Apply one override `a.b=c` to `content`. The value is read as YAML; the path must lead through mappings."""
     field, equals, text = override.partition("=")
     if not equals or not field:
         raise UserError(f"--set {override}: write it as field=value, for example --set workers=2")
     *parents, last = field.split(".")
-    _refuse_other_kind(content, parents, override)
+    _require_same_kind(content, parents, override)
     node = content
     for depth, parent in enumerate(parents):
         child = {} if node.get(parent) is None else node[parent]
@@ -163,10 +163,10 @@ def _set(content: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
 
 
-def _refuse_other_kind(content: dict[str, Any], parents: list[str], override: str) -> None:
-    """Say what to write where an override speaks of one method and the job has several, or the other way round."""
+def _require_same_kind(content: dict[str, Any], parents: list[str], override: str) -> None:
+    """Raise UserError where an override speaks of one method and the job has several, or the other way round."""
     if parents[:1] == ["method"] and content.get("methods"):
-        labels = ", ".join(content["methods"])
-        raise UserError(f"--set {override}: the job has several methods ({labels}); write methods.LABEL.FIELD=VALUE")
+        names = ", ".join(content["methods"])
+        raise UserError(f"--set {override}: the job has several methods ({names}); write methods.NAME.FIELD=VALUE")
     if parents[:1] == ["methods"] and content.get("method"):
-        raise UserError(f"--set {override}: the job has one method; write method.FIELD=VALUE, without a label")
+        raise UserError(f"--set {override}: the job has one method; write method.FIELD=VALUE, without a name")

@@ -1,13 +1,13 @@
 """Where things are: runs, caches, and the parts of a run directory.
 
     <run>/job.yaml, run.json, lock, metrics.json, results.md, report.html, figures/, bad_samples/
-    <run>/<label>/current.json                          which of the following the report shows
-    <run>/<label>/steps/<name>/<fingerprint>/           what a step left
-    <run>/<label>/trainings/<fingerprint>/              settings.json, metrics.jsonl, tensorboard/, checkpoints/,
+    <run>/<model>/current.json                          which of the following folders the report shows
+    <run>/<model>/steps/<name>/<fingerprint>/           the result of a step
+    <run>/<model>/trainings/<fingerprint>/              settings.json, metrics.jsonl, tensorboard/, checkpoints/,
                                                         training.json when it is done, evaluations/<fingerprint>/
-    <run>/<label>/search/                               journals and results of a search
+    <run>/<model>/search/                               journals and results of a search
 
-A fingerprint is over all that a result depends on, so a changed setting makes a new folder beside the old one, and
+A fingerprint is a hash of all that a result depends on, so a changed setting makes a new folder beside the old one, and
 nothing that was trained is written over. Its first twelve digits name the folder.
 """
 
@@ -24,39 +24,36 @@ from moe_dist.files import read_json, write_json
 
 RUNS = Path("runs")
 LAYOUT = 2
-"""The layout above; 1 had one training a label, written over by the next."""
+"""Version of the layout above; version 1 had one training a model, written over by the next."""
+NAME_DIGITS = 12
+"""Number of a fingerprint's digits that name its folder."""
 CURRENT = "current.json"
 RECORD = "run.json"
 RUNNING, FINISHED, FAILED, STOPPED, KILLED = "running", "finished", "failed", "stopped", "killed"
-"""A start's status: stopped by a signal that it could answer (SIGTERM, Ctrl-C), killed by one that it could not."""
+"""Status of a start: stopped by a signal that it could answer (SIGTERM, Ctrl-C), killed by one that it could not."""
 
 
 def cache_folder() -> Path:
-    """Where shards and decoded images that several runs share are kept: MOE_DIST_CACHE, else runs/cache."""
+    """The folder of shards and decoded images that several runs share: MOE_DIST_CACHE, else runs/cache."""
     return Path(os.environ.get("MOE_DIST_CACHE", RUNS / "cache")).absolute()
-
-
-def short_name(fingerprint: str) -> str:
-    """What a folder of this fingerprint is called."""
-    return fingerprint[:12]
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The folder of one model (one label) in a run directory."""
+    """The folder of one model in a run directory."""
 
     path: Path
 
     def step(self, name: str, fingerprint: str) -> Path:
-        """Where the step `name` leaves its result."""
-        return self.path / "steps" / name / short_name(fingerprint)
+        """The folder of the result of the step `name`."""
+        return self.path / "steps" / name / fingerprint[:NAME_DIGITS]
 
     def training(self, fingerprint: str) -> Path:
-        """Where a training leaves its log, its checkpoints and its evaluations."""
-        return self.path / "trainings" / short_name(fingerprint)
+        """The folder of a training's log, checkpoints and evaluations."""
+        return self.path / "trainings" / fingerprint[:NAME_DIGITS]
 
     def point_at(self, current: Current) -> None:
-        """Let the report show these folders."""
+        """Make these the folders that the report shows; current.json is written only where it changes."""
         content = {
             "steps": {name: folder.name for name, folder in current.steps.items()},
             "training": current.training.name if current.training else None,
@@ -67,7 +64,7 @@ class ModelFolder:
             write_json(self.path / CURRENT, content)
 
     def current(self) -> Current:
-        """What the report shows: nothing before a run has said it; a model of layout 1 shows what lies there."""
+        """The folders that the report shows: none before a run has named them, all that lie there in layout 1."""
         content = read_json(self.path / CURRENT)
         if content is None:
             return Current({}) if (self.path / "trainings").is_dir() else self._current_of_layout_1()
@@ -78,8 +75,8 @@ class ModelFolder:
         return Current(steps, training, evaluation, earlier)
 
     def _current_of_layout_1(self) -> Current:
-        evaluation = self.path / "evaluation"
         steps = {path.parent.name: path.parent for path in sorted(self.path.glob("steps/*/done.json"))}
+        evaluation = self.path / "evaluation"
         return Current(steps, self.path, evaluation if evaluation.is_dir() else None)
 
 
@@ -97,26 +94,22 @@ class Current:
 
 
 def evaluation_folder(training: Path, fingerprint: str) -> Path:
-    """Where an evaluation of the training in the folder `training` is kept."""
-    return training / "evaluations" / short_name(fingerprint)
+    """The folder of an evaluation of the training in the folder `training`."""
+    return training / "evaluations" / fingerprint[:NAME_DIGITS]
 
 
 def status_of(record: Mapping[str, Any]) -> str:
-    """A run's status, given its run.json: one that is said to be running and whose process is gone was killed.
+    """The status of a run, given its run.json: a run that is recorded as running was killed if its process is gone.
 
-    Only a process of this machine can be looked for; of another one's the record is all there is to go by.
+    Only a process of this machine can be looked for; for any other one the record is all there is to go by.
     """
     starts = record.get("starts")
     if record["status"] != RUNNING or not starts or starts[-1]["host"] != socket.gethostname():
         return record["status"]
-    return RUNNING if _lives(starts[-1]["process"]) else KILLED
-
-
-def _lives(process: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(starts[-1]["process"], 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
+        return KILLED
+    except PermissionError:  # it lives, and belongs to another user
         pass
-    return True
+    return RUNNING

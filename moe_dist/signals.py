@@ -1,8 +1,8 @@
 """SIGTERM and Ctrl-C: a command unwinds, says how to go on, and ends with the exit code that shells have for it.
 
-The first signal raises KeyboardInterrupt (or its kind, Terminated) wherever the main thread is, so that every `finally`
-on the way up is run. What unwinds may take seconds: then a second Ctrl-C ends the process at once, and a second SIGTERM
-is left alone, because some senders (timeout, Slurm) send it twice and SIGKILL is theirs if they tire of waiting.
+The first signal raises KeyboardInterrupt (or its subclass Terminated) wherever the main thread is, so that every
+`finally` on the way up runs. Unwinding may take seconds. During it a second Ctrl-C ends the process at once. A second
+SIGTERM is ignored: some senders (timeout, Slurm) send it twice, and can send SIGKILL if they tire of waiting.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import FrameType
 from moe_dist.errors import Terminated
 
 GO_ON = "MOE_DIST_GO_ON"
-"""The environment variable in which a submitted job is told the command that submits it again, to go on."""
+"""Environment variable that gives a submitted job the command that submits it again, to go on."""
 
 _arrived: list[signal.Signals] = []
 
 
 class Stopped(Exception):
-    """A signal ended the command; the sentence says which one, and how to go on."""
+    """A signal ended the command. The sentence says which signal, and how to go on."""
 
     def __init__(self, go_on: str) -> None:
         by = "SIGTERM" if _first() is signal.SIGTERM else "Ctrl-C"
@@ -30,22 +30,22 @@ class Stopped(Exception):
 
 
 def catch_signals() -> None:
-    """From now on SIGTERM and Ctrl-C unwind this process. Only the main thread may call it, and only a command does."""
+    """Let SIGTERM and Ctrl-C unwind this process from now on. Only the main thread of a command calls it."""
     signal.signal(signal.SIGTERM, _raise)
     signal.signal(signal.SIGINT, _raise)
 
 
 def exit_code() -> int:
-    """The exit code of a process that the signal ended: 143 after SIGTERM, 130 after Ctrl-C."""
+    """The exit code of a process that a signal ended: 143 after SIGTERM, 130 after Ctrl-C."""
     return 128 + _first()
 
 
 @contextmanager
 def stoppable(go_on: Callable[[], str]) -> Iterator[None]:
-    """Raise Stopped where a signal ends the block; `go_on` is asked then for the command that goes on.
+    """Raise Stopped if a signal ends the block, with the command to go on, which `go_on` gives.
 
-    Whatever comes up after a signal came of it, a KeyboardInterrupt that Ray has made of our own or a failure of what
-    was being shut down.
+    Any exception after a signal counts as caused by it: Ray may have turned our KeyboardInterrupt into another one, or
+    something failed while it was being shut down.
     """
     try:
         yield
@@ -59,9 +59,9 @@ def stoppable(go_on: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Give SIGTERM and Ctrl-C back to whoever has them now when the block ends, in which a library takes them.
+    """Restore the handlers of SIGTERM and Ctrl-C at the end of the block, in which a library installs its own.
 
-    The library's way to end by SIGTERM, which is Ray's, is SystemExit with its number; it counts as the signal.
+    Ray's handler of SIGTERM raises SystemExit with the signal's number. Here that counts as the signal itself.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

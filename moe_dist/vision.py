@@ -1,9 +1,8 @@
-"""torchvision, importable also beside a CPU-only torch.
+"""The one place that imports torchvision, so that it works beside a CPU-only torch.
 
-torchvision's wheels on the registry are built for CUDA. On a CPU-only torch their compiled operators do not load, and
-``import torchvision`` then fails while registering fake kernels for two operators that nobody defined. Defining the two
-schemas first is enough: transforms and models (all that is used here) need no compiled operator.
-Import torchvision from this module, nowhere else.
+torchvision's wheels on the registry are built for CUDA. Beside a CPU-only torch their compiled operators do not load,
+and `import torchvision` fails while it registers fake kernels for two operators that nobody defined. Defining the
+schemas of these two first is enough: transforms and models (all that is used here) need no compiled operator.
 """
 
 import torch

@@ -16,7 +16,7 @@ RUN = Path("/runs/x")
 
 
 def told(error: Exception) -> str:
-    """What a block that fails with `error` is explained as."""
+    """The sentence for a block that fails with `error`."""
     with pytest.raises(DiskError) as raised, disk_explained(RUN, "a checkpoint"):
         raise error
     assert "\n" not in str(raised.value)
@@ -53,6 +53,14 @@ def test_the_folder_is_the_one_that_is_written_to(name: str | None) -> None:
 def test_a_file_elsewhere_is_named_by_its_own_folder() -> None:
     """As of the cache, or of a folder for temporary files, on another disk."""
     assert told(OSError(errno.ENOSPC, "No space left on device", "/cache/a.npy")).startswith("/cache: ")
+
+
+def test_where_nobody_knows_the_folder_none_is_named() -> None:
+    with (
+        pytest.raises(DiskError, match=r"^the disk is full, so a file .* try again$"),
+        disk_explained(None, "a file", "try again"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize(

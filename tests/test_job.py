@@ -38,6 +38,11 @@ def test_a_misspelt_key_is_named() -> None:
     )
 
 
+def test_a_field_of_an_earlier_version_says_what_to_write_instead() -> None:
+    said = "small.yaml: data.hold: unknown field; write data.decode: once for memory, each_time for disk"
+    assert refused(SMALL | {"data": {"hold": "disk"}}) == said
+
+
 def test_a_value_out_of_range_names_field_value_and_bound() -> None:
     message = refused(SMALL | {"method": {"name": "dfcp", "trusted_fraction": 1.5}})
     assert "method.trusted_fraction" in message and "less than 1" in message and "1.5" in message
@@ -73,10 +78,8 @@ def test_expert_parallel_size_divides_the_workers() -> None:
     )
 
 
-def test_a_label_is_no_folder_of_the_reports() -> None:
-    assert "give the method another label" in refused(
-        {"name": "x", "kind": "reproduce", "methods": {"figures": "dense"}}
-    )
+def test_a_model_is_not_named_after_the_folder_of_figures() -> None:
+    assert "give the model another name" in refused({"name": "x", "kind": "reproduce", "methods": {"figures": "dense"}})
 
 
 def test_a_method_whose_name_is_no_word_is_refused() -> None:
@@ -121,7 +124,7 @@ def test_a_set_for_the_other_kind_of_job_says_which_one_it_is(job_file: Path, tm
     several.write_text(
         yaml.safe_dump({**SMALL, "kind": "reproduce", "methods": methods, "method": None}, sort_keys=False)
     )
-    with pytest.raises(UserError, match=r"\(ours, dense\); write methods\.LABEL\.FIELD=VALUE"):
+    with pytest.raises(UserError, match=r"\(ours, dense\); write methods\.NAME\.FIELD=VALUE"):
         load_job(several, ["method.joint.epochs=3"])
     assert load_job(several, ["methods.ours.joint.epochs=3"]).methods["ours"].joint.epochs == 3
 
@@ -133,6 +136,11 @@ def test_a_job_file_that_is_none(tmp_path: Path) -> None:
     broken.write_text("a: [1,")
     with pytest.raises(UserError, match="not valid YAML"):
         load_job(broken)
+    broken.write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(UserError, match=r"broken\.yaml: not a text file"):
+        load_job(broken)
+    with pytest.raises(UserError, match=r"--set @.*broken\.yaml: not a text file"):
+        load_job(JOBS / "demo.yaml", [f"@{broken}"])
 
 
 def test_a_recipe_of_experts_is_read_beside_the_job(job_file: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is a path of this machine, and what a URL given in its place is told."""
+"""Paths of this machine are taken, and URLs in their place are refused."""
 
 from __future__ import annotations
 

@@ -22,22 +22,26 @@ except Stopped as stopped:
 WAIT = """
         try:
             print("ready", flush=True)
-            time.sleep(600)
+            while True:
+                time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
         finally:
             print("unwound", flush=True)
 """
 UNWIND_FOREVER = """
         try:
             print("ready", flush=True)
-            time.sleep(600)
+            while True:
+                time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
         finally:
             print("unwinding", flush=True)
-            time.sleep(600)
+            while True:
+                time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
 """
 UNWIND_UNTIL_TOLD = """
         try:
             print("ready", flush=True)
-            time.sleep(600)
+            while True:
+                time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
         finally:
             print("unwinding", flush=True)
             sys.stdin.readline()
@@ -48,7 +52,8 @@ TAKEN_BY_A_LIBRARY = """
             signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
         try:
             print("ready", flush=True)
-            time.sleep(600)
+            while True:
+                time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
         finally:
             print("unwound", flush=True)
 """
@@ -56,19 +61,22 @@ WITHIN_THE_LIBRARY = """
         with keeping_handlers():
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
             print("ready", flush=True)
-            time.sleep(600)
+            while True:
+                time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
 """
 FAILS_AFTERWARDS = """
         try:
             print("ready", flush=True)
-            time.sleep(600)
+            while True:
+                time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
         finally:
             raise RuntimeError("what was being shut down is gone already")
 """
 PLAIN = """
         try:
             print("ready", flush=True)
-            time.sleep(600)
+            while True:
+                time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
         except KeyboardInterrupt:
             raise KeyboardInterrupt from None  # as Ray does, whatever it was
 """

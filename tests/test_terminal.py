@@ -1,4 +1,4 @@
-"""What is shown while a run goes on, where there is no terminal."""
+"""The progress of a run that is printed where there is no terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 
 import moe_dist.terminal as show_module
 from moe_dist.launch.progress import training_progress
-from moe_dist.terminal import Show
+from moe_dist.terminal import Show, duration
 from moe_dist.train.log import last_metrics
 
 
@@ -78,7 +78,7 @@ def test_the_time_left_of_a_resumed_training_is_told_from_its_own_steps(
             assert seen is not None
             show.update(*seen)
     (told,) = [line for line in shown(show).splitlines() if "left" in line]
-    assert told.strip() == "16% features epoch 2, loss 0.5000, 64 images/s, about 28 min 00 s left"
+    assert told.strip() == "16% features epoch 2, loss 0.5000, 64 images/s, about 28.0 min left"
 
 
 def test_a_failed_step_leaves_a_mark(show: Show) -> None:
@@ -111,7 +111,7 @@ def test_a_training_is_watched_though_an_earlier_line_has_no_time(show: Show, tm
 
 
 def watched(show: Show, monkeypatch: pytest.MonkeyPatch, looks: list[tuple[float, float, str] | Exception]) -> str:
-    """What is printed while `looks` are seen, one after another, the last one again and again."""
+    """The output while `looks` are seen, one after another, the last one again and again."""
     monkeypatch.setattr(show_module, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
     seen, count = threading.Event(), itertools.count()
@@ -144,3 +144,10 @@ def test_progress_that_cannot_be_shown_at_all_is_told_once(show: Show, monkeypat
     told = watched(show, monkeypatch, [KeyError("loss")] * 3 * show_module.FAILED_LOOKS_TOLD)
     assert told.count("! progress cannot be shown (KeyError: 'loss'); the work goes on") == 1
     assert "+ train" in told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (119.9, "119.9 s"), (120, "2.0 min"), (7199, "120.0 min"), (12528, "3.48 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,4 +1,7 @@
-"""A bank: many small networks of different widths, optimisers, rates and batch sizes trained together on one device."""
+"""A bank: many small networks of different widths, optimisers, rates and batch sizes trained together on one device.
+
+Letters in shapes: M members, B samples of a batch, S image side.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from moe_dist.bank.batches import ImagesOf, Lesson
+from moe_dist.bank.batches import EpochData, ImagesOf
 from moe_dist.bank.network import widest
 from moe_dist.bank.stack import Member, Stack
 from moe_dist.models.lenet import LeNet
@@ -18,41 +21,48 @@ from moe_dist.models.lenet import LeNet
 
 @dataclass(frozen=True)
 class StackLimits:
-    """How large a stack of several members may be: images of a step, and its multiply-adds over the members' own.
+    """Limits of a stack of several members.
 
-    of: "course": members of one course, of all optimiser kinds; "kind": members of one kind, of all courses.
+    images: the most images of one step; padding: the most multiply-adds of the padded members, relative to those of the
+    members themselves; same: whether the members of a stack share their data group or their kind of optimiser.
     """
 
     images: int
     padding: float
-    of: Literal["course", "kind"]
+    same: Literal["data_group", "optimiser"]
+
+    def allow(self, members: Sequence[Member]) -> bool:
+        """Whether `members`, which have one batch size, may be one stack."""
+        padded = len(members) * LeNet.multiply_adds(widest([member.widths for member in members]))
+        own = sum(LeNet.multiply_adds(member.widths) for member in members)
+        return len(members) * members[0].batch_size <= self.images and padded <= self.padding * own
 
 
-CPU_STACK = StackLimits(images=128, padding=1.25, of="course")
-"""A step's maps stay in the cache; more images are no faster, and what is computed on padding is time lost."""
-GPU_STACK = StackLimits(images=4096, padding=2.0, of="kind")
-"""A GPU wants much work at once more than little."""
+CPU_LIMITS = StackLimits(images=128, padding=1.25, same="data_group")
+"""The maps of a step stay in the cache. More images are not faster, and computing on padding costs time."""
+GPU_LIMITS = StackLimits(images=4096, padding=2.0, same="optimiser")
+"""A GPU is faster at one large step than at many small ones, even with more padding."""
 
 
 class Bank:
-    """Members by number, from 0; each is trained as it would be alone, up to rounding.
+    """Trains binary LeNets together, each as it would be trained alone, up to rounding.
 
-    outputs: logits of every member. Members are divided into stacks (see `divided`), which are trained in turn.
-    Raises UserError where the images are too small for a LeNet.
+    Members are numbered from 0 in the order of `members`. They are divided into stacks (see `divide_into_stacks`),
+    which are trained one after another. Raises UserError where the images are too small for a LeNet.
     """
 
     def __init__(
         self,
         members: Sequence[Member],
         image_size: int,
-        outputs: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         device = torch.device(device)
+        limits = GPU_LIMITS if device.type == "cuda" else CPU_LIMITS
         self._stacks = [
-            Stack({id: members[id] for id in ids}, image_size, outputs, device, dtype)
-            for ids in divided(members, stack_limits(device))
+            Stack({id: members[id] for id in ids}, image_size, device, dtype)
+            for ids in divide_into_stacks(members, limits)
         ]
 
     @property
@@ -60,67 +70,55 @@ class Bank:
         """The members that were not dropped, in ascending order."""
         return sorted(id for stack in self._stacks for id in stack.ids)
 
-    def train_epoch(self, lessons: Mapping[int, Lesson], images_of: ImagesOf) -> dict[int, float]:
-        """One epoch of every member that has a lesson: its mean loss over the samples, each seen before its update.
+    def train_epoch(self, epoch: Mapping[int, EpochData], images_of: ImagesOf) -> None:
+        """Train every member in `epoch` for one epoch on its data; the other members stay as they are.
 
-        A member without a lesson stays as it is: so members may finish after different numbers of epochs.
-        `images_of` is asked for the samples of several members at once.
+        Members may therefore finish after different numbers of epochs. `images_of` is called with the samples of
+        several members at once.
         """
-        assert lessons.keys() <= set(self.members)
-        losses: dict[int, float] = {}
+        assert epoch.keys() <= set(self.members)
         for stack in self._stacks:
-            losses |= stack.train_epoch(lessons, images_of)
-        return losses
+            stack.train_epoch(epoch, images_of)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits [members, N, outputs] of the same `images` [N, 3, S, S], in the order of `members`."""
+        """Logits [M, B] of all members for the same `images` [B, 3, S, S], in the order of `members`."""
         found: dict[int, Tensor] = {}
         for stack in self._stacks:
             found |= stack.logits(images)
         return torch.stack([found[id] for id in self.members])
 
     def weights(self, member: int) -> dict[str, Tensor]:
-        """A member's parameters as they are now, by the names of LeNet's state_dict: copies."""
+        """Copies of a member's current parameters, by their names in LeNet's state_dict."""
         return next(stack for stack in self._stacks if member in stack.ids).weights(member)
 
     def diverged(self) -> list[int]:
-        """The members with a parameter that is NaN or infinite; the others are not touched by that."""
-        return sorted(id for stack in self._stacks for id in stack.diverged())
+        """The members with a parameter that is NaN or infinite. They do not affect the other members."""
+        return [id for id in self.members if not all(value.isfinite().all() for value in self.weights(id).values())]
 
     def drop(self, members: Collection[int]) -> None:
-        """End the training of `members` and forget them; the others go on as if nothing had happened."""
+        """Stop training `members` and forget them; the others are not affected."""
         for stack in self._stacks:
-            stack.drop(members)
+            stack.select([id for id in stack.ids if id not in members])
         self._stacks = [stack for stack in self._stacks if stack.ids]
 
 
-def stack_limits(device: torch.device) -> StackLimits:
-    """The limits of a stack on a device."""
-    return GPU_STACK if device.type == "cuda" else CPU_STACK
+def divide_into_stacks(members: Sequence[Member], limits: StackLimits) -> list[list[int]]:
+    """The members' numbers in stacks, each of one batch size and within `limits`, or of a single member.
 
-
-def divided(members: Sequence[Member], limits: StackLimits) -> list[list[int]]:
-    """The members' numbers in stacks of one batch size, each within `limits` or of one member.
-
-    Members of like cost go together, so that little is computed on padding.
+    Members of similar cost share a stack, so that little is computed on padding.
     """
     alike: dict[tuple[Hashable, int], list[int]] = defaultdict(list)
     for id in sorted(range(len(members)), key=lambda id: LeNet.multiply_adds(members[id].widths)):
         member = members[id]
-        alike[member.course if limits.of == "course" else member.optimiser.kind, member.batch_size].append(id)
+        shared = member.data_group if limits.same == "data_group" else member.optimiser.kind
+        alike[shared, member.batch_size].append(id)
     stacks: list[list[int]] = []
     for ids in alike.values():
         stack: list[int] = []
         for id in ids:
-            if stack and not _fits([members[each] for each in (*stack, id)], limits):
+            if stack and not limits.allow([members[each] for each in (*stack, id)]):
                 stacks.append(stack)
                 stack = []
             stack.append(id)
         stacks.append(stack)
     return stacks
-
-
-def _fits(members: Sequence[Member], limits: StackLimits) -> bool:
-    padded = len(members) * LeNet.multiply_adds(widest([member.widths for member in members]))
-    own = sum(LeNet.multiply_adds(member.widths) for member in members)
-    return len(members) * members[0].batch_size <= limits.images and padded <= limits.padding * own

@@ -1,4 +1,7 @@
-"""What a stack is fed: its members' own batches side by side, ragged ones filled up with rows of weight 0."""
+"""The batches of a stack: its members' own batches side by side, short ones filled up with rows of weight 0.
+
+Letters in shapes: M members, A of them that have a step left in this epoch, B samples of a batch, S image side.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,12 @@ import torch
 from torch import Tensor
 
 ImagesOf = Callable[[np.ndarray], Tensor]
-"""Sample numbers [n] -> what the networks see of them, [n, 3, S, S] floating point, of any members at once."""
+"""Sample numbers [n], of any members -> what the networks see of them, [n, 3, S, S] floating point."""
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One epoch of one member: `samples` [n] int64 in the order of training, their `targets` [n].
-
-    Targets are float32 of 0 and 1 for members with one output, otherwise int64 class numbers.
-    """
+class EpochData:
+    """What one member trains on in one epoch: sample numbers [n] int64 in this order, and targets [n] of 0 and 1."""
 
     samples: np.ndarray
     targets: np.ndarray
@@ -26,61 +26,57 @@ class Lesson:
     def __post_init__(self) -> None:
         assert len(self.samples) == len(self.targets) > 0
 
+    def steps(self, batch_size: int) -> int:
+        """The number of batches of `batch_size`, the last of which may be smaller."""
+        return -(-len(self.samples) // batch_size)
+
 
 @dataclass(frozen=True)
 class StackedBatch:
     """One step of the first A members: images [B, A * 3, S, S], targets [A, B], weight [A, B].
 
-    Images are [B, 3, S, S] where all members see the same. A member's weights are 1 / its samples in this step, and 0
-    on the rows that fill it up; counts [A]: those samples.
+    Images are [B, 3, S, S] where all members see the same ones. A member's rows weigh 1 / the number of its samples in
+    this step; the rows that fill up its batch weigh 0.
     """
 
     images: Tensor
     targets: Tensor
     weight: Tensor
-    counts: Tensor
-
-
-def steps(lesson: Lesson | None, batch_size: int) -> int:
-    """Steps of an epoch; 0 for a member that has none."""
-    return -(-len(lesson.samples) // batch_size) if lesson else 0
 
 
 def stacked_batches(
-    lessons: Sequence[Lesson], batch_size: int, images_of: ImagesOf, device: torch.device, dtype: torch.dtype
+    epoch: Sequence[EpochData], batch_size: int, images_of: ImagesOf, device: torch.device, dtype: torch.dtype
 ) -> Iterator[StackedBatch]:
-    """The steps of an epoch. `lessons` come longest first: the members with a step left are always the first ones.
+    """The steps of one epoch. `epoch` must be sorted, longest first, so that the first A members have a step left.
 
-    Where all members have one lesson, its images are there once.
+    Where all members have the same EpochData, its images are read once and shared.
     """
-    shared = all(lesson is lessons[0] for lesson in lessons)
-    for start in range(0, len(lessons[0].samples), batch_size):
+    shared = all(data is epoch[0] for data in epoch)
+    for start in range(0, len(epoch[0].samples), batch_size):
         rows = slice(start, start + batch_size)
-        active = [lesson for lesson in (lessons[:1] if shared else lessons) if start < len(lesson.samples)]
-        samples = [lesson.samples[rows] for lesson in active]
-        targets = np.concatenate([lesson.targets[rows] for lesson in active])
+        active = [data for data in (epoch[:1] if shared else epoch) if start < len(data.samples)]
+        samples = [data.samples[rows] for data in active]
+        targets = torch.from_numpy(np.concatenate([data.targets[rows] for data in active])).to(device, dtype)
         images = images_of(np.concatenate(samples)).to(device, dtype)
-        kind = dtype if targets.dtype.kind == "f" else torch.int64
-        batch = _side_by_side(images, torch.from_numpy(targets).to(device, kind), [len(part) for part in samples])
-        yield _shared_by(len(lessons), batch) if shared else batch
-
-
-def _shared_by(members: int, batch: StackedBatch) -> StackedBatch:
-    """One member's batch as that of all."""
-    targets, weight = (value.expand(members, -1) for value in (batch.targets, batch.weight))
-    return StackedBatch(batch.images, targets, weight, batch.counts.expand(members))
+        batch = _side_by_side(images, targets, [len(part) for part in samples])
+        if shared:
+            batch = StackedBatch(
+                batch.images, batch.targets.expand(len(epoch), -1), batch.weight.expand(len(epoch), -1)
+            )
+        yield batch
 
 
 def _side_by_side(images: Tensor, targets: Tensor, counts: list[int]) -> StackedBatch:
-    """Images [sum of counts, 3, S, S] and targets [sum of counts] of members one after another as a stacked batch."""
-    height, members = max(counts), len(counts)
-    count = torch.tensor(counts, device=images.device)
-    filled = torch.arange(height, device=images.device) < count[:, None]  # [A, B]
-    if sum(counts) < members * height:
-        place = filled.flatten().nonzero().squeeze(1)
-        images = images.new_zeros(members * height, *images.shape[1:]).index_copy_(0, place, images)
-        targets = targets.new_zeros(members * height).index_copy_(0, place, targets)
-    beside = images.unflatten(0, (members, height)).permute(1, 3, 4, 0, 2).flatten(3)  # [B, S, S, A * 3]
-    return StackedBatch(
-        beside.permute(0, 3, 1, 2), targets.view(members, height), filled.to(images.dtype) / count[:, None], count
-    )
+    """The stacked batch of images [sum of counts, 3, S, S] and targets [sum of counts], which follow member by member.
+
+    counts: the number of samples of each member.
+    """
+    rows, members = max(counts), len(counts)
+    count = torch.tensor(counts, device=images.device)[:, None]
+    filled = torch.arange(rows, device=images.device) < count  # [A, B]
+    if sum(counts) < members * rows:
+        destination = filled.flatten().nonzero().squeeze(1)
+        images = images.new_zeros(members * rows, *images.shape[1:]).index_copy_(0, destination, images)
+        targets = targets.new_zeros(members * rows).index_copy_(0, destination, targets)
+    beside = images.unflatten(0, (members, rows)).permute(1, 3, 4, 0, 2).flatten(3)  # [B, S, S, A * 3]
+    return StackedBatch(beside.permute(0, 3, 1, 2), targets.view(members, rows), filled.to(images.dtype) / count)

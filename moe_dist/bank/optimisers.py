@@ -1,14 +1,13 @@
 """torch's optimisers for many members at once, each with its own rate and its own count of steps.
 
-Letters: P members, A the first of them, L numbers in a member's row. The arithmetic is that of torch.optim's SGD,
-RMSprop, Adam and AdamW with the defaults that moe_dist/optimisers.py leaves them.
+Letters in shapes: M members, A the first of them, W weights in a member's row. The arithmetic is that of torch.optim's
+SGD, RMSprop, Adam and AdamW with torch's defaults for what moe_dist/optimisers.py does not set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,36 +21,29 @@ from moe_dist.settings.training import OptimiserConfig
 RMSPROP_SMOOTHING = 0.99
 ADAM_BETAS = (0.9, 0.999)
 EPSILON = 1e-8
-STATE_ROWS = {"sgd": 1, "rmsprop": 2, "adam": 2, "adamw": 2}
-"""Numbers an optimiser of each kind keeps beside every parameter, at most (RMSprop: one on a GPU)."""
-Update = Callable[..., None]
-"""(rows, gradients, *state, ...): updates the rows and the state in place."""
+STATES = {"sgd": 1, "rmsprop": 1, "adam": 2, "adamw": 2}
+"""How many numbers an optimiser of each kind keeps beside every parameter."""
 
 
 class MemberOptimisers(Protocol):
-    """The optimisers of P members: row by row of every tensor, one member."""
+    """The optimisers of M members; row m of every tensor belongs to member m."""
 
     def step(self, rows: Tensor, gradients: Tensor) -> None:
-        """Update the first A members' parameters in place: `rows` [A, L] by `gradients` [A, L]."""
+        """Update the first A members' parameters in place: `rows` [A, W] by `gradients` [A, W]."""
 
     def select(self, order: Sequence[int]) -> None:
         """Keep the members at `order`, in that order."""
 
 
-def member_optimisers(configs: Sequence[OptimiserConfig], rows: Tensor) -> MemberOptimisers:
-    """What is fast where `rows` [P, L] are; on a GPU, all of `configs` are of one kind."""
-    return MatrixOptimiser(configs, rows) if rows.is_cuda else FusedOptimisers(configs, rows)
-
-
 class FusedOptimisers:
     """For CPUs: member after member by torch's fused kernels, which read and write every number once.
 
-    RMSprop has none, and is Adam without a mean of gradients (beta1 = 0) and without corrections for the first steps
-    (its count of them is infinite).
+    torch has no fused RMSprop. It is Adam without a mean of gradients (beta1 = 0) and without corrections for the first
+    steps, so Adam's kernel computes it with a step count of infinity.
     """
 
     def __init__(self, configs: Sequence[OptimiserConfig], rows: Tensor) -> None:
-        self._updates = [_fused(config, row) for config, row in zip(configs, rows, strict=True)]
+        self._updates = [_fused_update(config, row) for config, row in zip(configs, rows, strict=True)]
 
     def step(self, rows: Tensor, gradients: Tensor) -> None:
         """See MemberOptimisers."""
@@ -63,41 +55,31 @@ class FusedOptimisers:
         self._updates = [self._updates[member] for member in order]
 
 
-def _fused(config: OptimiserConfig, row: Tensor) -> Callable[[Tensor, Tensor], None]:
-    """A member's update, (its row, gradient), which holds its state."""
-    numbers: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "maximize": False,
-        "fused": True,
-    }
+def _fused_update(config: OptimiserConfig, like: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """The update of one member: a function of its row [W], which is `like` this one, and gradient [W], with state."""
+    numbers: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    numbers |= {"maximize": False, "fused": True}
     if config.kind == "sgd":
+        velocity = torch.zeros_like(like)
         numbers |= {"momentum": config.momentum, "dampening": 0.0, "nesterov": False}
-        return partial(_fused_sgd, torch.zeros_like(row), numbers)
+        return lambda row, gradient: sgd([row], [gradient], [velocity], **numbers)
     rmsprop = config.kind == "rmsprop"
     first, second = (0.0, RMSPROP_SMOOTHING) if rmsprop else ADAM_BETAS
     numbers |= {"beta1": first, "beta2": second, "eps": EPSILON, "amsgrad": False}
-    state = torch.zeros_like(row), torch.zeros_like(row), torch.tensor(math.inf if rmsprop else 0.0)
-    return partial(_fused_adam, adamw if config.kind == "adamw" else adam, state, numbers)
-
-
-def _fused_sgd(velocity: Tensor, numbers: Mapping[str, Any], row: Tensor, gradient: Tensor) -> None:
-    sgd([row], [gradient], [velocity], **numbers)
-
-
-def _fused_adam(
-    update: Update, state: tuple[Tensor, Tensor, Tensor], numbers: Mapping[str, Any], row: Tensor, gradient: Tensor
-) -> None:
-    mean, square, steps = state
-    update([row], [gradient], [mean], [square], [], [steps], **numbers)
+    mean, square, steps = torch.zeros_like(like), torch.zeros_like(like), torch.tensor(math.inf if rmsprop else 0.0)
+    update = adamw if config.kind == "adamw" else adam
+    return lambda row, gradient: update([row], [gradient], [mean], [square], [], [steps], **numbers)
 
 
 class MatrixOptimiser:
-    """For GPUs: members of one kind, all by the same operations; what is a number in torch.optim is a column here."""
+    """For GPUs: all members by the same operations; what is a number in torch.optim is a column here.
+
+    Raises ValueError where the members' optimisers are not of one kind.
+    """
 
     def __init__(self, configs: Sequence[OptimiserConfig], rows: Tensor) -> None:
         (self.kind,) = {config.kind for config in configs}
-        self._state = [torch.zeros_like(rows) for _ in range(1 if self.kind == "rmsprop" else STATE_ROWS[self.kind])]
+        self._state = [torch.zeros_like(rows) for _ in range(STATES[self.kind])]
         columns = [[config.learning_rate, config.weight_decay, config.momentum, 0] for config in configs]
         # In double precision, as torch.optim keeps them in Python; the last column counts the members' steps.
         self._numbers = torch.tensor(columns, dtype=torch.float64, device=rows.device)
@@ -105,57 +87,32 @@ class MatrixOptimiser:
 
     def step(self, rows: Tensor, gradients: Tensor) -> None:
         """See MemberOptimisers."""
-        active = len(rows)
-        self._numbers[:active, 3] += 1
-        self._update(self._numbers[:active], rows)(rows, gradients, *(kept[:active] for kept in self._state))
-
-    def _update(self, numbers: Tensor, rows: Tensor) -> Update:
-        """This step's update."""
+        numbers = self._numbers[: len(rows)]
+        numbers[:, 3] += 1
         rate, decay, momentum, steps = numbers.split(1, dim=1)
+        if self._decays and self.kind == "adamw":  # its weight decay is apart from the gradient
+            rows.mul_((1 - rate * decay).to(rows))
+        elif self._decays:  # that of the other kinds is a part of the gradient
+            gradients = torch.addcmul(gradients, rows, decay.to(rows))
+        state = [kept[: len(rows)] for kept in self._state]
         if self.kind == "sgd":
-            update = partial(_sgd, rate=rate.to(rows), momentum=momentum.to(rows))
+            (velocity,) = state
+            velocity.mul_(momentum.to(rows)).add_(gradients)
+            rows.addcmul_(velocity, rate.to(rows), value=-1)
         elif self.kind == "rmsprop":
-            update = partial(_rmsprop, rate=rate.to(rows))
+            (square,) = state
+            square.mul_(RMSPROP_SMOOTHING).addcmul_(gradients, gradients, value=1 - RMSPROP_SMOOTHING)
+            rows.addcdiv_(gradients * rate.to(rows), square.sqrt().add_(EPSILON), value=-1)
         else:
             first, second = ADAM_BETAS
-            root = (1 - second**steps).sqrt()
-            update = partial(_adam, rate=(rate / (1 - first**steps)).to(rows), root=root.to(rows))
-        if not self._decays:
-            return update
-        if self.kind == "adamw":
-            return partial(_decayed, update, kept=(1 - rate * decay).to(rows))
-        return partial(_penalised, update, decay=decay.to(rows))
+            mean, square = state
+            mean.lerp_(gradients, 1 - first)
+            square.mul_(second).addcmul_(gradients, gradients, value=1 - second)
+            corrected_rate, root = (rate / (1 - first**steps)).to(rows), (1 - second**steps).sqrt().to(rows)
+            rows.addcdiv_(mean * corrected_rate, square.sqrt().div_(root).add_(EPSILON), value=-1)
 
     def select(self, order: Sequence[int]) -> None:
         """See MemberOptimisers."""
         members = torch.tensor(order, dtype=torch.int64, device=self._numbers.device)
         self._state = [kept[members] for kept in self._state]
         self._numbers = self._numbers[members]
-
-
-def _sgd(rows: Tensor, gradients: Tensor, velocity: Tensor, *, rate: Tensor, momentum: Tensor) -> None:
-    velocity.mul_(momentum).add_(gradients)
-    rows.addcmul_(velocity, rate, value=-1)
-
-
-def _rmsprop(rows: Tensor, gradients: Tensor, square: Tensor, *, rate: Tensor) -> None:
-    square.mul_(RMSPROP_SMOOTHING).addcmul_(gradients, gradients, value=1 - RMSPROP_SMOOTHING)
-    rows.addcdiv_(gradients * rate, square.sqrt().add_(EPSILON), value=-1)
-
-
-def _adam(rows: Tensor, gradients: Tensor, mean: Tensor, square: Tensor, *, rate: Tensor, root: Tensor) -> None:
-    first, second = ADAM_BETAS
-    mean.lerp_(gradients, 1 - first)
-    square.mul_(second).addcmul_(gradients, gradients, value=1 - second)
-    rows.addcdiv_(mean * rate, square.sqrt().div_(root).add_(EPSILON), value=-1)
-
-
-def _decayed(update: Update, rows: Tensor, gradients: Tensor, *state: Tensor, kept: Tensor) -> None:
-    """AdamW's weight decay: apart from the gradient."""
-    rows.mul_(kept)
-    update(rows, gradients, *state)
-
-
-def _penalised(update: Update, rows: Tensor, gradients: Tensor, *state: Tensor, decay: Tensor) -> None:
-    """The other kinds' weight decay: part of the gradient."""
-    update(rows, torch.addcmul(gradients, rows, decay), *state)

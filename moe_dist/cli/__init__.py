@@ -23,12 +23,12 @@ from moe_dist.terminal import console, short
 
 
 class Commands(typer.core.TyperGroup):
-    """Commands that a signal or a full disk ends with a sentence."""
+    """The group of commands, which ends in one sentence when a signal or a full disk stops it."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for; where it has no better way to say so, it is to be given again."""
+        """Run the command. If it is stopped and says nothing better, the sentence is to give it again."""
         again = shlex.join(["moe-dist", *sys.argv[1:]])
-        with stoppable(lambda: again), disk_explained(Path.cwd(), "a file", f"give the command again: {again}"):
+        with stoppable(lambda: again), disk_explained(None, "a file", f"give the command again: {again}"):
             if "MOE_DIST_CACHE" in os.environ:
                 typed("MOE_DIST_CACHE", "name a folder (on a cluster, one that every node reaches)")(
                     os.environ["MOE_DIST_CACHE"]
@@ -70,7 +70,7 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[bool, typer.Option("--version", help="Show the version and leave.")] = False,
 ) -> None:
-    """What goes before the command's name."""
+    """Handle the options before the command's name."""
     context.obj = {"debug": debug}
     if version:
         console.print(__version__)
@@ -111,7 +111,7 @@ def run(
 
 
 def again(folder: Path, out: Path | None, resume: bool) -> str:
-    """The command that goes on with the run that this one began in `folder`."""
+    """The command line that goes on with the run in `folder`, which this command has begun."""
     if GO_ON in os.environ:
         return os.environ[GO_ON]
     words = ["moe-dist", *sys.argv[1:]]
@@ -129,10 +129,10 @@ def report(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Of several runs: the folder for seeds.md. Default: here.", parser=RUN_FOLDER),
+        typer.Option(help="Folder for seeds.md, the table over several runs. Default: here.", parser=RUN_FOLDER),
     ] = None,
 ) -> None:
-    """Write the report of a run again, from what the run left; of runs with several seeds, a table of their means."""
+    """Write the report of a run again, from what the run left; from runs of several seeds, a table of their means."""
     from moe_dist.plots.tables import to_rich
     from moe_dist.report.build import build_report, build_seeds_table
 
@@ -176,7 +176,7 @@ app.add_typer(shards, name="shards")
 
 
 def main() -> None:
-    """Run the command; an error a user can mend is one sentence, and so is a stop; any other keeps its traceback."""
+    """Run the command. A stop, and an error that the user can mend, are one sentence; a bug keeps its traceback."""
     catch_signals()
     try:
         app()

@@ -9,16 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from moe_dist.disk import disk_explained
 from moe_dist.errors import UserError
 from moe_dist.paths import typed
 from moe_dist.terminal import console, short
 
 
 class BuildByDefault(typer.core.TyperGroup):
-    """`shards SOURCE OUT` builds; `shards check DIR` and other named commands do what they say."""
+    """`shards SOURCE OUT` means `shards build SOURCE OUT`, unless SOURCE is the name of a command, as `check`."""
 
     def resolve_command(self, context: Any, args: list[str]) -> Any:
-        """The named command, or `build` when the first word is a dataset. Raises UserError where it is neither."""
+        """The named command, or `build` if the first word is a dataset. Raises UserError if it is neither."""
         if args[0] in self.commands:
             return super().resolve_command(context, args)
         from moe_dist.data.datasets.catalog import DATASETS
@@ -31,15 +32,15 @@ class BuildByDefault(typer.core.TyperGroup):
         return super().resolve_command(context, ["build", *args])
 
 
-class Choice(StrEnum):
-    """Which images a class of a long tail keeps."""
+class ImbalanceChoice(StrEnum):
+    """The images that a class of a long tail keeps."""
 
     first = "first"
     random = "random"
 
 
 shards = typer.Typer(cls=BuildByDefault, no_args_is_help=True, help="Build, check, describe and list shards.")
-Place = Annotated[str, typer.Argument(metavar="DIR|URL", help="Shards: a split, or train, val and test.")]
+ShardsPlace = Annotated[str, typer.Argument(metavar="DIR|URL", help="Shards: a split, or train, val and test.")]
 
 
 @shards.command("build")
@@ -55,24 +56,27 @@ def build(
         ),
     ] = None,
     imbalance: Annotated[float | None, typer.Option(min=1, help="Long-tailed form of this imbalance factor.")] = None,
-    imbalance_choice: Annotated[Choice, typer.Option(help="Images a class keeps: its first, or random ones.")] = (
-        Choice.first
-    ),
-    imbalance_seed: Annotated[int, typer.Option(min=0, help="Of the random ones.")] = 0,
+    imbalance_choice: Annotated[
+        ImbalanceChoice, typer.Option(help="Images a class keeps: its first, or random ones.")
+    ] = ImbalanceChoice.first,
+    imbalance_seed: Annotated[int, typer.Option(min=0, help="Seed that draws the random ones.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Shards written at a time; above 1 on Ray.")] = 1,
-    short_side: Annotated[int | None, typer.Option(min=8, help="Make larger images so small, as JPEGs.")] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="Of those JPEGs.")] = 90,
-    samples_per_shard: Annotated[int, typer.Option(min=1)] = 4096,
+    short_side: Annotated[int | None, typer.Option(min=8, help="Shrink images to this short side, as JPEGs.")] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of those JPEGs.")] = 90,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 4096,
 ) -> None:
-    """Build the shards of a dataset. Broken off, the same command goes on where it stood."""
+    """Build the shards of a dataset. A build that was broken off goes on by the same command."""
     from moe_dist.data.longtail import LongTail
     from moe_dist.data.shards.build.build import build_shards
-    from moe_dist.data.shards.shrink import Shrink
+    from moe_dist.data.shards.index import Shrink
+    from moe_dist.data.storage.store import is_url
     from moe_dist.places import cache_folder
     from moe_dist.terminal import Show
 
-    shower = Show(console)
-    with shower.working(f"shards of {dataset}"):
+    progress = Show(console)
+    folder = cache_folder() if is_url(out) else Path(out).absolute()
+    full = disk_explained(folder, "the shards", "give the command again, which goes on where it stood")
+    with full, progress.working(f"shards of {dataset}"):
         indexes = build_shards(
             dataset,
             source,
@@ -82,17 +86,17 @@ def build(
             samples_per_shard=samples_per_shard,
             workers=workers,
             cache=cache_folder(),
-            on_progress=shower.shards,
+            on_progress=progress.shards,
         )
     for split, index in indexes.items():
-        held = f"{len(index.rows):,} images in {_number(len(index.shards), 'shard')}"
-        console.print(f"{split}: {held}, split hash {index.digest}", soft_wrap=True)
+        content = f"{len(index.rows):,} images in {_number(len(index.shards), 'shard')}"
+        console.print(f"{split}: {content}, split hash {index.digest}", soft_wrap=True)
     console.print(f"shards: {_place(out)}")
 
 
 @shards.command("list")
 def list_datasets() -> None:
-    """The datasets a job can name, where to get them and what is read and checked; and the shards in the cache."""
+    """List the datasets a job can name, where to get them, what is read and checked, and the shards in the cache."""
     from rich.markup import escape
     from rich.table import Column, Table
 
@@ -103,7 +107,7 @@ def list_datasets() -> None:
     cached = cached_shards(cache_folder())
     for entry in DATASETS.values():
         states = [one.state.partition(":")[0] for one in cached if one.dataset == entry.name]
-        said = {
+        facts = {
             "what": entry.title,
             "images": _counts(entry.expected) or "any number",
             "licence": entry.licence,
@@ -114,7 +118,7 @@ def list_datasets() -> None:
         }
         console.print(f"[bold]{entry.name}[/]")
         table = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 1))
-        for title, text in said.items():
+        for title, text in facts.items():
             if text:
                 table.add_row(f"  {title}", escape(text))
         console.print(table)
@@ -126,33 +130,32 @@ def list_datasets() -> None:
 
 @shards.command("check")
 def check(
-    place: Place,
+    place: ShardsPlace,
     repair: Annotated[bool, typer.Option("--repair", help="Drop what is bad in a new index; shards stay.")] = False,
 ) -> None:
-    """Read every shard and say what is wrong where."""
+    """Read every shard and print what is wrong, and where."""
     from moe_dist.data.shards.inspect.check import check_shards
     from moe_dist.data.shards.inspect.repair import repair_shards
 
     for repaired in repair_shards(place) if repair else []:
-        _say(repaired.reasons)
+        _print_lines(repaired.reasons)
         dropped = _number(repaired.dropped, "sample")
         console.print(f"{short(repaired.folder)}: {dropped} dropped, {repaired.kept:,} kept")
     problems = check_shards(place)
-    _say(problems)
-    found = _number(len(problems), "problem") if problems else "all shards are whole"
-    console.print(f"{_place(place)}: {found}")
+    _print_lines(problems)
+    console.print(f"{_place(place)}: {_number(len(problems), 'problem') if problems else 'all shards are whole'}")
     raise typer.Exit(1 if problems else 0)
 
 
 @shards.command("stats")
 def stats(
-    place: Place,
+    place: ShardsPlace,
     plot: Annotated[
         Path | None,
         typer.Option(help="The picture's file. Default: DIR/stats.png.", parser=typed("--plot", "name a file")),
     ] = None,
 ) -> None:
-    """What shards hold: classes, their balance, images, bytes, sides; with a picture of the class profile."""
+    """Describe shards: classes, their balance, images, bytes, sides; with a picture of the class profile."""
     from rich.table import Table
 
     from moe_dist.data.shards.inspect.stats import shard_stats
@@ -173,7 +176,7 @@ def stats(
     console.print(f"picture: {short(path.absolute())}")
 
 
-def _say(lines: list[str]) -> None:
+def _print_lines(lines: list[str]) -> None:
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
@@ -187,7 +190,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _place(place: str) -> str:
-    """A folder as one would type it here, or a URL without what is secret in it."""
+    """A folder as one would type it in the current directory, or a URL without the secrets in it."""
     from moe_dist.data.storage.store import is_url, shown
 
     return shown(place) if is_url(place) else short(Path(place).absolute())

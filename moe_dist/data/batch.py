@@ -65,7 +65,7 @@ class Batch:
         own, other = per_sample_loss(self.labels), per_sample_loss(self.partner)
         return self.mean(self.share * own + (1 - self.share) * other)
 
-    def split(self, parts: int) -> list[Batch]:
+    def micro_batches(self, parts: int) -> list[Batch]:
         """The batch in `parts` micro-batches, whose `mean`s add up to the whole's.
 
         Part p takes every parts-th row from the p-th on, as a rank takes its share of a global batch: so one rank's

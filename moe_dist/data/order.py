@@ -1,9 +1,11 @@
 """Who sees which sample when: pure functions of integers, the same on every rank without communication.
 
-N samples of a set, G the global batch, W ranks. Step b of an epoch takes positions [b G, (b + 1) G) of the epoch's
-order, rank r every W-th of them starting at the r-th. The last batch is filled up with samples that are not `valid`.
-Where classes are sampled, an epoch still has N positions, and some samples take several of them or none.
-NumPy alone is imported here, so that the arithmetic can be tested and used anywhere.
+Letters: N samples of a set, C classes, G samples of a global batch, R ranks, B = G / R.
+
+Step b of an epoch takes positions [b G, (b + 1) G) of the epoch's order, and rank r every R-th of them from the r-th
+on. The last batch is filled up with samples that are not `valid`. Where classes are sampled, an epoch still has N
+positions, and some samples take several of them or none.
+Only NumPy is imported here, so that the arithmetic can be tested and used anywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ORDER, _SHARDS, _DRAWS, _SPLIT, _CHOICE = (np.uint64(purpose) for purpose in range(1, 6))
 CROPS, MIXES = np.uint64(16), np.uint64(17)
-"""What random numbers are for: equal seeds give independent numbers to different purposes."""
+"""Purposes of random numbers: equal seeds give independent numbers to different purposes."""
 _REPEAT_SHIFT = np.uint64(40)
 """A sample's repeat is written above the bits of its number: no two (sample, repeat) share a state."""
 
@@ -34,7 +36,7 @@ class Position:
         return Position(self.epoch, steps) if steps < steps_per_epoch else Position(self.epoch + 1, 0)
 
 
-def mix(values: np.ndarray | np.uint64) -> np.ndarray:
+def splitmix64(values: np.ndarray | np.uint64) -> np.ndarray:
     """splitmix64 (Steele, Lea and Flood 2014) of uint64 `values`: a bijection that no NumPy version changes."""
     with np.errstate(over="ignore"):
         mixed = np.asarray(values, np.uint64) + _GOLDEN
@@ -44,7 +46,7 @@ def mix(values: np.ndarray | np.uint64) -> np.ndarray:
 
 
 def _key(purpose: np.uint64, seed: int, epoch: int = 0) -> np.ndarray:
-    return mix(mix(mix(purpose) ^ np.uint64(seed)) ^ np.uint64(epoch))
+    return splitmix64(splitmix64(splitmix64(purpose) ^ np.uint64(seed)) ^ np.uint64(epoch))
 
 
 def uniform(
@@ -57,15 +59,15 @@ def uniform(
 ) -> np.ndarray:
     """Random numbers [n, draws] in [0, 1), float64; row i depends on (seed, epoch, samples[i], repeats[i]) alone.
 
-    repeats [n]: which of its sample's copies in the epoch a row is (each has numbers of its own); None: the first, 0;
-    purpose: other numbers for the same rows.
+    repeats [n]: which of its sample's copies in the epoch a row is: each copy has other numbers; None: the first, 0;
+    purpose: each purpose has other numbers, too.
     """
     counters = np.arange(draws, dtype=np.uint64) * _GOLDEN
     states = np.asarray(samples, np.int64).astype(np.uint64)
     if repeats is not None:
         states = states ^ (repeats.astype(np.uint64) << _REPEAT_SHIFT)
-    rows = mix(states ^ _key(purpose, seed, epoch))
-    return (mix(rows[:, None] + counters) >> np.uint64(11)) * 2.0**-53
+    rows = splitmix64(states ^ _key(purpose, seed, epoch))
+    return (splitmix64(rows[:, None] + counters) >> np.uint64(11)) * 2.0**-53
 
 
 def epoch_order(
@@ -73,16 +75,16 @@ def epoch_order(
 ) -> np.ndarray:
     """The order in which an epoch visits its samples: a permutation of range(samples_count), int64.
 
-    With `window_shards` > 0 (slow storage) the shards are shuffled, and then the samples inside each window of so many
-    shards; `shard_of` [N] gives each sample's shard. With 0 the whole epoch is shuffled.
+    window_shards: 0 shuffles the whole epoch; with more (slow storage) the shards are shuffled, and then the samples
+    inside each window of so many shards; shard_of [N]: each sample's shard, needed for windows.
     """
-    random = mix(np.arange(samples_count, dtype=np.uint64) ^ _key(_ORDER, seed, epoch))
+    random = splitmix64(np.arange(samples_count, dtype=np.uint64) ^ _key(_ORDER, seed, epoch))
     if not window_shards:
         return np.argsort(random, kind="stable")
     assert shard_of is not None and len(shard_of) == samples_count
     shards = np.arange(int(shard_of.max()) + 1)
     place = np.empty(len(shards), np.int64)
-    place[np.argsort(mix(shards.astype(np.uint64) ^ _key(_SHARDS, seed, epoch)), kind="stable")] = shards
+    place[np.argsort(splitmix64(shards.astype(np.uint64) ^ _key(_SHARDS, seed, epoch)), kind="stable")] = shards
     return np.lexsort((random, place[shard_of] // window_shards))
 
 
@@ -91,26 +93,26 @@ def sampled_order(
 ) -> tuple[np.ndarray, np.ndarray]:
     """An epoch of N positions in which classes are shown as `sampling` says: (samples [N], repeats [N]), int64.
 
-    labels [N] >= 0: the samples' classes; epochs: of the whole stage, for `progressive`; repeats: which of its sample's
-    copies in this epoch a position is, from 0. A class's positions go round its samples in a shuffled order, so that
-    the epoch holds none of them a second time unless it holds all of them once. Then all positions are shuffled.
+    labels [N] >= 0: the samples' classes; epochs: those of the whole stage, for `progressive`; repeats: which of its
+    sample's copies in this epoch a position is, from 0. The positions of a class go through its samples in a shuffled
+    order, over and over: no sample comes a second time before all have come once. Then all positions are shuffled.
     """
     counts = np.bincount(labels)
     present = counts > 0
     positions = np.zeros_like(counts)
     positions[present] = largest_remainder(class_quotas(counts[present], sampling, epoch, epochs))
-    random = mix(np.arange(len(labels), dtype=np.uint64) ^ _key(_CHOICE, seed, epoch))
-    mixed = np.argsort(random)  # no two are equal: any sort gives the same
-    narrow = labels.astype(np.min_scalar_type(len(counts)))  # integers of 16 bits are sorted by radix, in a tenth
-    by_class = mixed[np.argsort(narrow[mixed], kind="stable")]
+    random = splitmix64(np.arange(len(labels), dtype=np.uint64) ^ _key(_CHOICE, seed, epoch))
+    shuffled = np.argsort(random)  # no two are equal: any sort gives the same
+    narrow = labels.astype(np.min_scalar_type(len(counts)))  # integers of 16 bits sort in a tenth of the time, by radix
+    by_class = shuffled[np.argsort(narrow[shuffled], kind="stable")]
     rounds, rest = np.divmod(positions, np.maximum(counts, 1))
     copies = np.repeat(rounds, counts) + (_places(counts) < np.repeat(rest, counts))
-    shuffled = epoch_order(len(labels), seed, epoch)
-    return np.repeat(by_class, copies)[shuffled], _places(copies)[shuffled]
+    order = epoch_order(len(labels), seed, epoch)
+    return np.repeat(by_class, copies)[order], _places(copies)[order]
 
 
 def _places(sizes: np.ndarray) -> np.ndarray:
-    """0, 1, ... size - 1 of every one of `sizes`, one after another, [sum of sizes]."""
+    """0, 1, ... size - 1 for each of `sizes`, one after another, [sum of sizes]."""
     return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
@@ -124,11 +126,11 @@ def occurrences(values: np.ndarray) -> np.ndarray:
 
 
 def class_quotas(counts: np.ndarray, sampling: str, epoch: int, epochs: int) -> np.ndarray:
-    """The positions [C] of N = sum(counts), not yet whole, that each class of counts [C] > 0 gets in an epoch.
+    """How many of N = sum(counts) positions each class of counts [C] > 0 gets in an epoch: [C], not yet whole numbers.
 
     In proportion to n^q (Kang et al. 2020, Eq 1): q = 1 for `instance`, 0 for `balanced`, 1/2 for `square_root`; for
-    `progressive` (Eq 2) (1 - t/T) instance + t/T balanced, T the last of the epochs t = 0, 1, ...: a stage of one epoch
-    has no way to go and is `instance`.
+    `progressive` (Eq 2) (1 - t/T) instance + t/T balanced, T the last of the epochs t = 0, 1, ...; a stage of one epoch
+    is `instance`.
     """
     total = int(counts.sum())
     balanced = np.full(len(counts), total / len(counts))
@@ -145,7 +147,7 @@ def class_quotas(counts: np.ndarray, sampling: str, epoch: int, epochs: int) -> 
 
 
 def largest_remainder(quotas: np.ndarray) -> np.ndarray:
-    """`quotas` [C], of a whole sum, as whole numbers [C] of the same sum: cut, then one more to the largest remainders.
+    """Whole numbers [C] of the same sum as `quotas` [C]: rounded down, then one more for the largest remainders.
 
     Of equal remainders the first class comes first.
     """
@@ -161,13 +163,13 @@ def steps_per_epoch(samples_count: int, global_batch: int) -> int:
 
 
 def rank_positions(step: int, global_batch: int, rank: int, world: int) -> np.ndarray:
-    """Positions [G / W] of the epoch's order that `rank` of `world` takes at `step`; may lie past the end."""
+    """The positions [B] of the epoch's order that `rank` of `world` takes at `step`; they may lie past the end."""
     assert global_batch % world == 0
     return step * global_batch + np.arange(rank, global_batch, world)
 
 
 def rank_batch(order: np.ndarray, step: int, global_batch: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
-    """One rank's share of a global batch: (samples [G / W] int64, valid [G / W] bool).
+    """One rank's share of a global batch: (samples [B] int64, valid [B] bool).
 
     Positions past the end wrap around to the start of the order and are not valid.
     """
@@ -178,7 +180,7 @@ def rank_batch(order: np.ndarray, step: int, global_batch: int, rank: int, world
 def partner_positions(positions: np.ndarray, samples_count: int, global_batch: int) -> np.ndarray:
     """The position of each position's partner: half of its batch's valid samples further on, round the batch.
 
-    One that is not valid is its own partner. Who is whose partner depends on no number of ranks, and every valid sample
+    A sample that is not valid is its own partner. Partners do not depend on the number of ranks, and every valid sample
     is a partner once.
     """
     start = positions // global_batch * global_batch
@@ -186,7 +188,18 @@ def partner_positions(positions: np.ndarray, samples_count: int, global_batch: i
     return np.where(positions < samples_count, start + (positions - start + valid // 2) % valid, positions)
 
 
-def split(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def with_partners(own: np.ndarray, partners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a rank loads beside the positions `own` [B], so that their `partners` [B] are there.
+
+    Returns the further positions, and where each partner is among `own` and then the further ones [B].
+    """
+    further = np.setdiff1d(partners, own)
+    loaded = np.append(own, further)
+    by_position = np.argsort(loaded)
+    return further, by_position[np.searchsorted(loaded, partners, sorter=by_position)]
+
+
+def divide(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide a set into (rest, held), sorted sample numbers, with about `fraction` of every class in `held`.
 
     labels [N], groups [N]: samples of one group (a track) stay together; group -1 is a sample on its own. Every class
@@ -200,7 +213,7 @@ def split(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) ->
     if (torn := np.flatnonzero(labels != labels[first[unit_of]])).size:
         raise ValueError(f"group {groups[torn[0]]} holds samples of two classes: a split cannot be stratified")
     sizes, unit_labels = np.bincount(unit_of), labels[first]
-    random = mix(first.astype(np.uint64) ^ _key(_SPLIT, seed))
+    random = splitmix64(first.astype(np.uint64) ^ _key(_SPLIT, seed))
     held_unit = np.zeros(len(first), bool)
     for label in np.unique(labels):
         units = np.flatnonzero(unit_labels == label)
@@ -212,18 +225,18 @@ def split(labels: np.ndarray, groups: np.ndarray, fraction: float, seed: int) ->
 def limit(labels: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
     """The sorted numbers of about `count` samples of a set: its share of every class, and of each at least one group.
 
-    labels [N], groups [N]: as of `split`, by which a class is divided; a class of one group is kept whole, so that more
+    labels [N], groups [N]: as of `divide`, which divides the classes; a class of one group is kept whole, so that more
     than `count` may be left. Raises ValueError where a group spans two classes.
     """
     if count >= len(labels):
         return np.arange(len(labels))
-    left_out, kept = split(labels, groups, count / len(labels), seed)
+    left_out, kept = divide(labels, groups, count / len(labels), seed)
     indivisible = left_out[~np.isin(labels[left_out], labels[kept])]
     return np.sort(np.concatenate([kept, indivisible]))
 
 
 def _held_units(units: np.ndarray, sizes: np.ndarray, fraction: float) -> list[int]:
-    """Of one class's shuffled `units`, those to hold: as near to `fraction` of the samples as whole units allow."""
+    """Those of one class's shuffled `units` to hold: as near to `fraction` of the samples as whole units come."""
     if len(units) < 2:
         return []
     target = fraction * sizes[units].sum()

@@ -89,6 +89,7 @@ class ModelPhases:
             label=self.label,
             run=self.drive.run,
             cache=cache_folder(),
+            shards=self.drive.data.shards,
             folder=folder,
             steps=self.results.folders,
             trained=dict(self.trained),

@@ -9,6 +9,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
 PROMPT = {
+    "RAY_get_check_signal_interval_milliseconds": "20",  # not 1000: the raylet may have been sent SIGTERM, too
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller also takes reports at this pace
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",

@@ -7,15 +7,14 @@ from typing import Any
 
 import ray.train.torch
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from moe_dist.disk import disk_explained
-from moe_dist.errors import UserError
 from moe_dist.launch.launcher import use_threads
 from moe_dist.launch.ray_environment import PROMPT
+from moe_dist.launch.ray_failures import FailurePolicy, sentence
 from moe_dist.launch.ray_worker import RayWorker
 from moe_dist.train.loop import train
 from moe_dist.train.task import TrainingTask
@@ -53,7 +52,7 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            raise _sentence(error) or error from getattr(error, "controller_failure", None)
+            raise sentence(error) or error from getattr(error, "controller_failure", None)
 
 
 def train_worker(packed: dict[str, Any]) -> None:
@@ -74,19 +73,3 @@ class Trainer(TorchTrainer):
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = FailurePolicy(arguments["failure_policy"].failure_config)
         return super()._initialize_and_run_controller(**arguments)
-
-
-class FailurePolicy(DefaultFailurePolicy):
-    """Ray Train's, but a worker's UserError ends the training at the first time."""
-
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Raise or retry."""
-        if _sentence(training_failed_error):
-            return FailureDecision.RAISE
-        return super().make_decision(training_failed_error)
-
-
-def _sentence(error: TrainingFailedError) -> UserError | None:
-    """The UserError that a rank failed with, if one did; others may have failed because that one had."""
-    failures = getattr(error, "worker_failures", {}).values()
-    return next((failure for failure in failures if isinstance(failure, UserError)), None)

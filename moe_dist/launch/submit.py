@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from moe_dist.disk import disk_explained
 from moe_dist.errors import UserError
 from moe_dist.job import Job, dump_job, load_job
 from moe_dist.launch.shipping import pack_tree
@@ -72,7 +73,7 @@ def submit(
     command += ["--resume"] if resume else []
     files = {SHIPPED_JOB: dump_job(job)}
     go_on = ["moe-dist", "submit", str(job_path), "--address", address, "--out", str(run), "--resume"]
-    go_on += [word for override in overrides for word in ("--set", override)]
+    go_on += [word for override in overrides for word in ("--set", override)] + (["--follow"] if follow else [])
     return submit_command(
         client,
         command,
@@ -190,7 +191,9 @@ def submit_command(
     submission = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     address = client.get_address()
     with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
-        runtime = {"working_dir": str(pack_tree(root, Path(folder), files)), "env_vars": dict(environment)}
+        with disk_explained(Path(folder).parent, "the tree to ship", "submit again"):
+            tree = pack_tree(root, Path(folder), files)
+        runtime = {"working_dir": str(tree), "env_vars": dict(environment)}
         with _explained(address):
             start_job(client, entrypoint=shlex.join(command), submission_id=submission, runtime_env=runtime)
     print(f"submitted {submission} to {address}")

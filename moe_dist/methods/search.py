@@ -1,4 +1,7 @@
-"""What a method with experts that are trained alone gives a search for each expert's hyper-parameters."""
+"""What a method gives a search for each expert's hyper-parameters, if its experts are trained alone.
+
+Letters in shapes: N samples of the validation split.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from moe_dist.settings.schema import Strict
 class SearchData:
     """What the trials of experts are trained and scored on.
 
-    training_set: samples of `train` with the labels that the method may see; val_samples [V] of `val`, with their true
-    labels val_labels [V].
+    training_set: samples of `train` with the labels that the method may see; val_samples [N]: numbers in `val`, with
+    their true labels val_labels [N].
     """
 
     config: DataConfig
@@ -32,8 +35,8 @@ class SearchData:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A configuration of one expert that is to be tried."""
+class ExpertTrial:
+    """One configuration of one expert that is trained and scored."""
 
     expert: int
     config: Any
@@ -47,28 +50,28 @@ class Score:
     loss: float
 
 
-class Candidates(Protocol):
-    """Candidates in training, each as if it were alone; they go by their numbers, from 0."""
+class RunningTrials(Protocol):
+    """Trials in training, each as if it were alone. They are numbered from 0, in the order they were given."""
 
     def train_epoch(self) -> None:
-        """One epoch of all that were not dropped."""
+        """Train every trial that was not dropped for one epoch."""
 
     def scores(self) -> dict[int, Score]:
-        """The validation score of all that were not dropped."""
+        """The validation score of every trial that was not dropped."""
 
     def drop(self, numbers: Collection[int]) -> None:
-        """End the training of these."""
+        """Stop training these trials."""
 
 
 class ExpertSearch(ABC):
-    """How a method's experts are tried one configuration at a time."""
+    """How a method's experts are trained and scored, one configuration of one expert a trial."""
 
     space: ClassVar[Mapping[str, Any]]
     """Parameter -> values, as in a job."""
     last_step: ClassVar[str]
-    """The step before training whose result the trials need; later ones are not run."""
+    """The step before training whose result the trials need; later steps are not run."""
     scored_by: ClassVar[str]
-    """What a score is, in words for the report."""
+    """The name of the score in the report."""
 
     @abstractmethod
     def defaults(self) -> Sequence[Strict]:
@@ -76,10 +79,10 @@ class ExpertSearch(ABC):
 
     @abstractmethod
     def suggestion(self, samples: int) -> Mapping[str, Any]:
-        """A good guess for an expert with so many samples of its own, to start from."""
+        """A good guess to start from, for an expert with so many samples of its own class."""
 
     @abstractmethod
-    def candidates(
-        self, candidates: Sequence[Candidate], seed: int, data: SearchData, device: torch.device, together: bool
-    ) -> Candidates:
-        """The candidates, freshly initialised from `seed`; together: in banks, else one after another."""
+    def start(
+        self, trials: Sequence[ExpertTrial], seed: int, data: SearchData, device: torch.device, together: bool
+    ) -> RunningTrials:
+        """The trials, freshly initialised from `seed`; together: trained in banks, otherwise one after another."""

@@ -1,7 +1,8 @@
 """torchvision networks by name, with weights by name or from a file: as classifiers, or cut to their feature map.
 
-Letters in shapes: B samples, C classes, D channels of the map, S image side. Pretrained weights expect images
-normalised with ImageNet's mean and standard deviation.
+Letters in shapes: B samples of a batch, C classes, K channels of a map, s map side, S image side. Pretrained weights
+expect images normalised with ImageNet's mean and standard deviation. `weights` is None for random ones, the name of
+torchvision's ("DEFAULT", "IMAGENET1K_V2"), or a .safetensors or .pth file.
 """
 
 from __future__ import annotations
@@ -22,9 +23,6 @@ from moe_dist.vision import torchvision
 
 models = torchvision.models
 
-Weights = str | Path | None
-"""None: random; the name of torchvision weights ("DEFAULT", "IMAGENET1K_V2"); or a .safetensors or .pth file."""
-
 NOT_OFFERED = (
     "googlenet",  # several outputs while training, as inception
     "inception*",
@@ -32,14 +30,14 @@ NOT_OFFERED = (
 )
 NO_CONVOLUTIONAL_MAP = ("vit_*", "swin_*", "maxvit_*")
 HEADS = ("avgpool", "classifier", "fc")
-"""What the parts after the last feature map are called in torchvision's convolutional networks."""
+"""Names of the parts after the last feature map in torchvision's convolutional networks."""
 
 
-def backbone(name: str, weights: Weights = None) -> nn.Module:
+def backbone(name: str, weights: str | Path | None = None) -> nn.Module:
     """The torchvision network `name` as published: images [B, 3, S, S] -> logits [B, 1000].
 
-    Raises UserError for an unknown name or unknown weights, for weights that cannot be fetched, and for a file that is
-    not this network's state.
+    Raises UserError for an unknown name or unknown weights, for weights that cannot be fetched, and for a file that
+    does not hold this network's state.
     """
     _require_known(name, models.list_models(module=models, exclude=NOT_OFFERED))
     if weights is None:
@@ -51,10 +49,10 @@ def backbone(name: str, weights: Weights = None) -> nn.Module:
     return network
 
 
-def feature_map(name: str, weights: Weights = None) -> nn.Module:
+def feature_map(name: str, weights: str | Path | None = None) -> nn.Module:
     """The network `name` up to its last feature map, without pooling and classifier (Eq 7-8).
 
-    Images [B, 3, S, S] -> map [B, D, h, w]; for EfficientNet-B1, D = 1280 and h = w = S / 32.
+    Images [B, 3, S, S] -> map [B, K, s, s]; for EfficientNet-B1, K = 1280 and s = S / 32.
     Raises UserError as `backbone` does, and for a network whose last map is not convolutional.
     """
     _require_known(name, models.list_models(module=models, exclude=(*NOT_OFFERED, *NO_CONVOLUTIONAL_MAP)))
@@ -62,11 +60,11 @@ def feature_map(name: str, weights: Weights = None) -> nn.Module:
     return nn.Sequential(*(part for _, part in takewhile(lambda child: child[0] not in HEADS, parts)))
 
 
-def classifier(name: str, weights: Weights, classes: int, dropout: float) -> nn.Module:
+def classifier(name: str, weights: str | Path | None, classes: int, dropout: float) -> nn.Module:
     """The network `name` with a fresh last layer: images [B, 3, S, S] -> logits [B, C].
 
-    `dropout` is that of the dropout layers beside the last one, or of a new layer before it where there are none. With
-    0.6 and EfficientNet-B1, the dense rival of Table 2. Raises UserError as `backbone` does, and for a network whose
+    `dropout` is set on the dropout layers beside the last layer; where there are none, one is added before it.
+    EfficientNet-B1 with 0.6 is the dense rival of Table 2. Raises UserError as `backbone` does, and for a network whose
     last layer is not linear.
     """
     network = backbone(name, weights)
@@ -91,7 +89,7 @@ def _require_known(name: str, known: list[str]) -> None:
 
 
 def _fetch(name: str, weights: str) -> Mapping[str, Tensor]:
-    """The state of torchvision's own weights, from its cache or the network; never unpickled."""
+    """torchvision's published weights, from its cache or the network; never unpickled."""
     published = models.get_model_weights(name)
     if weights not in published.__members__ and weights != "DEFAULT":
         choices = ", ".join(published.__members__)
@@ -118,17 +116,17 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load `state`, refusing one that does not fit the network name by name and shape by shape."""
+    """Load `state`. Raises UserError, calling it `what`, where its names or shapes are not the network's."""
     expected = network.state_dict()
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
     misshapen = sorted(key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape)
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    told = [f"{_some(keys)} {problem}" for problem, keys in problems.items() if keys]
-    if told:
-        raise UserError(f"weights {what}: {'; '.join(told)}; give the state_dict of that very network")
+    found = []
+    for problem, keys in problems.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            found.append(f"{', '.join(keys[:3])}{more} {problem}")
+    if found:
+        raise UserError(f"weights {what}: {'; '.join(found)}; give the state_dict of that very network")
     network.load_state_dict(state)
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -1,11 +1,12 @@
-"""The network of the long-tail branch methods: a shared trunk, and M experts with a deep stage and classifiers each.
+"""The network of the long-tail branch methods: a shared trunk, and E experts with a deep stage and classifiers each.
 
-Letters in shapes: B samples, M experts, C classes, D features, K channels, S image side, s map side.
+Letters in shapes: B samples of a batch, C classes, D features, E experts, K channels and s side of a map, S image side.
 
-An expert pools its deep stage's map to features h and gives logits z of two sets of classifiers; the first speaks until
-`train_classifiers_only`, then the second, fresh one does. Experts may be spread over ranks: what they take and give are
-per-sample tensors. Batch normalisation in the trunk sees a rank's share of the batch; in an expert it sees all samples
-that reach it, so with `parallel.expert` = `workers` the whole global batch, and otherwise its expert-parallel group's.
+An expert pools its deep stage's map to features h and has two sets of classifiers. The network's logits z come from the
+first set, and after `train_classifiers_only` from the second, fresh one. Experts may be spread over ranks, since their
+inputs and outputs are per-sample tensors. Batch normalisation in the trunk sees a rank's share of the batch; in an
+expert it sees all samples that reach it: with `parallel.expert` = `workers` the whole global batch, otherwise that of
+its expert-parallel group.
 """
 
 from __future__ import annotations
@@ -24,29 +25,30 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_dist.models import cifar_resnet
 from moe_dist.models.backbones import backbone
 from moe_dist.models.cifar_resnet import Trunk, alignment
-from moe_dist.models.classifiers import ClassifierKind, build_classifier
-from moe_dist.models.makers import ExpertMaps, Makers, seeded
+from moe_dist.models.classifiers import ClassifierKind, CosineClassifier, LinearClassifier
+from moe_dist.models.experts import seeded
+from moe_dist.models.makers import ExpertMaps, Makers
 from moe_dist.settings.schema import Count, Positive, Strict
 from moe_dist.settings.training import Weights
 
 TRUNK_SEED = 7_919
-"""Keeps the trunk's random numbers apart from the experts', which are seeded by their ids."""
+"""Added to the seed, so that the trunk's random numbers are not an expert's."""
 SETS = 2
-"""Sets of classifiers an expert has."""
+"""Sets of classifiers of an expert."""
 
 
 class NetworkConfig(Strict):
-    """Which network is cut into a trunk and experts, and the experts' classifiers."""
+    """The network that is cut into a trunk and experts, and the experts' classifiers."""
 
     kind: Literal["resnet32", "resnet50", "resnext50"] = "resnet32"
     """resnet32: CIFAR's, stages 1 and 2 shared; the others: torchvision's (ResNeXt-50 32x4d), stages 1 to 3 shared."""
     width: Count = 16
     """resnet32: channels of stage 1; stages 2 and 3 have two and four times as many."""
     aligned: bool = True
-    """Expert m multiplies its deep map with an aligned shallow one, of stage 1 + m mod (number of shared stages)."""
+    """Expert e multiplies its deep map by an aligned shallow one, of stage 1 + e mod (number of shared stages)."""
     classifier: ClassifierKind = "cosine"
     scale: Positive = 30.0
-    """cosine: what the cosines are multiplied by."""
+    """cosine: the factor of the cosines."""
     weights: Weights | None = None
     """resnet50, resnext50: torchvision's name of pretrained weights, or a .safetensors or .pth file; null: random."""
 
@@ -58,16 +60,26 @@ class NetworkConfig(Strict):
             raise ValueError(f"width is resnet32's alone, and {self.kind} has torchvision's; leave it out")
         return self
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels K of the shared stages' maps, the shallowest first; the deep stage doubles the last."""
+        return (self.width, 2 * self.width) if self.kind == "resnet32" else (256, 512, 1024)
+
+    @property
+    def features(self) -> int:
+        """D: the number of features that an expert's classifiers see."""
+        return 2 * self.channels[-1]
+
 
 class BranchOutputs(NamedTuple):
-    """features [B, M, D] float32: every expert's h^m; logits [B, M, C] float32: every expert's z^m."""
+    """features [B, E, D] float32: every expert's h; logits [B, E, C] float32: every expert's z."""
 
     features: Tensor
     logits: Tensor
 
 
 class Branch(nn.Module):
-    """One expert: the trunk's maps -> (features [B, D], logits of the first set [B, C], of the second [B, C])."""
+    """One expert: the trunk's maps -> (features [B, D], logits [B, C] of the first, and of the second, classifiers)."""
 
     def __init__(
         self, stage: nn.Module, align: nn.Module | None, shallow: int, classifiers: Sequence[nn.Module]
@@ -78,29 +90,25 @@ class Branch(nn.Module):
 
     def forward(self, *maps: Tensor) -> tuple[Tensor, ...]:
         """maps [B, K, s, s]: the shared stages', the deepest last."""
-        features = self.features(maps)
-        return (features, *(classifier(features) for classifier in self.classifiers))
-
-    def features(self, maps: Sequence[Tensor]) -> Tensor:
-        """The pooled deep map [B, D], in the parameters' type also under autocast."""
-        return self.pool(self.deep_map(maps))
+        return self.classify(self.deep_map(maps))
 
     def deep_map(self, maps: Sequence[Tensor]) -> Tensor:
-        """The map [B, D, s, s] that is pooled, from the shared stages' maps."""
+        """The map [B, D, s, s] that is pooled to features, from the shared stages' maps [B, K, s, s]."""
         deep = self.stage(_channels_last(maps[-1]))
         if self.align is not None:
             deep = deep * self.align(_channels_last(maps[self.shallow]))
         return deep
 
-    def pool(self, deep: Tensor) -> Tensor:
-        """Features [B, D] of a deep map [B, D, s, s]."""
-        return deep.mean(dim=(2, 3), dtype=next(self.parameters()).dtype)
+    def classify(self, deep: Tensor) -> tuple[Tensor, ...]:
+        """The features [B, D] of a deep map [B, D, s, s], and each classifier's logits [B, C] of them."""
+        features = deep.mean(dim=(2, 3), dtype=next(self.parameters()).dtype)  # not autocast's type
+        return (features, *(classifier(features) for classifier in self.classifiers))
 
 
 class BranchNetwork(nn.Module):
-    """Trunk and experts; `fresh` [] int64: 0: the first set of classifiers speaks, 1: the second.
+    """Trunk and experts. `fresh` [] int64 is 0 where logits come from the first set of classifiers, 1 for the second.
 
-    Images and maps are held channels-last, which convolutions on CPU and GPU compute fastest in.
+    Images and maps are channels-last in memory, which is fastest for convolutions on CPU and GPU.
     """
 
     fresh: Tensor
@@ -113,29 +121,29 @@ class BranchNetwork(nn.Module):
     def forward(self, images: Tensor) -> BranchOutputs:
         """images [B, 3, S, S] -> every expert's features and logits (Eq 1)."""
         maps = self.trunk(_channels_last(images))
-        outputs = self.experts(*(maps if self.aligned else maps[-1:]))  # what travels where experts are spread
+        outputs = self.experts(*(maps if self.aligned else maps[-1:]))  # spread experts get no more than they need
         features, first, second = (torch.stack(kind, dim=1) for kind in zip(*outputs))
         return BranchOutputs(features, torch.where(self.fresh.bool(), second, first))
 
     def expert_maps(self, images: Tensor) -> ExpertMaps:
-        """Every expert's deep map and its logits for images [B, 3, S, S]; all experts are in this process."""
+        """Every expert's deep map and logits for images [B, 3, S, S]; all experts must be in this process."""
         shared = self.trunk(_channels_last(images))
         branches = [cast(Branch, branch) for branch in cast(nn.ModuleDict, self.experts.members).values()]
         maps = [branch.deep_map(shared) for branch in branches]
-        speaking = int(self.fresh)
-        logits = [branch.classifiers[speaking](branch.pool(deep)) for branch, deep in zip(branches, maps)]
+        used = int(self.fresh)
+        logits = [branch.classify(deep)[1 + used] for branch, deep in zip(branches, maps)]
         return ExpertMaps(maps, torch.stack(logits, dim=1))
 
     def train_classifiers_only(self) -> None:
-        """From now on the second set of classifiers speaks, and all else keeps its batch statistics (stage two).
+        """Begin stage two: logits come from the second set of classifiers, and all other parts stay in eval mode.
 
-        The state lies in `fresh`, so a network that is loaded from a checkpoint goes on in the same way.
+        `fresh` is part of the network's state, so a network loaded from a checkpoint goes on in the same way.
         """
         self.fresh.fill_(1)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> BranchNetwork:
-        """As nn.Module's, but once the fresh classifiers speak, everything else stays in eval mode."""
+        """As nn.Module's, but after `train_classifiers_only` all parts but the fresh classifiers stay in eval mode."""
         super().train(mode)
         if mode and self.fresh:
             self.trunk.eval()
@@ -147,24 +155,18 @@ class BranchNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Parts:
-    """How to make a network's parts: the trunk, whose stages give maps of `channels`, and one expert's deep stage."""
+    """How to make a network's parts: the trunk, and one expert's deep stage."""
 
     trunk: Callable[[], Trunk]
-    channels: tuple[int, ...]
     stage: Callable[[], nn.Module]
-
-    @property
-    def features(self) -> int:
-        """Channels D of the deep stage's map: every stage doubles them."""
-        return 2 * self.channels[-1]
 
 
 def build_branches(
     config: NetworkConfig, classes: int, image_size: int, experts: int, make: Makers, seed: int
 ) -> BranchNetwork:
-    """The network with `experts` experts for images [B, 3, S, S], everything drawn from `seed` and the expert's id.
+    """The network with `experts` experts for images [B, 3, S, S], initialised from `seed` and the experts' ids.
 
-    Raises UserError for pretrained weights that cannot be had or do not fit (models/backbones.py).
+    Raises UserError for pretrained weights that cannot be fetched or do not fit (models/backbones.py).
     """
     parts = _parts(config)
     trunk = seeded(seed + TRUNK_SEED, parts.trunk)
@@ -174,22 +176,16 @@ def build_branches(
 
 
 def branch_costs(config: NetworkConfig, classes: int, image_size: int, experts: int) -> list[float]:
-    """Multiply-adds of each expert's forward pass for one image: what they differ in is the alignment."""
+    """Multiply-adds of each expert's forward pass for one image. Experts differ in their alignment."""
     with torch.device("meta"):
         parts = _parts(config.model_copy(update={"weights": None}))
         maps = parts.trunk().eval()(torch.empty(1, 3, image_size, image_size))
         costs = []
         for expert in range(experts):
             with FlopCounterMode(display=False) as counter:
-                _branch(config, parts, classes, expert).eval().features(maps)
-            costs.append(counter.get_total_flops() / 2 + SETS * parts.features * classes)
+                _branch(config, parts, classes, expert).eval().deep_map(maps)
+            costs.append(counter.get_total_flops() / 2 + SETS * config.features * classes)
     return costs
-
-
-def feature_count(config: NetworkConfig) -> int:
-    """D: the features that an expert's classifiers see."""
-    with torch.device("meta"):
-        return _parts(config.model_copy(update={"weights": None})).features
 
 
 def last_convolutions(network: BranchNetwork, experts: int) -> list[nn.Parameter | None]:
@@ -202,42 +198,34 @@ def last_convolutions(network: BranchNetwork, experts: int) -> list[nn.Parameter
 
 
 def _channels_last(maps: Tensor) -> Tensor:
-    """The same maps, channels-last in memory; an exchange between ranks gives them back as they are by default."""
+    """The same maps, channels-last in memory; an exchange between ranks returns them in the default layout."""
     return maps.contiguous(memory_format=torch.channels_last)
 
 
 def _branch(config: NetworkConfig, parts: Parts, classes: int, expert: int) -> Branch:
-    """Expert number `expert`, of random numbers drawn now."""
-    shared = len(parts.channels)
+    """Expert number `expert`, initialised by torch's current random state."""
+    shared = len(config.channels)
     shallow = expert % shared
-    align = alignment(parts.channels[shallow], shared - shallow) if config.aligned else None
-    classifiers = [build_classifier(config.classifier, parts.features, classes, config.scale) for _ in range(SETS)]
+    align = alignment(config.channels[shallow], shared - shallow) if config.aligned else None
+    kind = partial(CosineClassifier, scale=config.scale) if config.classifier == "cosine" else LinearClassifier
+    classifiers = [kind(config.features, classes) for _ in range(SETS)]
     return Branch(parts.stage(), align, shallow, classifiers)
 
 
 def _parts(config: NetworkConfig) -> Parts:
-    return _cifar_parts(config.width) if config.kind == "resnet32" else _torchvision_parts(config)
+    """The parts of CIFAR's ResNet-32, or of torchvision's network, which is cut before layer4.
 
-
-def _cifar_parts(width: int) -> Parts:
-    def trunk() -> Trunk:
-        stages = [cifar_resnet.stage(width, width, 1), cifar_resnet.stage(width, 2 * width, 2)]
-        return Trunk(cifar_resnet.stem(width), stages)
-
-    return Parts(trunk, (width, 2 * width), lambda: cifar_resnet.stage(2 * width, 4 * width, 2))
-
-
-def _torchvision_parts(config: NetworkConfig) -> Parts:
-    """torchvision's network cut before layer4; pretrained, every expert starts with a copy of the same layer4."""
-    name = {"resnet50": "resnet50", "resnext50": "resnext50_32x4d"}[config.kind]
+    With pretrained weights, every expert starts with a copy of the same layer4.
+    """
+    if config.kind == "resnet32":
+        deep_stage = partial(cifar_resnet.stage, 2 * config.width, 4 * config.width, 2)
+        return Parts(partial(cifar_resnet.shared_trunk, config.width), deep_stage)
+    name = "resnext50_32x4d" if config.kind == "resnext50" else "resnet50"
     pretrained = backbone(name, config.weights) if config.weights else None
 
-    def network() -> nn.Module:
-        return pretrained or backbone(name)
-
     def trunk() -> Trunk:
-        whole = network()
+        whole = pretrained or backbone(name)
         stem = nn.Sequential(*(whole.get_submodule(part) for part in ("conv1", "bn1", "relu", "maxpool")))
         return Trunk(stem, [whole.get_submodule(part) for part in ("layer1", "layer2", "layer3")])
 
-    return Parts(trunk, (256, 512, 1024), lambda: copy.deepcopy(network().get_submodule("layer4")))
+    return Parts(trunk, lambda: copy.deepcopy((pretrained or backbone(name)).get_submodule("layer4")))

@@ -1,7 +1,7 @@
 """ResNet-32 of CIFAR in parts: the shared stem and stages, a deep stage, and strided blocks that align a shallow map.
 
 Three stages of five basic blocks with w, 2w and 4w channels, w = 16 in the papers, on maps of side S, S/2 and S/4.
-Letters in shapes: B samples, K channels, S image side, s map side.
+Letters in shapes: B samples of a batch, K channels of a map, S image side, s map side.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ BLOCKS = 5
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is a strided 1x1 convolution where the shape changes.
 
-    Maps [B, K, s, s] -> [B, outputs, s / stride, s / stride].
+    Maps [B, inputs, s, s] -> [B, outputs, s / stride, s / stride].
 
-    The shortcut's stride is taken before its convolution, which gives the same numbers: of the strided form with 2 to 7
-    channels, channels-last, torch 2.13's backward pass writes past its buffers on processors with AVX2 and no AVX-512.
+    The shortcut takes its stride before its convolution. The numbers are the same, but torch 2.13's backward pass of a
+    strided 1x1 convolution with 2 to 7 channels, channels-last, writes past its buffers on processors with AVX2 and no
+    AVX-512.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -36,7 +37,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The block's maps, not negative."""
+        """The block's maps, which are not negative."""
         inner = functional.relu(self.norm1(self.conv1(maps)), inplace=True)
         shortcut = self.shortcut(maps[:, :, :: self.stride, :: self.stride])
         return functional.relu(self.norm2(self.conv2(inner)) + shortcut, inplace=True)
@@ -58,8 +59,8 @@ def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 def alignment(channels: int, halvings: int) -> nn.Sequential:
     """Strided 3x3 convolutions that bring a shallow map to a deep one's shape.
 
-    Maps [B, K, s, s] -> [B, K * 2^halvings, s / 2^halvings, s / 2^halvings]; a ReLU follows every convolution but the
-    second, as in the code the authors of SHIKE and ICL released: what comes from stage 1 may be negative.
+    Maps [B, K, s, s] -> [B, K * 2^halvings, s / 2^halvings, s / 2^halvings]. A ReLU follows every convolution but the
+    second, as in the code that the authors of SHIKE and ICL released: maps aligned from stage 1 may be negative.
     """
     parts: list[nn.Module] = []
     for halving in range(halvings):
@@ -69,8 +70,15 @@ def alignment(channels: int, halvings: int) -> nn.Sequential:
     return kaiming(nn.Sequential(*parts))
 
 
+def shared_trunk(width: int) -> Trunk:
+    """The stem and stages 1 and 2: images [B, 3, S, S] -> maps [B, width, S, S] and [B, 2 * width, S / 2, S / 2]."""
+    # The stages are drawn before the stem: another order would make another network of the same seed.
+    stages = [stage(width, width, 1), stage(width, 2 * width, 2)]
+    return Trunk(stem(width), stages)
+
+
 class Trunk(nn.Module):
-    """What all experts share: images [B, 3, S, S] -> the map of every shared stage, shallowest first."""
+    """The part that all experts share: images [B, 3, S, S] -> the map of every shared stage, shallowest first."""
 
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -78,7 +86,7 @@ class Trunk(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """One map [B, K, s, s] a stage."""
+        """One map [B, K, s, s] for each stage."""
         maps = [self.stem(images)]
         for part in self.stages:
             maps.append(part(maps[-1]))
@@ -86,7 +94,7 @@ class Trunk(nn.Module):
 
 
 def kaiming(network: nn.Sequential) -> nn.Sequential:
-    """`network`, its convolutions drawn from He's normal distribution (fan-in), as the CIFAR ResNets have them."""
+    """Draw the convolutions of `network` from He's normal distribution (fan-in), as CIFAR's ResNets have them."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)

@@ -1,7 +1,7 @@
 """Last layers of a classifier: linear, and cosine (normalised weights and features, times a scale).
 
-Letters in shapes: B samples, C classes, D features. Both compute in float32 also under autocast: a cosine in bfloat16,
-times 30, is a logit with an error of a tenth.
+Letters in shapes: B samples of a batch, C classes, D features. Both compute in float32 also under autocast: a cosine in
+bfloat16, times 30, is a logit with an error of 0.1.
 """
 
 from __future__ import annotations
@@ -37,10 +37,3 @@ class LinearClassifier(nn.Linear):
         """Logits [B, C]."""
         with torch.autocast(features.device.type, enabled=False):
             return super().forward(features.to(self.weight.dtype))
-
-
-def build_classifier(kind: ClassifierKind, features: int, classes: int, scale: float) -> nn.Module:
-    """A fresh classifier [B, D] -> [B, C]; `scale` is the cosine classifier's."""
-    if kind == "cosine":
-        return CosineClassifier(features, classes, scale)
-    return LinearClassifier(features, classes)

@@ -1,7 +1,7 @@
 """LeNet-5 experts and the managing network of DFCP-MoE (Eq 5-6, Tables 1 and 2).
 
-Letters in shapes: B samples, E experts, S image side, F filters. Cost is counted in multiply-adds of one image's
-forward pass; biases, activations and pooling are left out.
+Letters in shapes: B samples of a batch, C classes, E experts, S image side. Cost is counted in multiply-adds of one
+image's forward pass; biases, activations and pooling are left out.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ class LeNet(nn.Module):
 
     @staticmethod
     def multiply_adds(widths: LeNetWidths, outputs: int = 1, image_size: int = 32) -> int:
-        """Multiply-adds of one image, known before the network is built. Raises UserError as the constructor does."""
+        """Multiply-adds of one image, without building the network. Raises UserError as the constructor does."""
         side1, side2 = _lenet_sides(image_size)
         conv1 = side1**2 * LENET_KERNEL**2 * 3 * widths.conv1
         conv2 = side2**2 * LENET_KERNEL**2 * widths.conv1 * widths.conv2
-        return conv1 + conv2 + _linear_cost(widths.conv2 * (side2 // 2) ** 2, widths.fc1, widths.fc2, outputs)
+        linear = pairwise((widths.conv2 * (side2 // 2) ** 2, widths.fc1, widths.fc2, outputs))
+        return conv1 + conv2 + sum(inputs * count for inputs, count in linear)
 
 
 class ManagingNetwork(nn.Module):
@@ -83,7 +84,12 @@ class ManagingNetwork(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        side = _pooled_side(image_size, len(filters))
+        side = image_size >> len(filters)
+        if side < 1:
+            raise UserError(
+                f"data.image_size = {image_size}: the managing network's {len(filters)} poolings leave no pixel; "
+                f"use {1 << len(filters)} or more"
+            )
         convolutions: list[nn.Module] = []
         for channels, count in pairwise((3, *filters)):
             convolutions += [nn.Conv2d(channels, count, MANAGING_KERNEL, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -92,26 +98,15 @@ class ManagingNetwork(nn.Module):
         for inputs, count in pairwise((filters[-1] * side**2, *hidden)):
             layers += [nn.Linear(inputs, count), nn.ReLU(), nn.Dropout(dropout)]
         self.classifier = nn.Sequential(*layers, nn.Linear(hidden[-1], experts))
-        self.apply(_xavier_normal)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Gating logits [B, E] of images [B, 3, S, S]."""
         return self.classifier(self.features(images))
-
-    @staticmethod
-    def multiply_adds(
-        experts: int,
-        image_size: int = 32,
-        filters: tuple[int, ...] = (64, 128, 256),
-        hidden: tuple[int, ...] = (512, 128),
-    ) -> int:
-        """Multiply-adds of one image, known before the network is built. Raises UserError as the constructor does."""
-        side = _pooled_side(image_size, len(filters))
-        convolutions = sum(
-            (image_size >> depth) ** 2 * MANAGING_KERNEL**2 * channels * count
-            for depth, (channels, count) in enumerate(pairwise((3, *filters)))
-        )
-        return convolutions + _linear_cost(filters[-1] * side**2, *hidden, experts)
 
 
 def _lenet_sides(image_size: int) -> tuple[int, int]:
@@ -123,23 +118,3 @@ def _lenet_sides(image_size: int) -> tuple[int, int]:
             f"data.image_size = {image_size}: LeNet's two 5x5 convolutions with pooling leave no pixel; use 16 or more"
         )
     return side1, side2
-
-
-def _pooled_side(image_size: int, poolings: int) -> int:
-    if image_size >> poolings < 1:
-        raise UserError(
-            f"data.image_size = {image_size}: the managing network's {poolings} poolings leave no pixel; "
-            f"use {1 << poolings} or more"
-        )
-    return image_size >> poolings
-
-
-def _linear_cost(*widths: int) -> int:
-    return sum(inputs * outputs for inputs, outputs in pairwise(widths))
-
-
-def _xavier_normal(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.xavier_normal_(module.weight)
-        assert module.bias is not None
-        nn.init.zeros_(module.bias)

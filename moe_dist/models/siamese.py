@@ -1,7 +1,8 @@
 """The Siamese network of DFCP-MoE's pseudo-labels (Eq 10-11): an embedding trained on pairs of trusted images.
 
-Letters in shapes: B samples of a batch, M trusted samples, D dimensions of an embedding, P pairs, S image side.
-Reading: the paper retrains a pretrained SiameseNet; where no such weights can be had, this small one starts afresh.
+Letters in shapes: B samples of a batch, N samples of a set, L trusted samples, D dimensions of an embedding, P pairs,
+S image side. Reading: the paper retrains a pretrained SiameseNet; where no such weights can be had, this small network
+is trained from scratch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ POOLED_SIDE = 4
 
 
 class SiameseConfig(Strict):
-    """The embedding and how it is trained; a batch has `classes_per_batch` times `images_per_class` images."""
+    """The embedding and its training. A batch has `classes_per_batch` times `images_per_class` images."""
 
     dimensions: Count = 64
     channels: tuple[Count, ...] = (32, 64, 128)
@@ -30,10 +31,8 @@ class SiameseConfig(Strict):
     margin: Positive = 1.2
     """Distance beyond which a dissimilar pair is left alone; embeddings lie on the unit sphere, so at most 2."""
     balance_pairs: bool = True
-    """Average similar pairs, and dissimilar pairs still within the margin, separately; false: one mean over all pairs.
-
-    Otherwise the few pairs that have something to teach drown among dissimilar ones that are far apart already.
-    """
+    """Average similar pairs, and dissimilar pairs still within the margin, separately; false: one mean over all pairs,
+    most of which are dissimilar, far apart already, and have no gradient."""
     epochs: Count = 60
     classes_per_batch: Annotated[int, Field(ge=2)] = 16
     images_per_class: Annotated[int, Field(ge=2)] = 6
@@ -42,7 +41,7 @@ class SiameseConfig(Strict):
 
 
 class Siamese(nn.Module):
-    """One branch; both branches share it, so a pair is embedded by calling it on both images (Eq 10).
+    """The branch that both images of a pair go through (Eq 10).
 
     Images [B, 3, S, S], S at least 4 * 2^stages, -> embeddings [B, D] of length 1.
     """
@@ -92,9 +91,9 @@ def pair_loss(embeddings: Tensor, labels: Tensor, margin: float, balance: bool) 
 def balanced_batch(
     labels: np.ndarray, classes_per_batch: int, images_per_class: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Numbers of a batch's images: that many random classes and images of each, all different; fewer where fewer exist.
+    """The numbers of a batch's images: some of each of some random classes, all different; fewer where fewer exist.
 
-    At least one class has two images, so that the batch holds a similar pair.
+    labels [L]: of all images. At least one class has two images, so that the batch holds a similar pair.
     """
     classes, counts = np.unique(labels, return_counts=True)
     paired = random.choice(classes[counts > 1])
@@ -106,7 +105,7 @@ def balanced_batch(
 
 @torch.inference_mode()
 def embed(network: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
-    """The outputs [N, D] float32 of a network on batches of normalised images, flattened; evaluated in eval mode."""
+    """The flattened outputs [N, D] float32 of a network in eval mode on batches of normalised images."""
     network.eval()
     device = next(network.parameters()).device
     return np.concatenate([network(batch.to(device)).flatten(1).float().cpu().numpy() for batch in batches])

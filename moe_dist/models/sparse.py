@@ -6,8 +6,8 @@
 3. A token's output is the weighted sum of its experts' outputs. The weights are, for k = 1, the probability (Switch,
    Eq 2), and for k = 2 the probabilities divided by the sum of those not dropped (GShard, Algorithm 1).
 
-All of it as DeepSpeed's layer does, which parallel/sparse.py spreads over ranks, so that both give the same numbers.
-Letters: T tokens, D features of a token, E experts, k choices of a token.
+DeepSpeed's layer, which parallel/sparse.py spreads over ranks, does the same, so both give the same numbers.
+Letters in shapes: T tokens, D features of a token, E experts, k choices of a token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moe_dist.models.experts import seeded_member
 
 @dataclass(frozen=True)
 class Routing:
-    """Sizes of a sparse layer: tokens [T, width], `experts`, `top_k` 1 or 2, capacity_factor or None for no limit."""
+    """Sizes of a sparse layer: tokens [T, width], `experts`, top_k of 1 or 2, capacity_factor or None for no limit."""
 
     width: int
     experts: int
@@ -43,7 +43,7 @@ class Routing:
 class Routes:
     """choices [T, k]: experts; kept [T, k]: whether they take the token; weights [T, k]: 0 where they do not.
 
-    balance: the balancing loss (Switch, Eq 4 without alpha), 1 where all experts are first choices equally often.
+    balance: the balancing loss (Switch, Eq 4 without alpha); 1 where every expert is first choice equally often.
     """
 
     choices: Tensor
@@ -52,14 +52,14 @@ class Routes:
     balance: Tensor
 
     def by_expert(self, experts: int) -> Tensor:
-        """The weights as [T, E], 0 for experts that are not chosen."""
+        """The weights as [T, E], 0 for experts that were not chosen."""
         return self.weights.new_zeros(len(self.weights), experts).scatter(1, self.choices, self.weights)
 
 
 class SparseExperts(nn.Module):
     """A gate and E experts of one shape, each initialised under its own seed.
 
-    Experts map rows [n, D] to [n, D], each row by itself: over ranks they also see rows of padding.
+    Experts map rows [n, D] to [n, D], each row independently: over ranks they also see rows of padding.
     """
 
     def __init__(self, factory: Callable[[], nn.Module], routing: Routing, seed: int = 0) -> None:
@@ -71,7 +71,7 @@ class SparseExperts(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixed outputs [T, D] of tokens [T, D], 0 where all choices were dropped, and the balancing loss []."""
+        """The mixed outputs [T, D] of tokens [T, D], 0 where all choices were dropped; and the balancing loss []."""
         capacity = self.routing.capacity(len(tokens)) if self.training else None
         routes = route(gate_logits(self.gate, tokens), self.routing.top_k, capacity)
         mixed = tokens.new_zeros(tokens.shape, dtype=torch.float32)
@@ -82,7 +82,7 @@ class SparseExperts(nn.Module):
 
 
 def seeded_gate(routing: Routing, seed: int) -> nn.Linear:
-    """The gate, initialised from `seed` alone: as if it were one more expert."""
+    """The gate, initialised from `seed` as if it were one more expert."""
     gate = seeded_member(lambda: nn.Linear(routing.width, routing.experts, bias=False), routing.experts, seed)
     assert isinstance(gate, nn.Linear)
     return gate
@@ -94,10 +94,13 @@ def gate_logits(gate: nn.Linear, tokens: Tensor) -> Tensor:
 
 
 def route(logits: Tensor, top_k: int, capacity: int | None = None) -> Routes:
-    """Where tokens with gate logits [T, E] go; an expert takes at most `capacity` of them, None: all that choose it."""
+    """The routes of tokens with gate logits [T, E]; an expert takes at most `capacity` of them, or all where None."""
     experts = logits.shape[1]
     probabilities = logits.softmax(1)
-    choices = _choices(probabilities, logits, top_k)
+    choices = probabilities.argmax(1, keepdim=True)
+    if top_k == 2:
+        second = logits.scatter(1, choices, float("-inf")).argmax(1, keepdim=True)
+        choices = torch.cat([choices, second], 1)
     chosen = functional.one_hot(choices, experts)
     balance = experts * (probabilities.mean(0) * chosen[:, 0].float().mean(0)).sum()
     kept = torch.ones_like(choices, dtype=torch.bool) if capacity is None else _within(chosen, capacity)
@@ -107,19 +110,11 @@ def route(logits: Tensor, top_k: int, capacity: int | None = None) -> Routes:
     return Routes(choices, kept, weights, balance)
 
 
-def _choices(probabilities: Tensor, logits: Tensor, top_k: int) -> Tensor:
-    """The experts of largest and, for top_k = 2, second largest probability, [T, k]."""
-    first = probabilities.argmax(1, keepdim=True)
-    if top_k == 1:
-        return first
-    return torch.cat([first, logits.scatter(1, first, float("-inf")).argmax(1, keepdim=True)], 1)
-
-
 def _within(chosen: Tensor, capacity: int) -> Tensor:
-    """Which choices [T, k] find room, of their one-hot experts [T, k, E].
+    """Which choices are within their expert's capacity, [T, k] bool; chosen: their one-hot experts [T, k, E].
 
     For k = 2 tokens are served in their order, all first choices before any second one (GShard). For k = 1 DeepSpeed
-    takes whichever torch.topk finds among equals; the same call finds the same ones.
+    keeps the tokens that torch.topk returns among equals; the same call keeps the same ones here.
     """
     if chosen.shape[1] == 1:
         mask = chosen[:, 0]

@@ -1,6 +1,6 @@
 """What the ranks of an expert-parallel group send each other, with gradients: samples to experts, outputs back.
 
-Letters: R ranks of the group, b samples of this rank, N samples of all its ranks.
+Letters in shapes: R ranks of the group, B samples of this rank, G samples of all its ranks.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 def batch_sizes(samples: int, device: torch.device, group: ProcessGroup) -> list[int]:
-    """The number of samples of each of the group's ranks. Collective."""
+    """The number of samples of each of the group's ranks, [R]. Collective."""
     sizes = torch.empty(dist.get_world_size(group), dtype=torch.int64, device=device)
     _all_gather(sizes, torch.tensor([samples], device=device), group=group)
     return sizes.tolist()
 
 
 def gather_samples(rows: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
-    """The rows [N, ...] of all ranks, in order of the ranks, from this rank's `rows` [b, ...]. Collective."""
+    """The rows [G, ...] of all ranks, in order of the ranks; rows [B, ...]: this rank's, sizes [R]. Collective."""
     if len(set(sizes)) == 1:
         return _Gather.apply(rows, group)
     copies = rows.repeat(len(sizes), *[1] * (rows.dim() - 1))
@@ -34,9 +34,9 @@ def gather_samples(rows: Tensor, sizes: Sequence[int], group: ProcessGroup) -> T
 
 
 def send(rows: Tensor, to_ranks: Sequence[int], from_ranks: Sequence[int], group: ProcessGroup) -> Tensor:
-    """Send the first to_ranks[0] of `rows` to rank 0, the next to rank 1, ...; receive from_ranks[r] from rank r.
+    """Send the first to_ranks[0] of `rows` to rank 0, the next to_ranks[1] to rank 1, ...; return what the ranks sent.
 
-    The gradient travels the opposite way. Collective.
+    from_ranks [R]: how many rows each rank sends to this one. The gradient travels the opposite way. Collective.
     """
     return _AllToAll.apply(rows, list(to_ranks), list(from_ranks), group)
 
@@ -44,8 +44,8 @@ def send(rows: Tensor, to_ranks: Sequence[int], from_ranks: Sequence[int], group
 def tie(tensor: Tensor, *others: Tensor) -> Tensor:
     """`tensor`, with a backward path (of zero gradient) through `others`.
 
-    A collective runs in the backward pass only where the loss depends on it. Ranks must agree on that, so what some
-    rank's loss or experts may leave out is tied in.
+    A collective runs in the backward pass only if the loss depends on its output, and all ranks must run it or none. So
+    outputs that the loss of some rank may leave out are tied in.
     """
     return _Tie.apply(tensor, *others)
 
@@ -68,7 +68,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _AllToAll(torch.autograd.Function):
-    """All-to-all of rows; backward is all-to-all with the counts exchanged."""
+    """All-to-all of rows; backward is all-to-all with the two lists of counts swapped."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, to_ranks: list[int], from_ranks: list[int], group: ProcessGroup) -> Tensor:
@@ -83,7 +83,7 @@ class _AllToAll(torch.autograd.Function):
 
 
 class _Tie(torch.autograd.Function):
-    """Identity of the first argument. The others' gradient is None, which still runs the nodes they came from."""
+    """Identity of the first argument. The others get no gradient, and autograd still runs the nodes they came from."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, *others: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which rank of an expert-parallel group holds which expert, what it computes and what the ranks exchange. Pure."""
+"""Which rank of an expert-parallel group holds which expert, its load, and what the ranks exchange. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from moe_dist.errors import UserError
 
 Placement = list[list[int]]
-"""For each place of an expert-parallel group the global ids of its experts, ascending."""
+"""For each rank of an expert-parallel group the global ids of its experts, ascending."""
 
 
 def place(costs: Sequence[float], ranks: int) -> Placement:
-    """Divide experts of relative `costs` over `ranks` by longest processing time first; deterministic.
+    """Divide experts of relative `costs` [E] over `ranks` by longest processing time first; deterministic.
 
     Every expert, dearest first, goes to the rank with the least load so far; no rank stays empty. Raises UserError
     where there are more ranks than experts.
@@ -31,7 +31,7 @@ def place(costs: Sequence[float], ranks: int) -> Placement:
 
 
 def loads(costs: Sequence[float], placement: Placement) -> list[float]:
-    """Each rank's share of all costs; 1 / ranks is perfect balance."""
+    """Each rank's share of all costs [E]; 1 / ranks is perfect balance."""
     return [sum(costs[expert] for expert in experts) / sum(costs) for experts in placement]
 
 
@@ -41,20 +41,15 @@ def exchanged_bytes(
     input_elements: int,
     output_elements: Sequence[int],
     *,
-    mixed: bool,
     input_gradient: bool,
-    element_bytes: int = 4,
 ) -> int:
-    """Bytes that one expert-parallel group moves in one training step over `samples` samples, equally many per rank.
+    """Bytes in fp32 that one expert-parallel group moves in a training step over `samples` samples, as many per rank.
 
-    Every sample's input [input_elements] goes to the other ranks; what comes back is every expert's output
-    [output_elements[expert]] for the samples of other ranks, or, `mixed`, one weighted sum per rank and sample. The
-    backward pass moves the outputs' gradients and, where something before the experts is trained, the inputs'.
+    Every sample's input, of `input_elements`, goes to the other ranks; every expert's output, of `output_elements` [E],
+    for the samples of other ranks comes back. The backward pass moves the outputs' gradients and, with
+    `input_gradient` (something before the experts is trained), the inputs' too.
     """
     others = len(placement) - 1
     inputs = samples * others * input_elements
-    if mixed:
-        outputs = samples * others * max(output_elements)
-    else:
-        outputs = samples * others * sum(output_elements) // len(placement)
-    return element_bytes * (inputs * (2 if input_gradient else 1) + outputs * 2)
+    outputs = samples * others * sum(output_elements) // len(placement)
+    return 4 * (inputs * (2 if input_gradient else 1) + outputs * 2)

@@ -1,4 +1,4 @@
-"""DeepSpeed's start in this process: right accelerator, no compiler, no chatter. Import deepspeed from here."""
+"""Starts DeepSpeed in this process: right accelerator, no compiler, no log messages. Import deepspeed from here."""
 
 from __future__ import annotations
 

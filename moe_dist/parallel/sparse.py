@@ -1,8 +1,10 @@
 """A sparse mixture layer over the ranks of an expert-parallel group, by DeepSpeed's own MoE layer.
 
-The interface, the names of parameters and the initial weights of models/sparse.py, so that checkpoints fit both; and
-its numbers. Capacity and the balancing loss are those of the tokens of one call, which are one rank's. One process
-gives the same ones if it is called with the same tokens at once: with as many micro-batches as there are ranks.
+It has the interface, the parameters' names, the initial weights and the numbers of models/sparse.py, so that
+checkpoints fit both. Capacity and the balancing loss are counted over the tokens of one call, which are one rank's. One
+process counts the same tokens where it has as many micro-batches as there are ranks.
+
+Letters in shapes: T tokens, D features of a token, E experts.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from moe_dist.parallel.spread import SpreadExperts
 
 
 class SparseParallel(SpreadExperts):
-    """A gate on every rank and E / ep_size experts on each; rank r of a group holds the r-th part of them.
+    """The gate on every rank, and E / ep_size consecutive experts on each rank of a group.
 
-    All ranks of a group must bring equally many tokens. Raises UserError where ep_size does not divide the experts.
+    All ranks of a group must have equally many tokens. Raises UserError where ep_size does not divide the number of
+    experts.
     """
 
     def __init__(self, factory: Callable[[], nn.Module], routing: Routing, seed: int = 0, *, ep_size: int) -> None:
@@ -35,30 +38,30 @@ class SparseParallel(SpreadExperts):
         self.routing = routing
         self.gate = seeded_gate(routing, seed)
         count = routing.experts // ep_size
-        first = self.place * count
-        self.hold({expert: seeded_member(factory, expert, seed) for expert in range(first, first + count)})
+        first = self.group_rank * count
+        self.set_members({expert: seeded_member(factory, expert, seed) for expert in range(first, first + count)})
         # Not a submodule: its parameters would be named, and saved, once more.
         object.__setattr__(self, "_layer", self._deepspeed_layer())
 
     def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
-        """Make the process groups; DeepSpeed's engine calls this. Collective over all ranks."""
+        """Make the process groups. Called by DeepSpeed's engine; collective over all ranks."""
         super().set_deepspeed_parallelism(use_data_before_expert_parallel_)
         inner = self._layer.deepspeed_moe
         inner.ep_group = inner.gate.ep_group = self.group
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """The mixed outputs [T, D] of tokens [T, D], and the balancing loss [] of this rank's. Collective."""
+        """The mixed outputs [T, D] of this rank's tokens [T, D], and their balancing loss []. Collective."""
         assert self.group is not None, "the engine makes the process group before the first forward pass"
         gate = self._layer.deepspeed_moe.gate
         gate.training = self.training
         gate.drop_tokens = self.training and self.routing.capacity_factor is not None
         mixed, balance, _ = self._layer(tokens)
         if torch.is_grad_enabled():
-            self._received.append(mixed)
+            self.received.append(mixed)
         return mixed, balance
 
     def _deepspeed_layer(self) -> nn.Module:
-        """DeepSpeed's layer, deterministic, with our gate and experts in place of those it made."""
+        """DeepSpeed's layer, made deterministic, with our gate and experts instead of its own."""
         routing = self.routing
         layer = deepspeed.moe.layer.MoE(
             routing.width,

@@ -1,4 +1,4 @@
-"""What all modules of experts divided over ranks share: how DeepSpeed's engine and ours know them."""
+"""What all modules of experts divided over ranks share: how DeepSpeed's engine and ours find and treat them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ groups = deepspeed.utils.groups
 
 
 class SpreadExperts(deepspeed.moe.layer.MoE):
-    """Experts over groups of `ep_size` consecutive ranks.
+    """Experts divided over groups of `ep_size` consecutive ranks; `members` holds this rank's experts by global id.
 
-    A subclass of DeepSpeed's MoE, because that is how its engine finds experts, averages their gradients over the
-    right ranks and makes the process groups. MoE's own constructor is skipped: it clones one expert.
-    `members` holds this rank's experts alone, by global id. Raises UserError where ep_size does not divide the ranks.
+    A subclass of DeepSpeed's MoE, because its engine finds experts by that class, averages their gradients over the
+    right ranks and makes the process groups. MoE's own constructor is skipped: it clones one expert. Raises UserError
+    where ep_size does not divide the number of ranks.
     """
 
     members: nn.ModuleDict
@@ -32,35 +32,34 @@ class SpreadExperts(deepspeed.moe.layer.MoE):
         self.ep_size = ep_size
         self.num_experts = experts  # DeepSpeed's engine reads it
         self.expert_group_name = f"ep_size_{ep_size}"
-        self.place = dist.get_rank() % ep_size
+        self.group_rank = dist.get_rank() % ep_size
         self.group: ProcessGroup | None = None
-        self._received: list[Tensor] = []
+        self.received: list[Tensor] = []  # outputs from other ranks that `tie_exchanges` has still to tie in
 
-    def hold(self, members: Mapping[int, nn.Module]) -> None:
-        """Take `members`, by global id, as this rank's experts."""
+    def set_members(self, members: Mapping[int, nn.Module]) -> None:
+        """Make `members`, by global id, this rank's experts."""
         self.members = nn.ModuleDict({str(expert): member for expert, member in members.items()})
         for parameter in self.members.parameters():  # how DeepSpeed knows an expert's parameter
             parameter.allreduce = False  # type: ignore[attr-defined]
             parameter.group_name = self.expert_group_name  # type: ignore[attr-defined]
 
     def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
-        """Make the process groups; DeepSpeed's engine calls this. Collective over all ranks."""
+        """Make the process groups. Called by DeepSpeed's engine; collective over all ranks."""
         assert not use_data_before_expert_parallel_, "experts are placed over consecutive ranks"
         groups._create_expert_and_data_parallel(self.ep_size)
         self.group = groups._get_expert_parallel_group(self.expert_group_name)
-
-    def take_received(self) -> list[Tensor]:
-        """What came back from other ranks since the last call, for `tie_exchanges`; forgets it."""
-        received, self._received = self._received, []
-        return received
 
 
 def tie_exchanges(loss: Tensor, network: nn.Module) -> Tensor:
     """`loss`, with a backward path through every exchange since the last call, whether the loss used it or not.
 
-    Otherwise a rank whose loss left an expert group out would not join the others' backward collectives: a hang.
+    Without it, a rank whose loss leaves a group of experts out would not join the others' backward collectives, and
+    they would wait for it forever.
     """
-    received = [tensor for module in expert_groups(network) for tensor in module.take_received()]
+    received: list[Tensor] = []
+    for module in expert_groups(network):
+        received += module.received
+        module.received = []
     return tie(loss, *received) if received else loss
 
 

@@ -1,45 +1,31 @@
-"""The drawings: numbers in, one matplotlib figure out. Call them, and save their figures, inside style.style().
+"""Figures of classes, clusters and gates. Call the functions, and save their figures, inside style.style().
 
-Letters: N test images, C classes, E experts. `heading` is the sentence above a figure: what is seen, of which data, n.
+Letters: N test images, C classes, E experts. `heading` stands above the figure: what is seen, of which data, and n.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from moe_dist.plots.style import ACCENT, COLOURS, GRID, MARKERS, MUTED, SEQUENTIAL, class_ticks
+from moe_dist.plots.style import ACCENT, COLOURS, GRID, MARKERS, MUTED, SEQUENTIAL, WIDTH, class_ticks, new_figure
 
-WIDTH = 9.0
-"""Width of a figure, in inches."""
-LETTERS_PER_INCH = 10
-"""How much of a heading fits on a line."""
 ROWS_PER_PANEL = 24
 LARGEST_ANNOTATED = 12
-"""A confusion matrix of more classes shows its counts by colour alone."""
-
-
-def new_figure(heading: str, height: float, width: float = WIDTH) -> Figure:
-    """An empty figure under its heading; sizes in inches."""
-    figure = Figure(figsize=(width, height))
-    unbroken = heading.replace("n = ", "n\u00a0=\u00a0")
-    figure.suptitle(textwrap.fill(unbroken, int(LETTERS_PER_INCH * width)), x=0.01, horizontalalignment="left")
-    return figure
+"""Largest number of classes whose counts are written into the figure; more are shown by colour or height alone."""
 
 
 def precision_by_class(heading: str, names: Sequence[str], models: Mapping[str, np.ndarray]) -> Figure:
-    """DFCP-MoE's Figure 1 as a dot plot: precision [C] of each class, by model.
+    """DFCP-MoE's Figure 1 as a dot plot: the precision of each class, for every model.
 
-    Many classes are divided over up to three panels. A class that a model never predicts (NaN) is a cross at the left.
+    models: precision [C] by the model's title, NaN for a class that it never predicts, which becomes a cross at the
+    left. Many classes are divided over up to three panels.
     """
     panels = min(3, math.ceil(len(names) / ROWS_PER_PANEL))
     rows = math.ceil(len(names) / panels)
@@ -59,7 +45,7 @@ def precision_by_class(heading: str, names: Sequence[str], models: Mapping[str, 
 
 
 def _precision_panel(axes: Axes, classes: np.ndarray, models: Mapping[str, np.ndarray], left: float) -> None:
-    """Models are set apart vertically within a class's row, so that equal precisions stay visible."""
+    """Draw the marks of `classes` into a panel, the models set apart within a row so that equal ones stay visible."""
     for row in range(0, len(classes), 2):
         axes.axhspan(row - 0.5, row + 0.5, color=GRID, alpha=0.4, linewidth=0)
     axes.grid(axis="y", visible=False)
@@ -78,7 +64,8 @@ def radius_scan(
 ) -> Figure:
     """Davies-Bouldin index (lower is better), coverage and purity against the radius of the second stage.
 
-    A radius that leaves a single cluster has no index (None): a gap in the line.
+    scan: radius, davies_bouldin, coverage and purity of each radius; the index is None, a gap in the line, where a
+    radius leaves a single cluster. chosen: the radius that was taken, None if the first stage was kept.
     """
     figure = new_figure(heading, 3.6)
     index_axes, share_axes = figure.subplots(1, 2)
@@ -102,7 +89,7 @@ def radius_scan(
 
 
 def cluster_sizes(heading: str, sizes: np.ndarray, names: Sequence[str]) -> Figure:
-    """Images [E] in each expert's cluster, by the class it stands for."""
+    """The number of images [E] in each expert's cluster, as bars named by the cluster's class."""
     figure = new_figure(heading, 3.4)
     axes = figure.subplots()
     bars = axes.bar(range(len(sizes)), sizes, color=ACCENT, width=0.75)
@@ -117,9 +104,10 @@ def cluster_sizes(heading: str, sizes: np.ndarray, names: Sequence[str]) -> Figu
 
 
 def confusion(heading: str, counts: np.ndarray, names: Sequence[str], columns: str) -> Figure:
-    """A confusion matrix [C, C] of counts, rows = true classes, coloured by each row's shares.
+    """A confusion matrix [C, C] of counts, coloured by the shares of each row, which is a true class.
 
-    Colour follows the square root of the share, so that a single error in a hundred can be seen.
+    The colour follows the square root of the share, so that a single error in a hundred can be seen. columns: what the
+    matrix's columns are, written below them.
     """
     width = 5.6 if len(names) <= 20 else WIDTH
     figure = new_figure(heading, 0.87 * width, width)
@@ -141,7 +129,7 @@ def confusion(heading: str, counts: np.ndarray, names: Sequence[str], columns: s
 
 
 def _matrix_axes(axes: Axes, names: Sequence[str]) -> None:
-    """Classes down the side of a heat map, without grid lines over it."""
+    """Name the classes down the side of a heat map, and draw no grid lines over it."""
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
@@ -149,9 +137,9 @@ def _matrix_axes(axes: Axes, names: Sequence[str]) -> None:
 
 
 def gate_load(heading: str, gate: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Figure:
-    """Mean gate weight of each expert, over all test images (above) and over those of each class (below).
+    """The mean gate weight of each expert, over all test images (above) and over those of each class (below).
 
-    gate [N, E]; labels [N]. A class without a test image is an empty row.
+    gate: weights [N, E]; labels: classes [N]. A class without a test image is an empty row.
     """
     experts = gate.shape[1]
     rows = len(names)
@@ -173,64 +161,3 @@ def gate_load(heading: str, gate: np.ndarray, labels: np.ndarray, names: Sequenc
     heat.set_ylabel("true class")
     figure.colorbar(image, ax=heat, label="mean gate weight", ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
     return figure
-
-
-def training_curves(heading: str, log: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss terms (mean over each epoch's logged steps), validation loss, and validation accuracy, by epoch.
-
-    Without a validation the loss terms stand alone. Epochs are counted through all stages; a dotted line stands where a
-    stage ends.
-    """
-    epochs = list(dict.fromkeys((record["stage"], record["epoch"]) for record in log))
-    terms = sorted({key for record in log for key in record if key.startswith("loss/")})
-    validated = any("val/loss" in record for record in log)
-    figure = new_figure(heading, 3.6)
-    losses, *beside = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
-    for number, key in enumerate(terms):
-        line = epoch_means(log, epochs, key)
-        alone = "o" if len(line[0]) == 1 else ""  # a single epoch makes no line
-        losses.plot(*line, color=COLOURS[number % len(COLOURS)], marker=alone, label=key.removeprefix("loss/"))
-    if validated:
-        losses.plot(*epoch_means(log, epochs, "val/loss"), color=MUTED, linestyle="--", label="validation")
-    losses.set_title("Loss")
-    if all(value > 0 for line in losses.lines for value in np.asarray(line.get_ydata())):
-        _log_scale(losses)
-    losses.legend()
-    for accuracy in beside:
-        accuracy.plot(*epoch_means(log, epochs, "val/top1"), color=ACCENT, marker="o", markersize=3)
-        accuracy.set_title("Top-1 accuracy on the validation split")
-    for axes in (losses, *beside):
-        mark_stages(axes, [stage for stage, _ in epochs])
-    return figure
-
-
-def _log_scale(axes: Axes) -> None:
-    """A logarithmic y axis whose labels are plain numbers, several even where the values span less than a decade."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
-def epoch_means(
-    log: Sequence[Mapping[str, Any]], epochs: Sequence[tuple[str, int]], key: str
-) -> tuple[list[int], list[float]]:
-    """Epoch numbers from 1 and the mean of `key` in each; a step that is logged twice counts once."""
-    steps: dict[tuple[str, int], dict[int, float]] = {}
-    for record in log:
-        if key in record:
-            steps.setdefault((record["stage"], record["epoch"]), {})[record["step"]] = record[key]
-    known = [(number, steps[epoch]) for number, epoch in enumerate(epochs, 1) if epoch in steps]
-    return [number for number, _ in known], [float(np.mean(list(values.values()))) for _, values in known]
-
-
-def mark_stages(axes: Axes, stages: Sequence[str]) -> None:
-    """A dotted line between two stages, their names on either side; `stages`: the stage of every epoch."""
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    look: Any = {"va": "top", "transform": axes.get_xaxis_transform(), "color": MUTED, "fontsize": 8}
-    for number, (stage, following) in enumerate(pairwise(stages), 1):
-        if stage != following:
-            axes.axvline(number + 0.5, color=MUTED, linestyle=":", linewidth=1.2)
-            axes.text(number + 0.5, 1.0, f"{stage} ", ha="right", **look)
-            axes.text(number + 0.5, 1.0, f" {following}", ha="left", **look)

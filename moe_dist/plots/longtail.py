@@ -1,6 +1,7 @@
-"""The drawings of long-tail methods: numbers in, one matplotlib figure out, inside style.style().
+"""Figures of long-tailed sets and of the experts of a model, inside style.style().
 
-Letters: N test images, n some of them, C classes, E experts, S image side, s map side. `models`: by title.
+Letters: N test images, V images that are shown, C classes, E experts, S image side, s map side. `models` holds what is
+drawn of each model by its title.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from moe_dist.data.longtail import largest_first
-from moe_dist.plots.charts import WIDTH, epoch_means, mark_stages, new_figure
 from moe_dist.plots.profile import draw_counts
-from moe_dist.plots.style import COLOURS, GREYS, HEAT, MARKERS, MUTED, SEQUENTIAL
+from moe_dist.plots.style import COLOURS, GREYS, HEAT, MARKERS, MUTED, SEQUENTIAL, WIDTH, new_figure
+from moe_dist.plots.training import Log, epoch_means, mark_stages
 
 PANELS_A_ROW = 3
 SHARE = "gradient_share/expert_"
-Log = Sequence[Mapping[str, Any]]
+"""Begins the key of a log that holds an expert's share of the gradient; the expert's number follows."""
 
 
 def _panels(figure: Figure, titles: Sequence[str], **shared: Any) -> Iterator[tuple[str, Axes]]:
-    """A panel a title, as many beside each other as fit; the rest of the last row stays empty."""
+    """Add a panel for every title, PANELS_A_ROW beside each other; the rest of the last row stays empty."""
     across = min(PANELS_A_ROW, len(titles))
     grid = figure.subplots(math.ceil(len(titles) / across), across, squeeze=False, **shared)
     for axes in grid.flat[len(titles) :]:
@@ -35,18 +36,14 @@ def _panels(figure: Figure, titles: Sequence[str], **shared: Any) -> Iterator[tu
         yield title, axes
 
 
-def _panel_rows(models: Mapping[str, Any]) -> int:
-    return math.ceil(len(models) / PANELS_A_ROW)
-
-
 def _look(number: int) -> tuple[str, str]:
-    """Colour and marker of thing number `number`: the pair repeats only after seven times seven."""
+    """The colour and the marker of the model or class `number`; the pair repeats only after 7 times 7 numbers."""
     return COLOURS[number % len(COLOURS)], MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
 
 
 def gradient_shares(heading: str, models: Mapping[str, Log]) -> Figure:
-    """Each expert's share of the gradient by epoch (ICL's Figures 1 and 3a), a panel a model."""
-    figure = new_figure(heading, 0.9 + 2.7 * _panel_rows(models))
+    """Each expert's share of the gradient by epoch (ICL's Figures 1 and 3a), with a panel for every model's log."""
+    figure = new_figure(heading, 0.9 + 2.7 * math.ceil(len(models) / PANELS_A_ROW))
     for place, (title, axes) in enumerate(_panels(figure, list(models), sharey=True)):
         log = [record for record in models[title] if f"{SHARE}0" in record]
         epochs = list(dict.fromkeys((record["stage"], record["epoch"]) for record in log))
@@ -64,7 +61,7 @@ def gradient_shares(heading: str, models: Mapping[str, Log]) -> Figure:
 
 
 def _one_legend(figure: Figure) -> None:
-    """What the panels' labels say, once, below all of them."""
+    """Put one legend below all panels, with every label once."""
     named: dict[str, Any] = {}
     for axes in figure.axes:
         named |= dict(zip(*reversed(axes.get_legend_handles_labels())))
@@ -72,7 +69,10 @@ def _one_legend(figure: Figure) -> None:
 
 
 def divergence_by_class(heading: str, counts: np.ndarray, models: Mapping[str, np.ndarray]) -> Figure:
-    """How far the experts' predictions lie apart [C] in each class, the largest of `counts` first (ICL's Figure 3b)."""
+    """How far the experts' predictions lie apart in each class, the largest class first (ICL's Figure 3b).
+
+    counts: training images [C]; models: divergence [C] in nats.
+    """
     figure = new_figure(heading, 3.8)
     axes = figure.subplots()
     order = largest_first(counts)
@@ -88,6 +88,7 @@ def divergence_by_class(heading: str, counts: np.ndarray, models: Mapping[str, n
 
 
 def _class_numbers(axes: Axes, classes: int) -> None:
+    """Number the classes along the x axis, the largest first."""
     axes.set_xlim(0.5, classes + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("classes, the one of most training images first")
@@ -96,9 +97,10 @@ def _class_numbers(axes: Axes, classes: int) -> None:
 def accuracy_under_profile(
     heading: str, counts: np.ndarray, models: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray]
 ) -> Figure:
-    """Training images [C] of every class, and below each model's accuracy [C] there, both the largest class first.
+    """The training images of every class, and below them each model's accuracy there, both the largest class first.
 
-    A bar stands at the mean of each group's classes. A class without test images (NaN) has no mark.
+    counts: training images [C]; models: accuracy [C], NaN for a class without test images, which gets no mark; groups:
+    class numbers by the group's name. A bar marks the mean over the classes of a group.
     """
     figure = new_figure(heading, 5.2)
     profile, axes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.6])
@@ -126,7 +128,7 @@ def accuracy_under_profile(
 
 
 def schedule_grid(heading: str, top1: Mapping[tuple[int, int], float]) -> Figure:
-    """Top-1 by (t_AD, t_CL) as a heat map (ICL's Figure 4); a pair that was not run stays white."""
+    """Top-1, by (t_AD, t_CL), as a heat map (ICL's Figure 4). A pair that was not run stays white."""
     rows, columns = sorted({ad for ad, _ in top1}), sorted({cl for _, cl in top1})
     shares = np.array([[top1.get((ad, cl), math.nan) for cl in columns] for ad in rows])
     width = min(WIDTH, 4 + 0.85 * len(columns))
@@ -150,11 +152,11 @@ def schedule_grid(heading: str, top1: Mapping[tuple[int, int], float]) -> Figure
 
 
 def feature_maps(heading: str, models: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str]) -> Figure:
-    """t-SNE points [n, 2] of test images, coloured by class (ICL's Figure 5), a panel a model.
+    """t-SNE points of test images, coloured by class (ICL's Figure 5), with a panel for every model.
 
-    The classes are named in the order in which they stand in `labels` [n].
+    models: points [V, 2] and labels [V]. The classes are named in the order in which they occur in the labels.
     """
-    figure = new_figure(heading, 0.9 + 3.1 * _panel_rows(models))
+    figure = new_figure(heading, 0.9 + 3.1 * math.ceil(len(models) / PANELS_A_ROW))
     for title, axes in _panels(figure, list(models)):
         points, labels = models[title]["points"], models[title]["labels"]
         for number, label in enumerate(dict.fromkeys(labels.tolist())):
@@ -171,10 +173,10 @@ def feature_maps(heading: str, models: Mapping[str, Mapping[str, np.ndarray]], n
 
 
 def grad_cam(heading: str, looked_at: Mapping[str, np.ndarray], titles: Sequence[str], names: Sequence[str]) -> Figure:
-    """Images, and over each what every expert looked at for its true class (ICL's Figure 6).
+    """Images, and beside each the maps of where every expert sees its true class (ICL's Figure 6).
 
-    looked_at: images [n, 3, S, S] uint8, cams [n, E, s, s], predicted [n, E]; titles: of the n images. Below a map
-    stands what the expert takes the image for. Every map is scaled by its own maximum.
+    looked_at: images [V, 3, S, S] uint8, cams [V, E, s, s] and predicted classes [V, E]; titles: of the V images. Below
+    a map stands the class that the expert predicts. Every map is scaled by its own maximum.
     """
     images, cams = looked_at["images"], looked_at["cams"]
     across = cams.shape[1] + 1
@@ -198,7 +200,7 @@ def grad_cam(heading: str, looked_at: Mapping[str, np.ndarray], titles: Sequence
 
 
 def _overlay(axes: Axes, cam: np.ndarray, side: int) -> None:
-    """The map [s, s] over an image of `side` pixels, interpolated: where it is 0, the image shows through."""
+    """Draw the map [s, s], interpolated, over an image of `side` pixels; the image shows through where the map is 0."""
     share = cam / (cam.max() or 1)
     edges = (-0.5, side - 0.5, side - 0.5, -0.5)
     axes.imshow(share, cmap=HEAT, vmin=0, vmax=1, alpha=0.75 * share, interpolation="bicubic", extent=edges)

@@ -1,4 +1,4 @@
-"""The picture of a dataset's balance: images of every class, the largest first, in the bands many, medium and few."""
+"""The figure of a dataset's balance: images of every class, the largest first, in the groups many, medium and few."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE, shot_groups
-from moe_dist.files import whole_file
-from moe_dist.plots.charts import WIDTH
-from moe_dist.plots.style import COLOURS, MUTED, style
+from moe_dist.plots.style import COLOURS, MUTED, new_figure, save_figure, style
 
-_BANDS = {"many": f"many (> {MANY_ABOVE})", "medium": "medium", "few": f"few (< {FEW_BELOW})"}
+_GROUPS = {"many": f"many (> {MANY_ABOVE})", "medium": "medium", "few": f"few (< {FEW_BELOW})"}
 _COLOURS = {"many": COLOURS[0], "medium": COLOURS[2], "few": COLOURS[1]}
 _FLOOR = 0.8
-"""Where a logarithmic scale of counts begins: a class of one image is still seen."""
+"""Lower end of the logarithmic scale of counts; a class of one image can still be seen."""
 
 
 def class_profile(heading: str, counts: np.ndarray) -> Figure:
-    """Images [C] of every class as steps on a logarithmic scale, the largest first, coloured by their band."""
-    figure = Figure(figsize=(WIDTH, 3.6))
-    figure.suptitle(heading, x=0.01, horizontalalignment="left")
+    """The images [C] of every class as steps on a logarithmic scale, the largest first, coloured by group."""
+    figure = new_figure(heading, 3.6)
     axes = figure.subplots()
     draw_counts(axes, counts, _COLOURS)
     axes.set_xlabel("classes, the largest first")
@@ -33,11 +30,11 @@ def class_profile(heading: str, counts: np.ndarray) -> Figure:
 
 
 def draw_counts(axes: Axes, counts: np.ndarray, colours: Mapping[str, str]) -> None:
-    """The bands of `class_profile` into `axes`, in `colours` by band; the n-th largest class stands at n, from 1."""
+    """Draw the steps of `class_profile` into `axes`, coloured by group; the n-th largest class stands at n, from 1."""
     first = 1
     for name, classes in shot_groups(counts).items():
         if len(classes):
-            label = f"{_BANDS[name]}: {len(classes):,} classes, {counts[classes].sum():,} images"
+            label = f"{_GROUPS[name]}: {len(classes):,} classes, {counts[classes].sum():,} images"
             edges = np.arange(first, first + len(classes) + 1) - 0.5
             axes.stairs(
                 np.sort(counts[classes])[::-1], edges, baseline=_FLOOR, fill=True, color=colours[name], label=label
@@ -55,6 +52,6 @@ def draw_counts(axes: Axes, counts: np.ndarray, colours: Mapping[str, str]) -> N
 
 
 def save_class_profile(path: Path, heading: str, counts: np.ndarray) -> None:
-    """Write `class_profile` to `path`, a PNG."""
-    with style(), whole_file(path, lasting=False) as partial:
-        class_profile(heading, counts).savefig(partial, format="png", metadata={"Software": None})
+    """Write `class_profile` to `path` as a PNG."""
+    with style():
+        save_figure(class_profile(heading, counts), path)

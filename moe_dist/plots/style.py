@@ -1,14 +1,23 @@
-"""The one look of every figure: fonts, sizes, and colours that colour-blind readers can tell apart."""
+"""The look of every figure: fonts, sizes, colours that colour-blind readers can tell apart, headings, class names."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from moe_dist.files import whole_file
+
+WIDTH = 9.0
+"""Width of a figure, in inches."""
+LETTERS_PER_INCH = 10
+"""Number of a heading's letters that fit into an inch."""
 INK = "#22272e"
 MUTED = "#6b7480"
 GRID = "#e4e7eb"
@@ -20,7 +29,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 SEQUENTIAL = "Blues"
 GREYS = ("#4a525c", "#8d96a1", "#c6ccd3")
 HEAT = "inferno"
-"""Of what lies over a photograph: no blue sky looks like it."""
+"""Colours of a map over a photograph; no blue sky looks like them."""
 
 _SETTINGS: Any = {
     "font.family": "sans-serif",
@@ -56,19 +65,33 @@ _SETTINGS: Any = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw and save inside this context: matplotlib reads some settings when drawing, others when saving."""
+    """Apply the look inside the block. Draw and save in it: matplotlib reads some settings only when it saves."""
     with matplotlib.rc_context(_SETTINGS):
         yield
 
 
+def new_figure(heading: str, height: float, width: float = WIDTH) -> Figure:
+    """An empty figure under its heading; sizes in inches."""
+    figure = Figure(figsize=(width, height))
+    unbroken = heading.replace("n = ", "n\u00a0=\u00a0")
+    figure.suptitle(textwrap.fill(unbroken, int(LETTERS_PER_INCH * width)), x=0.01, horizontalalignment="left")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to `path` as a PNG; equal figures give equal bytes."""
+    with whole_file(path, lasting=False) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})
+
+
 def class_ticks(axes: Axes, names: list[str], which: str) -> None:
-    """Name the classes (or experts) along axis `which`, "x" or "y": many get smaller letters, none is left out."""
+    """Name the classes (or experts) along axis `which`, "x" or "y". Many get smaller letters; none is left out."""
     size = 9 if len(names) <= 20 else 7 if len(names) <= 60 else 4.5
     shown = [name if len(name) <= 24 else name[:23] + "…" for name in names]
     if which == "y":
         axes.set_yticks(range(len(names)), shown, fontsize=size)
     else:
-        # Upright where they would touch side by side: points they take, against points the axis has (about, the
-        # layout is not known yet).
+        # Upright where they would touch side by side. Both widths are in points, and rough: the layout is not known
+        # yet.
         taken, width = 0.62 * size * len(names) * max(map(len, shown)), 0.8 * 72 * axes.bbox.width / axes.figure.dpi
         axes.set_xticks(range(len(names)), shown, fontsize=size, rotation=90 if taken > width else 0)

@@ -1,4 +1,7 @@
-"""A table of text cells, written for a terminal, as Markdown and as HTML. A paper's column is marked in all three."""
+"""A table of text cells, and how it is written for a terminal, as Markdown and as HTML.
+
+A column of a paper's figures is marked in all three.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from rich.text import Text
 
 PAPER_MARK = "†"
 ABSENT = "–"
-"""Stands in a cell for a figure that does not exist."""
+"""Text of a cell whose figure does not exist."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column `name` under a heading `group` that neighbours may share.
+    """A column `name` below a heading `group` that neighbouring columns may share.
 
-    paper: its figures are a paper's, for the model of the column before it.
+    paper: its figures are those of a paper, for the model of the column before it.
     """
 
     group: str
@@ -29,7 +32,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row's heading and one cell per column; `begins_section` draws a line above it."""
+    """A row: its heading and one cell a column. begins_section: a line is drawn above it."""
 
     heading: str
     cells: tuple[str, ...]
@@ -38,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `corner` stands above the row headings, `notes` below the table; `left`: cells are text, not figures."""
+    """A table. corner: heading of the row headings; notes: below the table; left: cells are text, not figures."""
 
     title: str
     columns: tuple[Column, ...]
@@ -49,9 +52,9 @@ class Table:
 
 
 def to_rich(table: Table) -> RichTable:
-    """The table for a terminal; cells are plain text, never console markup.
+    """The table for a terminal. Cells are plain text, never console markup.
 
-    A paper's figures stand in a line of their own below ours, so that the table fits into 80 columns.
+    A paper's figures get a line of their own below ours, so that the table fits into 80 columns.
     """
     caption = Text("\n".join(table.notes))
     rich = RichTable(
@@ -72,7 +75,7 @@ def to_rich(table: Table) -> RichTable:
 
 
 def _papers_line(table: Table, row: Row) -> list[str]:
-    """The paper's figures of a row, each in the column of ours that it stands beside; nothing where it has none."""
+    """The paper's figures of a row, each in the column of ours before it; empty if the row has none."""
     line: list[str] = []
     for column, cell in zip(table.columns, row.cells):
         if column.paper:
@@ -93,7 +96,7 @@ def to_markdown(table: Table) -> str:
 
 
 def _markdown_cell(text: str) -> str:
-    """Text that can neither end its cell nor open an HTML tag."""
+    """The text on one line, unable to end its cell or to open an HTML tag."""
     return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
 
 
@@ -109,7 +112,7 @@ def to_html(table: Table) -> str:
 
 
 def _html_head(table: Table) -> str:
-    """One row of column names, below a row of groups where there are any."""
+    """The row of column names, below a row of groups if there are any."""
     groups = "".join(
         f'<th scope="colgroup" colspan="{len(list(columns))}">{escape(group)}</th>'
         for group, columns in groupby(table.columns, key=lambda column: column.group)

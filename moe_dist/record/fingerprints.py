@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from moe_dist.data.opened.images import MemoryImages
+from moe_dist.data.opened.images import DecodedImages
 from moe_dist.data.opened.opened import OpenedData
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.job import Job
@@ -202,7 +202,7 @@ def _held(stages: Sequence[Stage], data: OpenedData) -> dict[str, Any]:
     """What random crops are cut from: the image on disk, or the square that is held in memory."""
     if all(stage.augment.resized_crop is None for stage in stages):
         return {}
-    return {"crops_of": "square" if isinstance(data.train.images, MemoryImages) else "image"}
+    return {"crops_of": "square" if isinstance(data.train.images, DecodedImages) else "image"}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -63,17 +63,28 @@ class RunRecord:
     def ending(self) -> Iterator[dict[str, Any]]:
         """Around all that a start does: writes how it ended, with what is put into the dictionary that it gives."""
         further: dict[str, Any] = {}
-        try:
+        with self.failing():
             yield further
-        except BaseException as error:
-            status = STOPPED if isinstance(error, KeyboardInterrupt) else FAILED
-            self._start |= {"reason": " ".join(str(error).split()) or type(error).__name__}
-            self._end(status, self._shown([self.number]) if self._start["worked"] else {})
-            raise
         parts = shown_parts(self._run, self._labels)
         made_by = sorted({part.start for part in parts})
         seconds = {"seconds": sum(part.seconds for part in parts)}
         self._end(FINISHED, self._shown(made_by or [self.number]) | seconds | further)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Around a block whose failure or stop is written at once, before what lies around it is shut down.
+
+        Ray's shutdown takes seconds, and whoever stops a process may end it sooner.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self._start["status"] == RUNNING:
+                status = STOPPED if isinstance(error, KeyboardInterrupt) else FAILED
+                self._start |= {"reason": " ".join(str(error).split()) or type(error).__name__}
+                with suppress(OSError):  # a full disk, whose sentence is the error that is on its way
+                    self._end(status, self._shown([self.number]) if self._start["worked"] else {})
+            raise
 
     def _shown(self, made_by: Sequence[int]) -> dict[str, Any]:
         """The top where starts of these numbers made what is shown: the last one's circumstances, and the data."""

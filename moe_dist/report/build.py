@@ -1,4 +1,4 @@
-"""Making reports: a run's metrics.json, results.md, figures/ and report.html; and the table over several seeds."""
+"""Writing reports: metrics.json, results.md, figures/ and report.html of a run, and the table over several seeds."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from moe_dist.report.tune import search_tables
 
 
 def build_report(path: Path) -> Path:
-    """Write the report of the run directory `path` and return its report.html. Raises UserError for any other folder.
+    """Write the report of the run directory `path` and return its report.html.
 
-    A run that is not finished gets the report of what is there, and says so.
+    The report of a run that is not finished shows what is there, and says so. Raises UserError for any other folder.
     """
     run = RunDirectory(path)
     metrics = flat_metrics(run)
@@ -35,9 +35,9 @@ def build_report(path: Path) -> Path:
 
 
 def build_seeds_table(paths: Sequence[Path], folder: Path) -> Table:
-    """The table over run directories of one job that differ in their seed, also written as `folder`/seeds.md.
+    """The table over run directories of one job that differ in their seed; it is also written to `folder`/seeds.md.
 
-    Raises UserError for a folder that is no run directory, and as `seeds_table` does.
+    Raises UserError for a folder that is not a run directory, and as `seeds_table` does.
     """
     runs = [RunDirectory(path) for path in paths]
     table = seeds_table([(run, flat_metrics(run)) for run in runs])
@@ -46,9 +46,9 @@ def build_seeds_table(paths: Sequence[Path], folder: Path) -> Table:
 
 
 def flat_metrics(run: RunDirectory) -> dict[str, float]:
-    """Every number of the run as <label>/<metric>: shares in [0, 1], times with their unit in the name.
+    """Every number of the run as <model>/<metric>: shares in [0, 1], times with their unit in the name.
 
-    bad_samples, of all models together, is there where samples were left out.
+    bad_samples counts the samples that all models left out, and is missing if there are none.
     """
     metrics: dict[str, float] = {}
     for model in run.models.values():
@@ -56,13 +56,14 @@ def flat_metrics(run: RunDirectory) -> dict[str, float]:
         if model.evaluation:
             values |= dict(_evaluation_metrics(model.evaluation))
             values |= dict(_group_metrics(model.evaluation, run.class_groups))
-        metrics |= {f"{model.label}/{name}": value for name, value in values.items()}
+        metrics |= {f"{model.name}/{name}": value for name, value in values.items()}
     if run.bad_samples.count:
         metrics["bad_samples"] = run.bad_samples.count
     return metrics
 
 
 def _evaluation_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    """The metrics of a model on the test split, its latency and the cost of its training."""
     metrics = evaluation.metrics
     yield "top1", metrics["top1"]
     yield "top1_low", metrics["top1_interval"].low
@@ -87,7 +88,7 @@ def _evaluation_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
 
 
 def _group_metrics(evaluation: Evaluation, groups: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float]]:
-    """Top-1 by group of classes, and of each expert by itself: top1_many, expert0_top1, expert0_top1_many."""
+    """Top-1 by group of classes and of each expert by itself, as top1_many, expert0_top1 and expert0_top1_many."""
     predicted = {"": evaluation.log_probs.argmax(axis=1)}
     if evaluation.choices is not None:
         predicted |= {f"expert{expert}_": choices for expert, choices in enumerate(evaluation.choices.T)}
@@ -101,7 +102,7 @@ def _group_metrics(evaluation: Evaluation, groups: Mapping[str, np.ndarray]) -> 
 
 
 def _step_metrics(steps: Mapping[str, StepRecord]) -> Iterator[tuple[str, float]]:
-    """DFCP's steps in numbers; a method without these steps has none of them."""
+    """The numbers of DFCP-MoE's steps; a method without these steps has none."""
     if "second_stage" in steps:
         stage = steps["second_stage"].values
         yield "davies_bouldin_stage1", stage["stage1_davies_bouldin"]

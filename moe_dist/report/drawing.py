@@ -1,17 +1,16 @@
-"""A figure before it is saved, and what all headings say of the data."""
+"""A figure of a report, before and after it is saved."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from matplotlib.figure import Figure
-
-from moe_dist.report.run import RunDirectory
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure before it is saved as `name`.png."""
+    """A figure to be saved as `name`.png. heading: what is seen, of which data; caption: how to read it."""
 
     name: str
     heading: str
@@ -19,6 +18,11 @@ class Drawing:
     figure: Figure
 
 
-def test_split(run: RunDirectory) -> str:
-    """The data of a figure of test images, and how many there are."""
-    return f"{run.record['dataset']}, test split, n = {run.record['counts']['test']:,}"
+@dataclass(frozen=True)
+class Picture:
+    """A figure that is saved at `path`; `width` is a share of the text's width."""
+
+    path: Path
+    width: float
+    heading: str
+    caption: str

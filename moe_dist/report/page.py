@@ -1,4 +1,4 @@
-"""report.html: one file with its pictures inside, which opens without a network. Everything from outside is escaped."""
+"""report.html: one file that holds its pictures and opens without a network. Every text from outside is escaped."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from string import Template
 from moe_dist import __version__
 from moe_dist.metrics.classification import ClassificationMetrics
 from moe_dist.plots.tables import Table, to_html
-from moe_dist.report.figures import Picture
+from moe_dist.report.drawing import Picture
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
-from moe_dist.report.tables import class_table, duration, percent, steps_table
+from moe_dist.report.tables import class_table, percent, steps_table
+from moe_dist.terminal import duration
 
 KINDS = {"train": "Training", "reproduce": "Reproduction", "tune": "Search"}
 
 
 def render_page(run: RunDirectory, results: Sequence[Table], pictures: Sequence[Picture]) -> str:
-    """The whole page as HTML: headline, results, figures, steps, classes, job and how to read the numbers."""
+    """The page as HTML: headline, results, figures, steps, classes, job, and how to read the numbers."""
     sections = [_section("results", "Results", "\n".join(map(to_html, results)))]
     if pictures:
         sections.append(_section("figures", "Figures", "\n".join(map(_figure, pictures))))
@@ -63,7 +64,7 @@ def _figure(picture: Picture) -> str:
 
 
 def _status(run: RunDirectory) -> str:
-    """A warning above everything else where the run is not finished."""
+    """A warning for the top of the page if the run is not finished."""
     if run.status == "finished":
         return ""
     missing = [model.title for model in run.models.values() if model.evaluation is None]
@@ -83,6 +84,7 @@ def _score(model: ModelRun, evaluation: Evaluation) -> str:
 
 
 def _facts(run: RunDirectory) -> str:
+    """The facts of the run: command, data, split, seed, workers, hardware, time, version and bad samples."""
     record, counts = run.record, run.record["counts"]
     facts = {
         "Command": f"<code>{escape(record['command'])}</code>",
@@ -106,13 +108,13 @@ def _facts(run: RunDirectory) -> str:
 
 
 def _time(seconds: float | None, started: str) -> str:
-    """How long the run took (None: it has not ended) and the ISO time of its start, to the minute."""
+    """The seconds that the run took (None before it ends) and the ISO time of its start, as text."""
     moment = f"started {datetime.fromisoformat(started):%Y-%m-%d %H:%M %Z}".strip()
     return moment if seconds is None else f"{duration(seconds)}, {moment}"
 
 
 def _notes(run: RunDirectory) -> str:
-    """What a reader must know about data, selection and comparison."""
+    """A list of notes on data, selection and comparison."""
     notes = [
         "Training, schedules and thresholds see the training and validation parts alone, and so does the choice of an "
         "epoch; the test split is read at the end.",

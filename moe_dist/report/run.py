@@ -1,4 +1,4 @@
-"""Reading a run directory: what one run left, by the names the report uses. Nothing here is unpickled."""
+"""A run directory as the report reads it. Nothing in it is unpickled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moe_dist.report.paper import PaperTable, paper_table
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A finished step: its folder, its numbers and tables, how long it took and when it ended (seconds since 1970)."""
+    """A finished step: its folder, its numbers, how many seconds it took and when it ended (seconds since 1970)."""
 
     folder: Path
     values: Mapping[str, Any]
@@ -30,13 +30,13 @@ class StepRecord:
     finished: float
 
     def array(self, name: str) -> np.ndarray:
-        """One of the arrays it left. Read by itself: another one may be a gigabyte of features."""
+        """One of the step's arrays. Only this one is read: another may be a gigabyte of features."""
         return _read_arrays(self.folder / "arrays.npz", name)[name]
 
 
 @dataclass(frozen=True)
 class BadSamplesRecord:
-    """How many samples a run could not use, and what was wrong with the first of them, a sentence each."""
+    """The number of samples that a run could not use, and a sentence for each of the first ones."""
 
     count: int
     first: list[str]
@@ -44,50 +44,54 @@ class BadSamplesRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A trained model on the test split.
+    """A trained model's predictions on the test split, and what else its evaluation recorded.
 
-    labels [N]; log_probs [N, C]; gate [N, E] or None; choices [N, E]: the class each expert predicts by itself, and
-    divergence [N]: how far their predictions lie apart (metrics.pairwise_divergence), both None where experts predict
-    no classes; top_k: k -> log_probs [N, C] of the k experts of largest gate weight; latency: "all" or "top<k>" ->
-    median_ms, p99_ms, mean_ms, images; chosen [N]: the classes that the checkpoint of highest top-1 on validation
-    predicts, and chosen_epoch, its epoch of the last stage, counted from 1, both None without a validation;
-    train_seconds: by the wall clock, and summed over experts that trained side by side; tsne: points [n, 2] and labels
-    [n]; grad_cam: images, labels, predicted and cams, as train/explain.py leaves them; both empty where the method
-    shows none.
+    Letters: N test images, V images that are shown, C classes, E experts.
     """
 
     labels: np.ndarray
     log_probs: np.ndarray
+    """The true classes [N], and the prediction with all experts [N, C]."""
     gate: np.ndarray | None
+    """The gate's weights [N, E]; None if the model has no gate."""
     choices: np.ndarray | None
     divergence: np.ndarray | None
+    """The class that each expert predicts by itself [N, E], and how far these predictions lie apart [N] (metrics'
+    pairwise_divergence); None if experts do not predict classes."""
     top_k: Mapping[int, np.ndarray]
+    """k -> log_probs [N, C] of the k experts of largest gate weight."""
     latency: Mapping[str, Mapping[str, float]]
+    """By experts, "all" or "top<k>": median_ms, p99_ms, mean_ms, images."""
     chosen: np.ndarray | None
     chosen_epoch: int | None
+    """The classes [N] that the checkpoint of highest top-1 on validation predicts, and its epoch in the last stage,
+    counted from 1; None without a validation."""
     train_seconds: float
     train_seconds_summed: float
+    """Time of the training by the wall clock, and added up over experts that were trained side by side."""
     labels_used: str
     parameters: int
     tsne: Mapping[str, np.ndarray]
+    """points [V, 2] and labels [V]; empty for a method that shows none."""
     grad_cam: Mapping[str, np.ndarray]
+    """images, labels, predicted and cams, as evaluate/explain.py writes them; empty for a method that shows none."""
 
     @cached_property
     def metrics(self) -> ClassificationMetrics:
-        """Metrics of the prediction with all experts."""
+        """The metrics of the prediction with all experts."""
         return classification_metrics(self.labels, self.log_probs)
 
 
 class ModelRun:
-    """One model of a run: its log, steps and evaluation, each read when asked for.
+    """One model of a run: its log, steps and evaluation, each read when it is asked for.
 
-    settings: of its method, as the job resolved them; paper_column: whose figures of the paper's table stand beside it;
-    None: nobody's.
+    name: the model's key in the job; settings: its method's, resolved; title: its name in tables and figures;
+    paper_column: the column of the paper's table that stands beside it, if any.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], title: str, paper_column: str | None) -> None:
         self.folder = folder
-        self.label = folder.name
+        self.name = folder.name
         self._current = ModelFolder(folder).current()
         self.settings = settings
         self.title = title
@@ -95,86 +99,96 @@ class ModelRun:
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; none where training has not begun."""
+        """The records of metrics.jsonl, without a last line that a killed writer cut short; none before training."""
         path = self._current.training / "metrics.jsonl" if self._current.training else None
-        return _read_log(path) if path and path.is_file() else []
+        if path is None or not path.is_file():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
 
     @cached_property
     def made(self) -> list[dict[str, Any]]:
-        """What made the finished training, stretch by stretch (provenance.Made); nothing in a run of layout 1."""
+        """The stretches that made the finished training (record/provenance.py); empty in a run of layout 1."""
         about = read_json(self._current.training / "training.json") if self._current.training else None
         return about.get("made", []) if about else []
 
     @cached_property
     def steps(self) -> dict[str, StepRecord]:
-        """The finished steps by name, in the order they were finished."""
-        done = {name: folder for name, folder in self._current.steps.items() if read_json(folder / "done.json")}
-        steps = {name: _read_step(folder) for name, folder in done.items()}
+        """The finished steps by name, in the order in which they were finished."""
+        steps = {}
+        for name, folder in self._current.steps.items():
+            if done := read_json(folder / "done.json"):
+                values = read_result(folder / "result.json")["values"]
+                steps[name] = StepRecord(folder, values, done["seconds"], done["finished"])
         return dict(sorted(steps.items(), key=lambda item: item[1].finished))
 
     @cached_property
     def evaluation(self) -> Evaluation | None:
-        """The evaluation on the test split, or None where the model has not come so far."""
+        """The evaluation on the test split; None before there is one."""
         folder = self._current.evaluation
         return _read_evaluation(folder) if folder and (folder / "evaluation.json").is_file() else None
 
 
 class RunDirectory:
-    """All that one run left. Raises UserError where `path` is no run directory.
+    """All that one run left. Raises UserError if `path` is not a run directory.
 
     job: the resolved job as plain values; record: run.json (command, data, split, hardware, time); paper: the paper's
-    table that the job asks for; models: by label, in the job's order.
+    table that the job asks for, if any; models: by name, in the job's order.
     """
 
     def __init__(self, path: Path) -> None:
         for name in ("job.yaml", "run.json"):
             if not (path / name).is_file():
                 raise UserError(
-                    f"{path}: no run directory (it has no {name}); give the folder that `moe-dist run` printed"
+                    f"{path}: not a run directory (it has no {name}); give the folder that `moe-dist run` printed"
                 )
         self.path = path
         self.job_text, self.job = _read_job(path / "job.yaml")
-        self.record: dict[str, Any] = _read_json(path / "run.json")
+        self.record: dict[str, Any] = read_result(path / "run.json")
         key = self.job.get("paper_table")
         self.paper: PaperTable | None = paper_table(key) if key else None
-        self.models = {label: self._model(label, method) for label, method in _methods(self.job).items()}
-
-    def _model(self, label: str, settings: Mapping[str, Any]) -> ModelRun:
-        # The paper's name belongs to a label. A model called otherwise keeps its own; its method's figures stand beside
-        # it where no other model of the job is called as the method.
+        job = self.job
+        methods = {job["method"]["name"]: job["method"]} if job.get("method") else job["methods"]
         titles = self.paper.titles if self.paper else {}
-        names = (label,) if settings["name"] in _methods(self.job) else (label, settings["name"])
-        column = next((name for name in names if name in titles), None)
-        return ModelRun(self.path / label, settings, titles.get(label, label).replace("_", " "), column)
+        self.models: dict[str, ModelRun] = {}
+        for name, settings in methods.items():
+            # A column of the paper belongs to the model of its name. Any other model keeps its own title, and stands
+            # beside the column of its method unless another model of the job is named as the method.
+            columns = (name,) if settings["name"] in methods else (name, settings["name"])
+            column = next((column for column in columns if column in titles), None)
+            self.models[name] = ModelRun(path / name, settings, titles.get(name, name).replace("_", " "), column)
 
     @property
     def status(self) -> str:
-        """How the run stands: running, finished, failed, stopped (by a signal) or killed."""
+        """The status of the run: running, finished, failed, stopped (by a signal) or killed."""
         return status_of(self.record)
 
     @property
     def hardware(self) -> str:
-        """The machines that the shown trainings ran on, else the driver's."""
+        """The machines that the shown trainings ran on; the driver's if none was recorded."""
         made = [stretch for model in self.models.values() for stretch in model.made]
-        return (
-            "; ".join(dict.fromkeys(machine for stretch in made for machine in stretch["hardware"]))
-            or (self.record["hardware"])
-        )
+        machines = dict.fromkeys(machine for stretch in made for machine in stretch["hardware"])
+        return "; ".join(machines) or self.record["hardware"]
+
+    @property
+    def test_split(self) -> str:
+        """The data of a figure of test images, and how many there are."""
+        return f"{self.record['dataset']}, test split, n = {self.record['counts']['test']:,}"
 
     @property
     def bad_samples(self) -> BadSamplesRecord:
-        """The bad samples that the run left out; a run that is not finished has not counted them."""
+        """The bad samples that the run left out; they are counted when it is finished."""
         return BadSamplesRecord(**self.record.get("bad_samples", {"count": 0, "first": []}))
 
     @property
     def class_counts(self) -> np.ndarray | None:
-        """Training images [C] of every class, validation left out; None in a run made before they were recorded."""
+        """The training images [C] of every class, without validation; None in a run from before they were recorded."""
         counts = self.record.get("class_counts")
         return np.array(counts) if counts else None
 
     @property
     def class_groups(self) -> dict[str, np.ndarray]:
-        """The groups of classes that accuracy is told by, if the set is long-tailed (metrics.reported_groups)."""
+        """The groups of classes that accuracy is given by (reported_groups); none unless the set is long-tailed."""
         return {} if self.class_counts is None else reported_groups(self.class_counts)
 
     @property
@@ -183,13 +197,8 @@ class RunDirectory:
         return [(model, model.evaluation) for model in self.models.values() if model.evaluation]
 
 
-def _methods(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Label -> settings of the method, for a job of either kind."""
-    return {job["method"]["name"]: job["method"]} if job.get("method") else job["methods"]
-
-
 def _read_job(path: Path) -> tuple[str, dict[str, Any]]:
-    """The resolved job as text and as plain values."""
+    """The resolved job as text and as plain values. Raises UserError if the file holds no job."""
     try:
         text = path.read_text(encoding="utf-8")
         job = yaml.safe_load(text)
@@ -200,25 +209,14 @@ def _read_job(path: Path) -> tuple[str, dict[str, Any]]:
     return text, job
 
 
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """One record a line; a last line that a killed writer cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
-
-
-def _read_step(folder: Path) -> StepRecord:
-    done = _read_json(folder / "done.json")
-    return StepRecord(
-        folder=folder,
-        values=_read_json(folder / "result.json")["values"],
-        seconds=done["seconds"],
-        finished=done["finished"],
-    )
-
-
 def _read_evaluation(folder: Path) -> Evaluation:
+    """The evaluation in `folder`. Raises UserError if one of its files is damaged."""
     predictions = _read_arrays(folder / "predictions.npz")
-    about = _read_json(folder / "evaluation.json")
+    about = read_result(folder / "evaluation.json")
+    shown = {
+        name: _read_arrays(folder / f"{name}.npz") if (folder / f"{name}.npz").is_file() else {}
+        for name in ("tsne", "grad_cam")
+    }
     wall, summed = about["training"]["wall_seconds"], about["training"]["summed_expert_seconds"]
     prefix = "log_probs_top"
     return Evaluation(
@@ -232,28 +230,24 @@ def _read_evaluation(folder: Path) -> Evaluation:
         chosen=predictions.get("chosen_argmax"),
         chosen_epoch=about["chosen"]["epoch"] if "chosen" in about else None,
         train_seconds=wall,
-        # A model trained in one piece is its own sum: so the paper counts its dense model.
+        # The sum of a model that was trained in one piece is its own time: the paper counts its dense model so.
         train_seconds_summed=wall if summed is None else summed,
         labels_used=about["labels_used"],
         parameters=about["parameters"],
-        tsne=_read_arrays_if_there(folder / "tsne.npz"),
-        grad_cam=_read_arrays_if_there(folder / "grad_cam.npz"),
+        **shown,
     )
 
 
-def _read_json(path: Path) -> Any:
+def read_result(path: Path) -> Any:
+    """The content of a JSON file of the run. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run the job again with --resume") from None
 
 
-def _read_arrays_if_there(path: Path) -> dict[str, np.ndarray]:
-    return _read_arrays(path) if path.is_file() else {}
-
-
 def _read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """The arrays called `names` of an .npz file, or all of them where none is named."""
+    """The arrays called `names` of an .npz file, or all of them if none is named. Raises UserError if it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names or arrays.files}

@@ -1,4 +1,4 @@
-"""The table over several runs of one job that differ in their seed: means and how far they can be trusted."""
+"""The table over several runs of one job that differ in their seed: means and their confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from moe_dist.plots.tables import ABSENT, Column, Row, Table
 from moe_dist.report.run import RunDirectory
 from moe_dist.report.tables import SECTIONS, Metrics
 
-WHERE_DATA_IS = {"source", "shards", "hold", "loader_workers", "remote"}
-"""Fields of a job's `data` that are no part of a result."""
+WHERE_DATA_IS = {"source", "shards", "decode", "hold", "loader_workers", "remote"}
+"""Fields of a job's `data` that do not change a result (hold: what decode is called in older runs)."""
 
 
 def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:
-    """Mean and 95 % t interval of each metric over runs of one job that differ in their seed.
+    """The mean and its 95 % t interval of each metric over runs of one job that differ in their seed.
 
     Raises UserError for fewer than two runs, for runs of different jobs and for a seed that occurs twice.
     """
@@ -25,7 +25,7 @@ def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:
     rows = [
         Row(
             heading,
-            tuple(_mean_cell([metrics.get(f"{label}/{key}") for _, metrics in runs], write) for label in first.models),
+            tuple(_mean_cell([metrics.get(f"{model}/{key}") for _, metrics in runs], write) for model in first.models),
         )
         for lines in SECTIONS
         for key, heading, write in lines
@@ -44,7 +44,7 @@ def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:
 
 
 def _gains(runs: Sequence[tuple[RunDirectory, Metrics]]) -> list[str]:
-    """How much better the first model is than each other, seed by seed, where all runs evaluated both."""
+    """Sentences on how much better the first model is than each other one, seed by seed, if all runs evaluated both."""
     models = runs[0][0].models
     first, *others = models
     lines = []
@@ -61,6 +61,12 @@ def _gains(runs: Sequence[tuple[RunDirectory, Metrics]]) -> list[str]:
 
 
 def _require_one_job(runs: Sequence[RunDirectory]) -> None:
+    """Raise UserError unless the runs are of one job and differ in their seed, and in nothing that changes a result."""
+
+    def settings(run: RunDirectory) -> dict[str, Any]:
+        data = {field: value for field, value in run.job["data"].items() if field not in WHERE_DATA_IS}
+        return {"data": data, "method": run.job.get("method"), "methods": run.job.get("methods")}
+
     names = {run.job["name"] for run in runs}
     seeds = [run.job["seed"] for run in runs]
     if len(runs) < 2 or len(names) > 1 or len(set(seeds)) < len(seeds):
@@ -69,7 +75,7 @@ def _require_one_job(runs: Sequence[RunDirectory]) -> None:
             f"given: jobs {', '.join(sorted(names))}, seeds {', '.join(map(str, seeds))}"
         )
     for run in runs[1:]:
-        ours, theirs = _settings(run), _settings(runs[0])
+        ours, theirs = settings(run), settings(runs[0])
         other = [field for field in ours if ours[field] != theirs[field]]
         if other:
             raise UserError(
@@ -78,13 +84,8 @@ def _require_one_job(runs: Sequence[RunDirectory]) -> None:
             )
 
 
-def _settings(run: RunDirectory) -> dict[str, Any]:
-    """What of a job must be the same in all runs: the number of workers, for one, is no part of a result."""
-    data = {field: value for field, value in run.job["data"].items() if field not in WHERE_DATA_IS}
-    return {"data": data, "method": run.job.get("method"), "methods": run.job.get("methods")}
-
-
 def _mean_cell(values: Sequence[float | None], write: Callable[[float], str]) -> str:
+    """The mean and its interval as `write` formats them; the mark of an absent figure if a run lacks the value."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return ABSENT

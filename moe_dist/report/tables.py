@@ -1,4 +1,4 @@
-"""What a report's tables say: the run beside the paper, its experts, the classes one by one, and the steps."""
+"""The tables of a report: the run beside the paper, its experts, the classes one by one, and the steps."""
 
 from __future__ import annotations
 
@@ -9,28 +9,22 @@ from typing import Any
 from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE
 from moe_dist.metrics.classification import LONG_TAIL_FROM
 from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table
-from moe_dist.report.paper import PaperTable
 from moe_dist.report.run import ModelRun, RunDirectory
+from moe_dist.terminal import duration
 
 Metrics = Mapping[str, float]
+"""A run's flat metrics: <model>/<metric> -> value."""
 
 
 def percent(share: float) -> str:
-    """A fraction as per cent, two decimals as in the papers' tables."""
+    """A fraction in per cent, with two decimals as in the papers' tables."""
     return f"{100 * share:.2f} %"
 
 
 def milliseconds(value: float) -> str:
-    """A time in ms, three significant figures; an interval's end may be 0 or less."""
+    """A time in ms, with three significant figures; the end of an interval may be 0 or less."""
     magnitude = math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, 2 - magnitude)}f} ms"
-
-
-def duration(seconds: float) -> str:
-    """A length of time in the unit that suits it: s up to two minutes, min up to two hours, h beyond."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
 
 
 SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
@@ -54,17 +48,17 @@ SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
         ("parameters", "Parameters", "{:,.0f}".format),
     ),
 )
-"""Metrics of the results table by section: key in metrics.json after the label, heading, how a value is written."""
+"""The rows of the results table by section: key in metrics.json after the model, heading, format of a value."""
 GROUPS_NOTE = (
     f"Many, medium, few: the test images of classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE} and fewer "
-    f"than {FEW_BELOW} training images; told where the imbalance factor is {LONG_TAIL_FROM:g} or more."
+    f"than {FEW_BELOW} training images; shown if the imbalance factor is {LONG_TAIL_FROM:g} or more."
 )
 
 
 def results_table(run: RunDirectory, metrics: Metrics) -> Table:
-    """The run's models side by side, each beside the paper's figures where the job names a table of a paper.
+    """The run's models side by side, each beside the paper's figures if the job names a table of a paper.
 
-    metrics: the run's flat metrics. A metric that no model has, ours or the paper's, gets no row.
+    A metric that no model has, ours or the paper's, gets no row.
     """
     sections = [[_metric_row(run, metrics, *line) for line in lines] for lines in SECTIONS]
     sections[0].insert(3, Row("Top-1, 95 % interval", _cells(run, _intervals(run, metrics), {})))
@@ -72,7 +66,7 @@ def results_table(run: RunDirectory, metrics: Metrics) -> Table:
         sections[0].append(_metric_row(run, metrics, f"top1_k{k}", f"Top-1, k = {k}", percent))
         key, heading = f"latency_median_ms_k{k}", f"Time per image, median, k = {k}"
         sections[1].append(_metric_row(run, metrics, key, heading, milliseconds))
-    labels = {model.label: evaluation.labels_used for model, evaluation in run.evaluated}
+    labels = {model.name: evaluation.labels_used for model, evaluation in run.evaluated}
     sections[2].append(Row("Labels used", _cells(run, labels, {})))
     kept = [[row for row in rows if set(row.cells) != {ABSENT}] for rows in sections]
     return Table(
@@ -89,6 +83,7 @@ def results_table(run: RunDirectory, metrics: Metrics) -> Table:
 
 
 def _result_columns(run: RunDirectory) -> tuple[Column, ...]:
+    """A column for every model, followed by the paper's if it has one."""
     columns = []
     for model in run.models.values():
         columns.append(Column(model.title, "this run" if run.paper else ""))
@@ -98,40 +93,43 @@ def _result_columns(run: RunDirectory) -> tuple[Column, ...]:
 
 
 def _cells(run: RunDirectory, ours: Mapping[str, str], papers: Mapping[str, str]) -> tuple[str, ...]:
-    """One cell per column: `ours` by label, `papers` by the column of the paper's table."""
+    """The cells of a row: `ours` by model, `papers` by column of the paper's table."""
     cells = []
-    for label, model in run.models.items():
-        cells.append(ours.get(label, ABSENT))
+    for name, model in run.models.items():
+        cells.append(ours.get(name, ABSENT))
         if model.paper_column:
             cells.append(papers.get(model.paper_column, ABSENT))
     return tuple(cells)
 
 
 def _metric_row(run: RunDirectory, metrics: Metrics, key: str, heading: str, write: Callable[[float], str]) -> Row:
-    ours = {label: write(metrics[f"{label}/{key}"]) for label in run.models if f"{label}/{key}" in metrics}
+    """The row of one metric, called `key` in ours and in the paper's figures."""
+    ours = {model: write(metrics[f"{model}/{key}"]) for model in run.models if f"{model}/{key}" in metrics}
     return Row(heading, _cells(run, ours, run.paper.rows.get(key, {}) if run.paper else {}))
 
 
 def _intervals(run: RunDirectory, metrics: Metrics) -> dict[str, str]:
-    """Top-1's interval by label."""
-    ends = {
-        model.label: (metrics[f"{model.label}/top1_low"], metrics[f"{model.label}/top1_high"])
+    """The interval of top-1 by model."""
+    return {
+        model.name: f"{100 * metrics[f'{model.name}/top1_low']:.1f}–{100 * metrics[f'{model.name}/top1_high']:.1f} %"
         for model, _ in run.evaluated
     }
-    return {label: f"{100 * low:.1f}–{100 * high:.1f} %" for label, (low, high) in ends.items()}
 
 
 def _top_ks(run: RunDirectory) -> list[int]:
+    """Every k for which some model was evaluated with its k experts of largest gate weight alone."""
     return sorted({k for _, evaluation in run.evaluated for k in evaluation.top_k})
 
 
 def _result_notes(run: RunDirectory) -> tuple[str, ...]:
+    """Notes on the rows that this run has, and on the paper's figures."""
     notes = [
         f"95 % interval: Wilson's, over the test images of this one run (seed {run.job['seed']}); the spread "
         "between seeds is not in it.",
         "Time per image: batch size 1 after warm-up, the network alone; p99 is the 99th percentile.",
     ]
-    epochs = [f"{model.title}: {of.chosen_epoch}" for model, of in run.evaluated if of.chosen_epoch is not None]
+    chosen = [(model, evaluation.chosen_epoch) for model, evaluation in run.evaluated]
+    epochs = [f"{model.title}: {epoch}" for model, epoch in chosen if epoch is not None]
     if epochs:
         notes.append(
             "Chosen on validation: of the last stage's epochs with a checkpoint, the model of highest top-1 on the "
@@ -141,24 +139,22 @@ def _result_notes(run: RunDirectory) -> tuple[str, ...]:
         notes.append(GROUPS_NOTE)
     if _top_ks(run):
         notes.append("k: predicted by the k experts of largest gate weight alone; elsewhere all experts take part.")
-    return (*notes, *(paper_notes(run.paper, run.record["dataset"]) if run.paper else ()))
-
-
-def paper_notes(paper: PaperTable, dataset: str) -> tuple[str, ...]:
-    """What must be said where a paper's figures stand beside ours, measured on `dataset`."""
-    source = f"{PAPER_MARK} As printed in {paper.source} (data: {paper.dataset}); not measured here. {paper.note}"
-    if paper.dataset == dataset:
-        return (source,)
-    return (
-        source,
-        f"This run used {dataset}, the paper {paper.dataset}: figures of different data do not compare one to one.",
-    )
+    if paper := run.paper:
+        notes.append(
+            f"{PAPER_MARK} As printed in {paper.source} (data: {paper.dataset}); not measured here. {paper.note}"
+        )
+        if paper.dataset != (dataset := run.record["dataset"]):
+            notes.append(
+                f"This run used {dataset}, the paper {paper.dataset}: figures of different data do not compare one to "
+                "one."
+            )
+    return tuple(notes)
 
 
 def experts_table(run: RunDirectory, metrics: Metrics) -> Table:
-    """Top-1 of each model and of its experts by themselves, overall and by group of classes.
+    """The top-1 of each model and of its experts by themselves, overall and by group of classes.
 
-    A model whose experts predict no classes is left out; where there is no other, the table has no rows.
+    A model whose experts do not predict classes is left out; the table may have no rows.
     """
     columns = {"top1": "all"} | {f"top1_{group}": group for group in run.class_groups}
     rows: list[Row] = []
@@ -169,7 +165,7 @@ def experts_table(run: RunDirectory, metrics: Metrics) -> Table:
             f"{model.title}, expert {expert}": f"expert{expert}_" for expert in range(evaluation.choices.shape[1])
         }
         for place, (heading, who) in enumerate(lines.items()):
-            shares = [metrics.get(f"{model.label}/{who}{key}") for key in columns]
+            shares = [metrics.get(f"{model.name}/{who}{key}") for key in columns]
             cells = tuple(ABSENT if share is None else percent(share) for share in shares)
             rows.append(Row(heading, cells, begins_section=place == 0 and bool(rows)))
     return Table(
@@ -182,7 +178,7 @@ def experts_table(run: RunDirectory, metrics: Metrics) -> Table:
 
 
 def class_table(run: RunDirectory) -> Table:
-    """Precision and recall of every class, for every evaluated model; there must be one."""
+    """Precision and recall of every class, for every evaluated model; there must be at least one."""
     columns = [Column("", "test images")]
     for model, _ in run.evaluated:
         columns += [Column(model.title, "precision"), Column(model.title, "recall")]
@@ -202,7 +198,7 @@ def class_table(run: RunDirectory) -> Table:
 
 
 def steps_table(run: RunDirectory) -> Table:
-    """What each model's pipeline and training did, in order: how long it took and the numbers it left."""
+    """Every step and training stage of each model, in order: how long it took and the numbers it left."""
     rows: list[Row] = []
     for model in run.models.values():
         lines = [(name.replace("_", " "), step.seconds, _scalars(step.values)) for name, step in model.steps.items()]
@@ -215,7 +211,7 @@ def steps_table(run: RunDirectory) -> Table:
 
 
 def _training_lines(model: ModelRun) -> list[tuple[str, float, str]]:
-    """(stage, seconds, how much was done) of each training stage."""
+    """The name, the seconds and the extent of each training stage."""
     lines = []
     for stage in dict.fromkeys(record["stage"] for record in model.log):
         records = [record for record in model.log if record["stage"] == stage]
@@ -227,7 +223,7 @@ def _training_lines(model: ModelRun) -> list[tuple[str, float, str]]:
 
 
 def _scalars(values: Mapping[str, Any]) -> str:
-    """The single numbers and words among a step's values, on one line."""
+    """The numbers and words among a step's values, on one line."""
     shown = {key: value for key, value in values.items() if isinstance(value, int | float | str)}
     return ", ".join(
         f"{key.replace('_', ' ')} {f'{value:.4g}' if isinstance(value, float) else value}"

@@ -14,7 +14,9 @@ from torch import nn
 from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.data.datasets.catalog import open_contents
 from moe_dist.data.longtail import class_counts
-from moe_dist.data.opened.job_shards import are_whole, long_tail_of, train_index
+from moe_dist.data.opened.opened import are_whole, long_tail_of
+from moe_dist.data.shards.index import read_index
+from moe_dist.data.storage.store import join
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.job import Job, dump_job
 from moe_dist.methods.base import Method
@@ -55,7 +57,7 @@ def preview(job: Job, console: Console) -> None:
 def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray]:
     """The class names and training images [C] of each, from the shards where there are some, else from the source."""
     if job.data.shards is not None and are_whole(job.data.shards, job.data):
-        index = train_index(job.data.shards, job.data)
+        index = read_index(join(job.data.shards, "train"), job.data.remote)
         return index.class_names, index.class_counts
     contents = open_contents(job.data.dataset, job.data.source, long_tail_of(job.data))
     return contents.class_names, class_counts(contents.labels("train"), len(contents.class_names))
@@ -96,7 +98,6 @@ def _placement_table(job: Job, method: Method) -> Table:
         batch,
         3 * method.info.image_size**2,
         [method.expert_outputs()] * len(costs),
-        mixed=False,
         input_gradient=False,
     )
     table.caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step"

@@ -46,8 +46,8 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     if job.paper_table:
         paper_table(job.paper_table)  # refuses a table there is not
     with show.working("data"):
-        ensure_shards(job.data, cache_folder(), show.shards)
-        data = open_data(job.data, job.seed, cache_folder())
+        place = ensure_shards(job.data, cache_folder(), show.shards)
+        data = open_data(job.data, job.seed, cache_folder(), place)
     if untested := data.untested_classes:
         names = ", ".join(untested[:5]) + (", ..." if len(untested) > 5 else "")
         show.notice(
@@ -76,7 +76,7 @@ def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
     record = RunRecord(run, job, data, launcher_name)
-    with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher:
+    with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher, record.failing():
         drive = Drive(job, run, data, launcher, record, show)
         for label in job.models:
             show.headline(label)

@@ -68,10 +68,11 @@ class DataConfig(Strict):
     """Keep only about this many training images (whole groups, stratified): to try a job out."""
     max_test_images: Annotated[Count | None, Part.NONE] = None
     """The same for the test images, and for a published validation split."""
-    hold: Annotated[Literal["auto", "memory", "disk"], Part.NONE] = "auto"
-    """memory: decode once into one shared array per node; disk: decode each time; auto: memory up to 2 GiB."""
+    decode: Annotated[Literal["auto", "once", "each_time"], Part.NONE] = "auto"
+    """When images are decoded: once, into an array that all processes of a node share; each_time they are read; auto:
+    once where the array takes at most 2 GiB, else each time."""
     loader_workers: Annotated[int, Field(ge=0, le=64), Part.NONE] = 0
-    """disk: decoding processes per rank."""
+    """each_time: decoding processes per rank."""
     remote: Annotated[RemoteConfig, Part.NONE] = RemoteConfig()
     window_shards: Annotated[int, Field(ge=0)] = 0
-    """disk: shuffle inside a window of so many shuffled shards (slow storage); 0 shuffles the whole epoch."""
+    """each_time: shuffle inside a window of so many shuffled shards (slow storage); 0 shuffles the whole epoch."""

@@ -1,26 +1,25 @@
-"""What is wrong with a configuration, in the words of its fields."""
+"""pydantic's refusals of a configuration, told in the words of its fields."""
 
 from __future__ import annotations
 
-from typing import Any
+from pydantic import BaseModel, ValidationError
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+RENAMED = {"data.hold": "data.decode: once for memory, each_time for disk"}
+"""Fields of earlier versions: what to write instead."""
 
 
 def explain(error: ValidationError) -> str:
-    """A pydantic error in the field's words: every problem names its field, the value given and what is allowed."""
-    return "; ".join(_explain_one(problem) for problem in error.errors())
-
-
-def _explain_one(problem: Any) -> str:
-    field = ".".join(str(part) for part in problem["loc"] if part != "function-before[_method_config(), MethodConfig]")
-    if problem["type"] == "extra_forbidden":
-        return f"{field}: unknown field"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    given = problem.get("input")
-    shown = "" if isinstance(given, dict | list | BaseModel) else f", got {given!r}"
-    return f"{field}: {message}{shown}" if field else message
+    """The error as one sentence: every problem names its field, what is allowed and the value that was given."""
+    problems = []
+    for problem in error.errors():
+        # A field that may be None has the name of its validator's function in its path.
+        field = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+        message = problem["msg"].removeprefix("Value error, ")
+        given = problem.get("input")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown field" + (f"; write {RENAMED[field]}" if field in RENAMED else "")
+        elif not isinstance(given, dict | list | BaseModel):
+            message += f", got {given!r}"
+        message = message[0].lower() + message[1:]
+        problems.append(f"{field}: {message}" if field else message)
+    return "; ".join(problems)

@@ -1,13 +1,10 @@
-"""What a job's workers ask of the cluster, and how they share a training."""
+"""The resources that a job's workers ask the cluster for, and how they share a training."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-)
+from pydantic import AfterValidator, Field
 
 from moe_dist.settings.schema import Count, Part, Strict
 
@@ -23,34 +20,36 @@ def _zero_stage(stage: int) -> int:
 class ParallelConfig(Strict):
     """How ranks share the work of one training.
 
-    A part of none by itself; where a network looks at its share of a batch, the shares are counted (fingerprints.py).
+    No number depends on these fields by themselves. Where a network looks at its share of a batch,
+    record/fingerprints.py counts the number of shares.
     """
 
     expert: Annotated[Count, Part.NONE] = 1
-    """Expert-parallel size: experts are divided over so many ranks; it divides `workers`."""
+    """Expert-parallel size: the number of ranks that experts are divided over; it divides `workers`."""
     zero: Annotated[int, AfterValidator(_zero_stage), Part.NONE] = 0
     """DeepSpeed ZeRO stage, 0 to 2."""
     micro_batches: Annotated[Count, Part.NONE] = 1
-    """Parts a global batch is cut into, over all workers; each worker adds up the gradients of its own. With 2, one
-    worker and two compute the very same parts: without dropout and batch normalisation, their curves are the same."""
+    """Number of parts a global batch is cut into, over all workers; each worker adds up the gradients of its own parts.
+    With 2, one worker and two compute the very same parts, so without dropout and batch normalisation their curves are
+    the same."""
 
     def accumulate(self, workers: int) -> int:
-        """Micro-batches of one worker in a step."""
+        """Number of micro-batches that one of `workers` workers computes in a step."""
         return max(1, self.micro_batches // workers)
 
 
 class ResourceConfig(Strict):
-    """What one worker asks of the cluster."""
+    """The resources that one worker asks the cluster for."""
 
     cpus_per_worker: Annotated[float, Field(gt=0), Part.NONE] = 1
     gpus_per_worker: Annotated[float, Field(ge=0), Part.NONE] = 0
     """0 trains on the CPU."""
     cpus_per_task: Annotated[float, Field(gt=0), Part.NONE] = 1
-    """Of tasks beside the joint training (an expert alone, features, evaluation)."""
+    """CPUs of each task beside the joint training (an expert alone, features, evaluation)."""
     gpus_per_task: Annotated[float, Field(ge=0), Part.NONE] = 0
-    """A fraction lets several tasks share a GPU."""
+    """GPUs of such a task; with a fraction, several tasks share one."""
     precision: Annotated[Literal["auto", "fp32", "bf16"], Part.NONE] = "auto"
-    """auto: bf16 autocast on a GPU, fp32 on a CPU. Counted as decided."""
+    """auto: bf16 autocast on a GPU, fp32 on a CPU. The fingerprint counts what it comes to."""
     compile: bool = False
-    """The training's passes through torch.compile, on a GPU captured as CUDA graphs, which pays off where launching
-    kernels takes longer than they run, as with small images. Equal to eager up to rounding."""
+    """Run the training's passes through torch.compile, on a GPU as captured CUDA graphs. It pays off where launching
+    kernels takes longer than running them, as with small images. Equal to eager up to rounding."""

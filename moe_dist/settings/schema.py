@@ -1,4 +1,4 @@
-"""What every configuration is made of: its base class, kinds of numbers and paths, and what a field is a part of."""
+"""The base class of every configuration, kinds of numbers and paths, and the declaration of what depends on a field."""
 
 from __future__ import annotations
 
@@ -17,70 +17,75 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 AbsolutePath = Annotated[Path, BeforeValidator(local_path), AfterValidator(lambda path: path.expanduser().absolute())]
-"""Made absolute when the job is loaded: workers have another current directory."""
-
-
-class Part(Enum):
-    """What a field of a job is a part of; declared where the field is, as `keep: Annotated[Count, Part.EVALUATION]`."""
-
-    RESULT = "result"
-    """Numbers of a step or a training depend on it. The default: a field nobody thought about is counted."""
-    EVALUATION = "evaluation"
-    """How a trained model is looked at or chosen."""
-    NONE = "none"
-    """No number depends on it, or only through what is counted by itself (the samples' digests, the precision)."""
+"""A path of this machine, made absolute when the job is loaded: workers have another current directory."""
 
 
 class Strict(BaseModel):
-    """Base of every configuration: unknown keys are refused, values never change after loading."""
+    """Base of every configuration: unknown fields are refused, and values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-def settings_of(config: Strict, part: Part = Part.RESULT) -> dict[str, Any]:
-    """The settings of `config` that are a part of `part`, as JSON values.
+class Part(Enum):
+    """What depends on a field of a job, declared where the field is: `keep: Annotated[Count, Part.EVALUATION]`."""
 
-    Those at their default are left out, so that a field that is new in this version does not tell old results apart
-    from new ones. (A default that changes does: see SCHEME in train/fingerprints.py.)
+    RESULT = "result"
+    """The numbers of a step or a training. This is the default, so that a field nobody thought about is counted."""
+    EVALUATION = "evaluation"
+    """How a trained model is looked at or chosen."""
+    NONE = "none"
+    """No number, or only through what is counted by itself (the digests of the samples, the precision)."""
+
+
+_ABSENT: Any = object()
+"""Stands for a value that has no setting of the part that is asked for."""
+
+
+def settings_of(config: Strict, part: Part = Part.RESULT) -> dict[str, Any]:
+    """The settings of `config` that `part` depends on, as JSON values by field.
+
+    Settings at their default are left out, so that a field that is new in this version does not make old results look
+    different. (A default that changes must: see SCHEME in record/fingerprints.py.)
     """
     settings: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
-        found = _of_field(field, getattr(config, name), part)
-        default = _NOTHING
+        value = _field_settings(field, getattr(config, name), part)
+        default = _ABSENT
         if not field.is_required():
-            default = _of_field(field, field.get_default(call_default_factory=True), part)
-        if found is not _NOTHING and found != default:
-            settings[name] = found
+            default = _field_settings(field, field.get_default(call_default_factory=True), part)
+        if value is not _ABSENT and value != default:
+            settings[name] = value
     return settings
 
 
 def declared_part(field: FieldInfo) -> Part:
-    """What a field was declared to be a part of."""
+    """The part that a field was declared with."""
     return next((entry for entry in field.metadata if isinstance(entry, Part)), Part.RESULT)
 
 
-_NOTHING: Any = object()
+def _field_settings(field: FieldInfo, value: Any, part: Part) -> Any:
+    """The settings of a field's `value` that `part` depends on, or _ABSENT.
 
-
-def _of_field(field: FieldInfo, value: Any, part: Part) -> Any:
-    """What a field's `value` has of `part`; a field that was not declared may hold configurations with some of it."""
+    A field declared with another part than RESULT belongs to it as a whole. Any other may hold configurations some of
+    whose own fields were declared with `part`.
+    """
     declared = declared_part(field)
     if declared is Part.RESULT:
-        return _within(value, part)
-    return to_jsonable_python(value) if declared is part else _NOTHING
+        return _nested_settings(value, part)
+    return to_jsonable_python(value) if declared is part else _ABSENT
 
 
-def _within(value: Any, part: Part) -> Any:
-    """What of a value belongs to `part`: of a result all that is not declared otherwise, else what is declared so."""
+def _nested_settings(value: Any, part: Part) -> Any:
+    """The settings inside a value, or _ABSENT: for RESULT all not declared otherwise, for another part what was."""
     if isinstance(value, Strict):
-        found: Any = settings_of(value, part)
+        settings: Any = settings_of(value, part)
     elif isinstance(value, dict):
-        found = {str(key): _within(item, part) for key, item in value.items()}
-        found = {key: item for key, item in found.items() if item is not _NOTHING}
+        settings = {str(key): _nested_settings(item, part) for key, item in value.items()}
+        settings = {key: item for key, item in settings.items() if item is not _ABSENT}
     elif isinstance(value, list | tuple):
-        found = [_within(item, part) for item in value]
-        some = any(item is not _NOTHING for item in found)
-        found = [None if item is _NOTHING else item for item in found] if some else []
+        items = [_nested_settings(item, part) for item in value]
+        some = any(item is not _ABSENT for item in items)
+        settings = [None if item is _ABSENT else item for item in items] if some else []
     else:
-        found = to_jsonable_python(value) if part is Part.RESULT else {}
-    return found if found or part is Part.RESULT else _NOTHING
+        settings = to_jsonable_python(value) if part is Part.RESULT else {}
+    return settings if settings or part is Part.RESULT else _ABSENT

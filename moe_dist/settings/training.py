@@ -1,25 +1,22 @@
-"""How a network is trained: optimiser, schedule, checkpoints, as a job may set them."""
+"""How a network is trained, as a job may set it: weights to start from, sampling, optimiser, schedule, checkpoints."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-)
+from pydantic import AfterValidator, Field
 
 from moe_dist.paths import local_path
 from moe_dist.settings.schema import Count, NonNegative, Part, Positive, Strict
-
-Sampling = Literal["instance", "balanced", "square_root", "progressive"]
-"""How often an epoch shows a class of n images: instance: n times (every image once); balanced: as often as any other;
-square_root: in proportion to sqrt(n); progressive: from instance in the first epoch to balanced in the last."""
 
 Weights = Annotated[
     str, AfterValidator(lambda name: str(local_path(name).expanduser().absolute()) if "." in name else name)
 ]
 """torchvision's name of weights, or the path of a file (which has a suffix)."""
+
+Sampling = Literal["instance", "balanced", "square_root", "progressive"]
+"""How often an epoch shows a class of n images. instance: n times (every image once); balanced: as often as any other
+class; square_root: in proportion to sqrt(n); progressive: from instance in the first epoch to balanced in the last."""
 
 
 class OptimiserConfig(Strict):
@@ -29,7 +26,7 @@ class OptimiserConfig(Strict):
     learning_rate: Positive = 1e-3
     weight_decay: NonNegative = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD; the other kinds have none."""
+    """sgd: its momentum; the other kinds have none."""
 
 
 class ScheduleConfig(Strict):
@@ -37,7 +34,7 @@ class ScheduleConfig(Strict):
 
     kind: Literal["constant", "plateau", "step", "cosine"] = "constant"
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """plateau, step: what the rate is multiplied by."""
+    """plateau, step: what the rate is multiplied by when it drops."""
     patience_epochs: Annotated[int, Field(ge=0)] = 10
     """plateau: epochs without a lower validation loss before the rate drops."""
     step_epochs: Count = 30
@@ -51,9 +48,9 @@ class CheckpointConfig(Strict):
 
     every_epochs: Annotated[Count, Part.EVALUATION] = 1
     every_steps: Annotated[int, Field(ge=0), Part.NONE] = 0
-    """Also inside an epoch, every so many steps; 0: only at epoch ends."""
+    """Steps between two checkpoints inside an epoch; 0 saves at the ends of epochs only."""
     keep: Annotated[Count, Part.EVALUATION] = 2
-    """So many of the newest stay, and besides them the one that did best on the validation split; under Ray Train, so
-    many that did best there, and besides them the newest."""
+    """Number of newest checkpoints that stay, beside the one that did best on the validation split. Under Ray Train:
+    number of best ones that stay, beside the newest."""
     max_failures: Annotated[int, Field(ge=0), Part.NONE] = 3
     """How often a training is restarted from its last checkpoint after a worker died."""

@@ -135,7 +135,7 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
     terms: dict[str, Tensor] = {}
     logged: dict[str, Tensor] = {}
     loss_of = session.stage.loss or method.loss
-    parts = batch.split(session.accumulate)
+    parts = batch.micro_batches(session.accumulate)
     for part in parts:
         with session.engine.autocast():
             losses = loss_of(session.engine.network, part, progress)

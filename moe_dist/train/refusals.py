@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moe_dist.data.augment.mixing import mixes
+from moe_dist.data.augment.augment import mixes
 from moe_dist.data.stream.stream import require_divisible, require_no_window
 from moe_dist.errors import UserError
 from moe_dist.job import Job

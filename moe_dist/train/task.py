@@ -36,16 +36,18 @@ BAD_SAMPLES = "bad_samples"
 class TrainingTask:
     """One method's training within a run: all a worker on any node needs to find the rest.
 
-    Paths are absolute and on storage that every node reaches. folder: what the training leaves, another one as soon as
-    something it depends on changes; steps: what the steps before it left, by name; trained: the checkpoints that stages
-    before it ended with, in trainings of their own, by the stage's name; stages: the names of this training's stages;
-    start: the number, in the run's record, of the start that sends it.
+    Paths are absolute and on storage that every node reaches. shards: the folder or URL of the data's shards, which the
+    driver found or built; folder: what the training leaves, another one as soon as something it depends on changes;
+    steps: what the steps before it left, by name; trained: the checkpoints that stages before it ended with, in
+    trainings of their own, by the stage's name; stages: the names of this training's stages; start: the number, in the
+    run's record, of the start that sends it.
     """
 
     job: Job
     label: str
     run: Path
     cache: Path
+    shards: str
     folder: Path
     steps: Mapping[str, Path] = field(default_factory=dict)
     trained: Mapping[str, Path] = field(default_factory=dict)
@@ -69,6 +71,7 @@ class TrainingTask:
             "label": self.label,
             "run": str(self.run),
             "cache": str(self.cache),
+            "shards": self.shards,
             "folder": str(self.folder),
             "steps": {name: str(folder) for name, folder in self.steps.items()},
             "trained": {name: str(folder) for name, folder in self.trained.items()},
@@ -81,8 +84,8 @@ class TrainingTask:
         """The task that `pack` packed."""
         run, cache, folder = (Path(packed[name]) for name in ("run", "cache", "folder"))
         steps, trained = ({key: Path(path) for key, path in packed[name].items()} for name in ("steps", "trained"))
-        job, stages = parse_job(packed["job"], "job"), tuple(packed["stages"])
-        return TrainingTask(job, packed["label"], run, cache, folder, steps, trained, stages, packed["start"])
+        job, shards, stages = parse_job(packed["job"], "job"), packed["shards"], tuple(packed["stages"])
+        return TrainingTask(job, packed["label"], run, cache, shards, folder, steps, trained, stages, packed["start"])
 
 
 @dataclass
@@ -175,7 +178,7 @@ class Training:
 def open_training(task: TrainingTask, worker: Worker) -> Training:
     """Open the data, read the steps' results and build the network on the worker's device."""
     job = task.job
-    data = open_data(job.data, job.seed, task.cache)
+    data = open_data(job.data, job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.bad_samples)
     method = open_method(job, task.label, data)
     stages = [stage for stage in method.stages() if stage.name in task.stages] if task.stages else method.stages()

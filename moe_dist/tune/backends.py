@@ -20,7 +20,7 @@ from moe_dist.tune.whole_method import MethodBackend
 def open_expert_backend(packed: dict[str, Any], device: torch.device) -> ExpertBackend:
     """For rounds of experts' studies."""
     task = TrainingTask.unpack(packed)
-    data = open_data(task.job.data, task.job.seed, task.cache)
+    data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.bad_samples)
     method = open_method(task.job, task.label, data)
     material = SearchData(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,34 +38,46 @@ QUIET = {
 
 
 class StudiesSearcher(Searcher):
-    """Ray Tune's view of a Search: a trial's configuration is a round, its result the round's outcomes."""
+    """Ray Tune's view of a Search: a trial's configuration is a round, its result the round's outcomes.
+
+    error: what ended the search from within, such as a full disk under a trial or the journal. Tune is told that it is
+    finished, as it would ask on and on after an exception; the round is not told, so that a resumed search runs it.
+    """
 
     def __init__(self, search: Search) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._search = search
         self._rounds: dict[str, Round] = {}
-        self.disk_error: DiskError | None = None
-        """What ended the search: rounds that a full disk broke off are not told, so that a resumed search has them."""
+        self.error: Exception | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """The next round; None: ask again when one has come back."""
-        if self.disk_error:
-            return Searcher.FINISHED
-        work = self._search.next_round()
+        work = None
+        if self.error is None:
+            with self._ending():
+                work = self._search.next_round()
         if work is None:
-            return None if self._search.under_way else Searcher.FINISHED
+            return None if self._search.under_way and self.error is None else Searcher.FINISHED
         self._rounds[trial_id] = work
         return {"round": pack_round(work)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the search; a round without a result has failed as a whole."""
         work = self._rounds.pop(trial_id)
-        if result and "disk_error" in result:
-            self.disk_error = DiskError(result["disk_error"])
-        elif error or not result or "outcomes" not in result:
-            self._search.tell(work, all_failed(work.batches, WORKER_LOST))
-        else:
-            self._search.tell(work, [[unpack_outcome(told) for told in batch] for batch in result["outcomes"]])
+        with self._ending():
+            if result and "disk_error" in result:
+                raise DiskError(result["disk_error"])
+            if error or not result or "outcomes" not in result:
+                self._search.tell(work, all_failed(work.batches, WORKER_LOST))
+            else:
+                self._search.tell(work, [[unpack_outcome(told) for told in batch] for batch in result["outcomes"]])
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the search: Tune pickles its searcher for a restore that is never asked for."""
@@ -118,7 +132,7 @@ def run_on_ray(search: Search, open_backend: OpenBackend, packed: Any, resources
     """Run the whole search as one run of Ray Tune on the Ray this process is connected to.
 
     folder: where Tune may put what is dropped afterwards; every node must reach it.
-    Raises UserError where Tune itself ends it.
+    Raises what ends the search from within, and UserError where Tune itself ends it.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -151,5 +165,5 @@ def run_on_ray(search: Search, open_backend: OpenBackend, packed: Any, resources
             tuner.fit()
         except tune.TuneError as error:
             raise UserError(f"Ray Tune ended the search; go on with it with --resume. It said: {error}") from error
-    if searcher.disk_error:
-        raise searcher.disk_error
+    if searcher.error:
+        raise searcher.error

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from moe_dist.errors import DiskError, UserError
-from moe_dist.methods.search import Candidate, ExpertSearch, Score, SearchData
+from moe_dist.methods.search import ExpertSearch, ExpertTrial, Score, SearchData
 from moe_dist.settings.tune import TuneConfig
 from moe_dist.tune.halving import Rungs
 from moe_dist.tune.space import configured
@@ -83,23 +83,23 @@ class ExpertBackend:
     def _train(self, entries: list[_Entry], batches: Sequence[Batch], seed: int) -> list[_Entry]:
         settings = self._settings
         rungs = {batch.study: Rungs(settings.rung_factor, batch.rungs or {}) for batch in batches}
-        candidates = self._search.candidates(
-            [self._candidate(entry) for entry in entries], seed, self._data, self._device, settings.backend == "bank"
+        trials = self._search.start(
+            [self._expert_trial(entry) for entry in entries], seed, self._data, self._device, settings.backend == "bank"
         )
         alive = set(range(len(entries)))
         for epoch in range(1, settings.epochs + 1):
-            candidates.train_epoch()
+            trials.train_epoch()
             if epoch == settings.epochs or epoch in settings.rungs or epoch % settings.validate_every == 0:
-                leaving = _judge(entries, candidates.scores(), epoch, rungs if epoch < settings.epochs else {})
+                leaving = _judge(entries, trials.scores(), epoch, rungs if epoch < settings.epochs else {})
                 alive -= leaving
                 if not alive:
                     break
-                candidates.drop(leaving)
+                trials.drop(leaving)
         return entries
 
-    def _candidate(self, entry: _Entry) -> Candidate:
+    def _expert_trial(self, entry: _Entry) -> ExpertTrial:
         expert = int(entry.study)
-        return Candidate(expert, configured(self._defaults[expert], entry.trial.values))
+        return ExpertTrial(expert, configured(self._defaults[expert], entry.trial.values))
 
 
 def _judge(entries: list[_Entry], scores: Mapping[int, Score], epoch: int, rungs: Mapping[str, Rungs]) -> set[int]:

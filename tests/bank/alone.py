@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from moe_dist.bank.batches import Lesson
+from moe_dist.bank.batches import EpochData
 from moe_dist.bank.stack import Member
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet, LeNetWidths
@@ -25,33 +25,25 @@ class Alone:
     """A LeNet under torch.optim."""
 
     member: Member
-    outputs: int
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
-        self.network = LeNet(self.member.widths, self.outputs, SIDE).to(self.dtype)
+        self.network = LeNet(self.member.widths, 1, SIDE).to(self.dtype)
         self.network.load_state_dict(self.member.weights)
         self.optimiser = torch_optimiser(self.network.parameters(), self.member.optimiser)
 
-    def train_epoch(self, lesson: Lesson, images: torch.Tensor) -> float:
-        """One epoch on rows of `images`; the mean loss over its samples."""
-        total = 0.0
-        for start in range(0, len(lesson.samples), self.member.batch_size):
+    def train_epoch(self, data: EpochData, images: torch.Tensor) -> None:
+        """One epoch on rows of `images`."""
+        for start in range(0, len(data.samples), self.member.batch_size):
             rows = slice(start, start + self.member.batch_size)
-            logits = self.network(images[lesson.samples[rows]])
-            targets = torch.from_numpy(lesson.targets[rows])
-            if self.outputs == 1:
-                loss = functional.binary_cross_entropy_with_logits(logits.squeeze(1), targets.to(self.dtype))
-            else:
-                loss = functional.cross_entropy(logits, targets)
+            logits = self.network(images[data.samples[rows]]).squeeze(1)
+            targets = torch.from_numpy(data.targets[rows]).to(self.dtype)
             self.optimiser.zero_grad()
-            loss.backward()
+            functional.binary_cross_entropy_with_logits(logits, targets).backward()
             self.optimiser.step()
-            total += loss.item() * len(logits)
-        return total / len(lesson.samples)
 
 
-def mixed_members(count: int, outputs: int = 1, weight_decay: float = 0.0) -> list[Member]:
+def mixed_members(count: int, weight_decay: float = 0.0) -> list[Member]:
     """Members of all kinds of optimisers, three batch sizes, and widths and rates of their own."""
     random = np.random.default_rng(count)
     members = []
@@ -61,7 +53,7 @@ def mixed_members(count: int, outputs: int = 1, weight_decay: float = 0.0) -> li
         optimiser = OptimiserConfig(
             kind=KINDS[id % len(KINDS)], learning_rate=float(random.uniform(1e-3, 4e-3)), weight_decay=weight_decay
         )
-        weights = seeded_member(lambda widths=widths: LeNet(widths, outputs, SIDE), id, seed=0).state_dict()
+        weights = seeded_member(lambda widths=widths: LeNet(widths, 1, SIDE), id, seed=0).state_dict()
         members.append(Member(widths, optimiser, (8, 12, 16)[id // len(KINDS) % 3], weights))
     return members
 
@@ -73,10 +65,9 @@ def pictures(dtype: torch.dtype) -> torch.Tensor:
     return images.to(dtype)
 
 
-def lesson(member: int, epoch: int, outputs: int = 1) -> Lesson:
-    """A member's epoch: samples of its own, of which there are 30 to 69, and their targets."""
+def epoch_data(member: int, epoch: int) -> EpochData:
+    """A member's data of an epoch: 30 to 69 samples of its own, and their targets."""
     own = np.random.default_rng(member)
     samples = own.permutation(IMAGES)[: own.integers(30, 70)]
     samples = np.random.default_rng([member, epoch]).permutation(samples)
-    targets = (samples + member) % max(outputs, 2)
-    return Lesson(samples, targets.astype(np.float32) if outputs == 1 else targets)
+    return EpochData(samples, ((samples + member) % 2).astype(np.float32))

@@ -6,10 +6,10 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from alone import SIDE, Alone, lesson, mixed_members, pictures
+from alone import SIDE, Alone, epoch_data, mixed_members, pictures
 
-from moe_dist.bank.bank import Bank, StackLimits, divided
-from moe_dist.bank.batches import Lesson, steps
+from moe_dist.bank.bank import Bank, StackLimits, divide_into_stacks
+from moe_dist.bank.batches import EpochData
 from moe_dist.bank.network import widest
 from moe_dist.errors import UserError
 from moe_dist.models.lenet import LeNet
@@ -18,54 +18,57 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 STEPS = 50
 
 
-def train_both(members, outputs, dtype, epochs=None, dropped=None):
-    """Train a bank and each member alone; yields (bank, alone, losses, expected losses) after every epoch.
+def train_both(members, dtype, epochs=None, dropped=None):
+    """Train a bank and each member alone; yields (bank, alone, members that were trained) after every epoch.
 
     epochs: of single members; the others have as many as make 50 steps. dropped: members that leave after an epoch.
     """
     images = pictures(dtype)
-    bank = Bank(members, SIDE, outputs, dtype=dtype)
-    alone = [Alone(member, outputs, dtype) for member in members]
-    last = {id: -(-STEPS // steps(lesson(id, 0), member.batch_size)) for id, member in enumerate(members)}
+    bank = Bank(members, SIDE, dtype=dtype)
+    alone = [Alone(member, dtype) for member in members]
+    last = {id: -(-STEPS // epoch_data(id, 0).steps(member.batch_size)) for id, member in enumerate(members)}
     last |= epochs or {}
     for epoch in range(max(last.values())):
-        lessons = {id: lesson(id, epoch, outputs) for id in bank.members if epoch < last[id]}
-        losses = bank.train_epoch(lessons, lambda samples: images[samples])
-        expected = {id: alone[id].train_epoch(lessons[id], images) for id in lessons}
-        yield bank, alone, losses, expected
+        data = {id: epoch_data(id, epoch) for id in bank.members if epoch < last[id]}
+        bank.train_epoch(data, lambda samples: images[samples])
+        for id in data:
+            alone[id].train_epoch(data[id], images)
+        yield bank, alone, list(data)
         bank.drop([id for id, after in (dropped or {}).items() if after == epoch + 1])
 
 
-def assert_same(bank, alone, losses, expected, tolerance):
-    """Losses of `expected`, and weights of its members."""
-    for id, loss in expected.items():
-        assert losses[id] == pytest.approx(loss, abs=tolerance)
+def assert_same(bank, alone, members, tolerance):
+    """The weights of `members`."""
+    for id in members:
         weights = bank.weights(id)
         assert list(weights) == list(alone[id].network.state_dict())
         for name, value in alone[id].network.state_dict().items():
             torch.testing.assert_close(weights[name], value, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("outputs", "dtype"), [(1, torch.float64), (1, torch.float32), (4, torch.float64)], ids=str)
-def test_members_are_trained_as_they_would_be_alone(outputs, dtype):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_members_are_trained_as_they_would_be_alone(dtype):
     """50 steps: mixed widths, optimisers, rates and batch sizes, ragged numbers of steps and last batches."""
-    for state in train_both(mixed_members(12, outputs), outputs, dtype):
+    for state in train_both(mixed_members(12), dtype):
         assert_same(*state, TOLERANCE[dtype])
 
 
 def test_weight_decay_is_torchs():
-    for state in train_both(mixed_members(8, weight_decay=0.05), 1, torch.float64, dict.fromkeys(range(8), 2)):
+    for state in train_both(mixed_members(8, weight_decay=0.05), torch.float64, dict.fromkeys(range(8), 2)):
         assert_same(*state, 1e-9)
 
 
 def test_members_that_finish_or_are_dropped_leave_the_others_as_they_are():
     """Members 1 and 6 are dropped after the second epoch, 4 and 8 finish after the third, the rest have four."""
     epochs = {id: 3 if id in (4, 8) else 4 for id in range(12)}
-    for state in train_both(mixed_members(12), 1, torch.float64, epochs, {1: 2, 6: 2}):
-        assert_same(*state, 1e-9)
-    bank, _, losses, _ = state
+    before = {}
+    for bank, alone, trained in train_both(mixed_members(12), torch.float64, epochs, {1: 2, 6: 2}):
+        assert_same(bank, alone, trained, 1e-9)
+        finished = {id: bank.weights(id) for id in (4, 8) if id not in trained}
+        assert all(torch.equal(value, before[id][name]) for id in finished for name, value in finished[id].items())
+        before = {id: bank.weights(id) for id in bank.members}
     assert bank.members == [0, 2, 3, 4, 5, 7, 8, 9, 10, 11]
-    assert losses.keys() == {0, 2, 3, 5, 7, 9, 10, 11}
+    assert trained == [0, 2, 3, 5, 7, 9, 10, 11]
 
 
 def test_divergence_stays_with_its_member():
@@ -75,59 +78,61 @@ def test_divergence_stays_with_its_member():
     members[12] = replace(members[12], optimiser=absurd)
     nan = {name: torch.full_like(value, torch.nan) for name, value in members[13].weights.items()}
     members[13] = replace(members[13], weights=nan)
-    for bank, alone, losses, expected in train_both(members, 1, torch.float64, dict.fromkeys(range(14), 2)):
-        assert_same(bank, alone, losses, {id: expected[id] for id in range(12)}, 1e-9)
+    for bank, alone, _ in train_both(members, torch.float64, dict.fromkeys(range(14), 2)):
+        assert_same(bank, alone, range(12), 1e-9)
     assert bank.diverged() == [12, 13]
-    assert not np.isfinite([losses[12], losses[13]]).any()
 
 
 def test_logits_of_the_same_images_are_every_members_own():
-    members = mixed_members(9, outputs=3)
+    members = mixed_members(9)
     images = pictures(torch.float64)
-    bank = Bank(members, SIDE, 3, dtype=torch.float64)
+    bank = Bank(members, SIDE, dtype=torch.float64)
     bank.drop([2, 3])
-    expected = [Alone(members[id], 3, torch.float64).network(images) for id in (0, 1, 4, 5, 6, 7, 8)]
+    expected = [Alone(members[id], torch.float64).network(images).squeeze(1) for id in (0, 1, 4, 5, 6, 7, 8)]
     torch.testing.assert_close(bank.logits(images), torch.stack(expected).detach(), rtol=0, atol=1e-12)
 
 
-def test_members_of_one_course_share_their_images_and_are_trained_as_alone():
-    """Two courses of seven members of all kinds, in batches of 8; member 1 is dropped, 3 and 10 have fewer epochs."""
-    members = [replace(member, batch_size=8, course=id // 7) for id, member in enumerate(mixed_members(14))]
+def test_members_of_one_data_group_share_their_images_and_are_trained_as_alone():
+    """Two groups of seven members of all kinds, in batches of 8; member 1 is dropped, 3 and 10 have fewer epochs."""
+    members = [replace(member, batch_size=8, data_group=id // 7) for id, member in enumerate(mixed_members(14))]
     images, asked = pictures(torch.float64), []
     bank = Bank(members, SIDE, dtype=torch.float64)
-    alone = [Alone(member, 1, torch.float64) for member in members]
+    alone = [Alone(member, torch.float64) for member in members]
 
     def images_of(samples):
         asked.append(len(samples))
         return images[samples]
 
     for epoch in range(10):
-        courses = [lesson(100 + course, epoch) for course in (0, 1)]
-        lessons = {id: courses[id // 7] for id in bank.members if epoch < 4 or id not in (3, 10)}
-        losses = bank.train_epoch(lessons, images_of)
-        expected = {id: alone[id].train_epoch(lessons[id], images) for id in lessons}
-        assert_same(bank, alone, losses, expected, 1e-9)
+        groups = [epoch_data(100 + group, epoch) for group in (0, 1)]
+        data = {id: groups[id // 7] for id in bank.members if epoch < 4 or id not in (3, 10)}
+        bank.train_epoch(data, images_of)
+        for id in data:
+            alone[id].train_epoch(data[id], images)
+        assert_same(bank, alone, data, 1e-9)
         bank.drop([1])
-    assert sum(asked) < 0.6 * sum(len(lessons[id].samples) for id in lessons) * 10
+    assert sum(asked) < 0.6 * sum(len(data[id].samples) for id in data) * 10
     assert max(asked) <= 8
 
 
 @pytest.mark.parametrize(
-    ("of", "alike"), [("course", lambda each: each.course), ("kind", lambda each: each.optimiser.kind)]
+    ("same", "shared"),
+    [("data_group", lambda each: each.data_group), ("optimiser", lambda each: each.optimiser.kind)],
 )
-def test_stacks_are_of_one_batch_size_and_course_or_kind_and_within_their_limits(of, alike):
-    members = [replace(member, course=id % 3) for id, member in enumerate(mixed_members(60))]
-    stacks = divided(members, StackLimits(images=32, padding=1.5, of=of))
+def test_stacks_are_of_one_batch_size_and_data_group_or_optimiser_and_within_their_limits(same, shared):
+    members = [replace(member, data_group=id % 3) for id, member in enumerate(mixed_members(60))]
+    stacks = divide_into_stacks(members, StackLimits(images=32, padding=1.5, same=same))
     assert sorted(chain(*stacks)) == list(range(60))
     assert max(map(len, stacks)) > 1
     for stack in stacks:
         assert len({members[id].batch_size for id in stack}) == 1
-        assert len({members[id].course if of == "course" else members[id].optimiser.kind for id in stack}) == 1
+        assert len({shared(members[id]) for id in stack}) == 1
         assert len(stack) * members[stack[0]].batch_size <= 32
         own = [LeNet.multiply_adds(members[id].widths) for id in stack]
         padded = LeNet.multiply_adds(widest([members[id].widths for id in stack]))
         assert len(stack) * padded <= 1.5 * sum(own)
-    assert all(len(stack) == 1 for stack in divided(members, StackLimits(images=4, padding=9.0, of=of)))
+    small = StackLimits(images=4, padding=9.0, same=same)
+    assert all(len(stack) == 1 for stack in divide_into_stacks(members, small))
 
 
 def test_an_image_too_small_for_a_lenet_is_refused():
@@ -135,8 +140,9 @@ def test_an_image_too_small_for_a_lenet_is_refused():
         Bank(mixed_members(1), image_size=12)
 
 
-def test_a_lesson_of_a_dropped_member_is_a_mistake():
+def test_data_for_a_dropped_member_is_a_mistake():
     bank = Bank(mixed_members(2), SIDE)
     bank.drop([1])
+    data = EpochData(np.arange(3), np.zeros(3, np.float32))
     with pytest.raises(AssertionError):
-        bank.train_epoch({1: Lesson(np.arange(3), np.zeros(3, np.float32))}, lambda samples: torch.zeros(3, 3, 16, 16))
+        bank.train_epoch({1: data}, lambda samples: torch.zeros(3, 3, 16, 16))

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import torch
-from alone import SIDE, lesson, mixed_members, pictures
+from alone import SIDE, epoch_data, mixed_members, pictures
 from torch.nn import functional
 
-from moe_dist.bank.network import _unfolded_convolution, cut, pack, shapes, unpacked, widest
+from moe_dist.bank.network import _unfolded_convolution, widest
 from moe_dist.bank.stack import Stack
 from moe_dist.models.lenet import LeNetWidths
 
@@ -16,11 +16,10 @@ def test_widest_holds_every_member():
 
 
 def test_packed_weights_come_back_as_they_were():
-    members = mixed_members(5, outputs=3)
-    padded = shapes(widest([member.widths for member in members]), 3, SIDE)
-    stacked = unpacked(pack([member.weights for member in members], padded, torch.float32), padded)
-    for row, member in enumerate(members):
-        found = cut(stacked, row, shapes(member.widths, 3, SIDE))
+    members = [replace(member, batch_size=8) for member in mixed_members(5)]
+    stack = Stack(dict(enumerate(members)), SIDE, torch.device("cpu"), torch.float32)
+    for id, member in enumerate(members):
+        found = stack.weights(id)
         assert found.keys() == member.weights.keys()
         assert all(torch.equal(found[name], value) for name, value in member.weights.items())
 
@@ -30,8 +29,8 @@ def test_padding_stays_zero_through_training():
     members = [replace(member, batch_size=8) for member in mixed_members(12)]
     images = pictures(torch.float32)
     for kind in range(4):
-        stack = Stack({id: members[id] for id in range(kind, 12, 4)}, SIDE, 1, torch.device("cpu"), torch.float32)
-        stack.train_epoch({id: lesson(id, 0) for id in stack.ids}, lambda samples: images[samples])
+        stack = Stack({id: members[id] for id in range(kind, 12, 4)}, SIDE, torch.device("cpu"), torch.float32)
+        stack.train_epoch({id: epoch_data(id, 0) for id in stack.ids}, lambda samples: images[samples])
         for id, row in zip(stack.ids, stack._rows):
             own = sum(torch.count_nonzero(value) for value in stack.weights(id).values())
             assert torch.count_nonzero(row) == own > 0

@@ -23,7 +23,7 @@ from s3fs import S3FileSystem
 
 from moe_dist.cli import app
 from moe_dist.data.batch import TrainingSet
-from moe_dist.data.opened.images import DiskImages
+from moe_dist.data.opened.images import EncodedImages
 from moe_dist.data.shards.build.build import build_shards
 from moe_dist.data.shards.inspect.check import check_shards
 from moe_dist.data.shards.shard_set import ShardSet
@@ -103,7 +103,7 @@ def moto(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
 def epoch(opened: ShardSet) -> Iterator[np.ndarray]:
     """One epoch of batches, a shard after the other."""
     training_set = TrainingSet(np.arange(len(opened)), opened.labels)
-    images = DiskImages(opened, 8, crop_roi=False)
+    images = EncodedImages(opened, 8, crop_roi=False)
     config = DataConfig(image_size=8, window_shards=1)
     stream = Stream(images, training_set, config, seed=0, global_batch=4, rank=0, world=1, shard_of=opened.shard_of)
     for batch in stream.epoch():

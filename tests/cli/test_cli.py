@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from moe_dist.cli import app
+from moe_dist.cli import again, app
 from moe_dist.data.datasets.catalog import DATASETS
 from moe_dist.errors import UserError
 
@@ -105,6 +105,31 @@ def test_show_runs_nothing(tmp_path: Path) -> None:
 def test_a_refusal_is_one_sentence(tmp_path: Path, overrides: list[str], said: str) -> None:
     options = [word for override in overrides for word in ("--set", override)]
     assert said in sentence(moe_dist("run", write_job(tmp_path), "--launcher", "local", *options, cwd=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "expected"),
+    [
+        (["run", "my job.yaml"], True, "moe-dist run 'my job.yaml' --out runs/x --resume"),
+        (["run", "job.yaml", "--out", "there"], True, "moe-dist run job.yaml --out there --resume"),
+        (["run", "job.yaml", "--out", "there", "--resume"], True, "moe-dist run job.yaml --out there --resume"),
+        (["run", "job.yaml", "--resume"], True, "moe-dist run job.yaml --resume --out runs/x"),
+        (["run", "job.yaml"], False, "moe-dist run job.yaml"),
+    ],
+)
+def test_the_command_that_goes_on(
+    words: list[str], begun: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["moe-dist", *words])
+    folder = tmp_path / "runs" / "x"
+    folder.mkdir(parents=True)
+    if begun:
+        (folder / "job.yaml").touch()
+    out = Path("there") if "--out" in words else None
+    assert again(folder, out, "--resume" in words) == expected
+    monkeypatch.setenv("MOE_DIST_GO_ON", "moe-dist submit job.yaml --resume")
+    assert again(folder, out, False) == "moe-dist submit job.yaml --resume"
 
 
 URL = "s3://bucket/x"
@@ -216,7 +241,7 @@ def test_shards_are_built_checked_and_refused_when_damaged(tmp_path: Path) -> No
 
 
 def in_process(*arguments: str) -> str:
-    """What a command prints; it must succeed."""
+    """The output of a command, which must succeed."""
     result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 SUBMIT = """
 import sys
 from pathlib import Path
-from moe_dist.train.submit import connect, submit_command
+from moe_dist.launch.submit import connect, submit_command
 address, root, exit_code = sys.argv[1:]
 command = ["python", "entry.py", exit_code]
 sys.exit(submit_command(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -104,6 +106,49 @@ def test_a_server_that_refuses_is_a_sentence(
     assert server.asked == ["GET /api/version"], "nothing was uploaded and nothing submitted"
 
 
+def node(address: str, state: str) -> dict[str, Any]:
+    """A node as the state API of a cluster tells it."""
+    resources = {"CPU": 2.0} if state == "ALIVE" else {}
+    about = {"node_id": address, "node_ip": address, "state": state, "resources_total": resources}
+    return about | {"is_head_node": False, "state_message": None, "node_name": address, "labels": {}}
+
+
+def test_dead_nodes_are_left_out_here_because_the_state_api_cannot(
+    serve: Callable[[int, str], RefusingServer],
+) -> None:
+    """Asked for the living alone, it calls the dead ones missing output, and Ray's client raises."""
+    nodes = [node("10.0.0.1", "ALIVE"), node("10.0.0.2", "DEAD"), node("10.0.0.3", "ALIVE")]
+    listed = {
+        "total": 3,
+        "num_after_truncation": 3,
+        "num_filtered": 3,
+        "result": nodes,
+        "partial_failure_warning": None,
+    }
+    server = serve(200, json.dumps({"result": True, "msg": "", "data": {"result": listed}}))
+    living = [ClusterNode("10.0.0.1", {"CPU": 2.0}), ClusterNode("10.0.0.3", {"CPU": 2.0})]
+    assert submitting.living_nodes(server.address) == living
+    assert "ALIVE" not in server.asked[-1]
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (500, {"result": False, "msg": "the source of nodes\nis out of order", "data": {}}),
+        (200, {"total": 3, "num_after_truncation": 1, "result": [], "partial_failure_warning": None}),
+        (200, {"total": 0, "num_after_truncation": 0, "result": [], "partial_failure_warning": "GCS did not answer"}),
+    ],
+)
+def test_a_cluster_that_does_not_tell_its_nodes_is_a_sentence(
+    serve: Callable[[int, str], RefusingServer], status: int, answer: dict[str, Any]
+) -> None:
+    body = answer if status == 500 else {"result": True, "msg": "", "data": {"result": answer}}
+    server = serve(status, json.dumps(body))
+    with pytest.raises(UserError, match=f"{server.address} does not tell which nodes .*submit again. It said") as told:
+        submitting.living_nodes(server.address)
+    assert "\n" not in str(told.value)
+
+
 def test_no_server_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"no job server answers at http://127\.0\.0\.1:9: is the cluster up"):
         submitting.connect("http://127.0.0.1:9")
@@ -137,7 +182,7 @@ def test_the_token_is_sent_and_never_printed(
 ) -> None:
     """In a process of its own: Ray reads the token once per process."""
     server = serve(403, "Forbidden: Invalid authentication token")
-    program = f"from moe_dist.train.submit import connect; connect({server.address!r})"
+    program = f"from moe_dist.launch.submit import connect; connect({server.address!r})"
     outcome = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"RAY_AUTH_MODE": "token"} | variables,
@@ -163,6 +208,9 @@ def test_the_job_is_shipped_as_resolved_here(monkeypatch: pytest.MonkeyPatch, re
     assert submitting.submit(job_path, overrides, "http://head:8265", follow=True, out=run, resume=True) == 0
     command = "python -m moe_dist.cli run submitted_job.yaml --out /shared/runs/x --resume"
     assert client.submitted["entrypoint"] == command
+    again = ["moe-dist", "submit", str(job_path), "--address", "http://head:8265", "--out", str(run), "--resume"]
+    again += ["--set", "workers=2", "--set", "data.source=digits folder", "--follow"]
+    assert shlex.split(client.submitted["runtime_env"]["env_vars"]["MOE_DIST_GO_ON"]) == again
     (tmp_path / "arrived.yaml").write_bytes(client.shipped["submitted_job.yaml"])
     assert load_job(tmp_path / "arrived.yaml") == load_job(job_path, overrides)
     assert load_job(tmp_path / "arrived.yaml").data.source == repository / "digits folder"

@@ -49,7 +49,7 @@ def indexed(folder: Path, members: Members) -> Path:
 def stream_all(folder: Path, bad_samples: BadSamples) -> list[int]:
     """The samples of one epoch that weigh something."""
     shards = ShardSet.open(folder)
-    config = DataConfig(image_size=8, hold="disk")
+    config = DataConfig(image_size=8, decode="each_time")
     images = open_images(shards, config, folder, bad_samples)
     everything = TrainingSet(np.arange(len(shards)), shards.labels)
     stream = Stream(images, everything, config, seed=0, global_batch=2, rank=0, world=1)

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from moe_dist.data.order import (
     Position,
     class_quotas,
+    divide,
     epoch_order,
     largest_remainder,
     limit,
-    mix,
     rank_batch,
     rank_positions,
     sampled_order,
-    split,
+    splitmix64,
     steps_per_epoch,
     uniform,
 )
@@ -30,7 +30,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 seeds = st.integers(0, 2**31 - 1)
 
 
-def splitmix64(state: int) -> int:
+def reference_splitmix64(state: int) -> int:
     """One output of the generator as its authors print it, in Python's whole numbers."""
     z = (state + GOLDEN) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
@@ -38,14 +38,15 @@ def splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def test_mix_gives_the_published_first_outputs_of_splitmix64_from_seed_0():
+def test_splitmix64_gives_the_published_first_outputs_from_seed_0():
     states = np.array([0, GOLDEN, 2 * GOLDEN % 2**64], np.uint64)
-    assert [int(value) for value in mix(states)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert [int(value) for value in splitmix64(states)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
-def test_mix_is_splitmix64(values: list[int]):
-    assert [int(value) for value in mix(np.array(values, np.uint64))] == [splitmix64(value) for value in values]
+def test_splitmix64_is_the_one_its_authors_print(values: list[int]):
+    expected = [reference_splitmix64(value) for value in values]
+    assert [int(value) for value in splitmix64(np.array(values, np.uint64))] == expected
 
 
 def test_only_numpy_is_imported():
@@ -243,7 +244,7 @@ def grouped_labels(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 @given(grouped_labels(), st.floats(0.05, 0.95), seeds)
 def test_a_split_keeps_groups_whole_and_classes_on_both_sides(data, fraction: float, seed: int):
     labels, groups = data
-    rest, held = split(labels, groups, fraction, seed)
+    rest, held = divide(labels, groups, fraction, seed)
     assert np.array_equal(np.sort(np.concatenate([rest, held])), np.arange(len(labels)))
     assert np.array_equal(rest, np.sort(rest)) and np.array_equal(held, np.sort(held))
     assert not (set(groups[rest].tolist()) & set(groups[held].tolist()) - {-1})
@@ -257,19 +258,19 @@ def test_a_split_keeps_groups_whole_and_classes_on_both_sides(data, fraction: fl
 def test_a_split_of_single_samples_is_stratified_to_the_nearest_sample():
     """Ten per cent of classes of 50, 100 and 14 samples: 5, 10 and 1.4, that is 1."""
     labels = np.repeat([0, 1, 2], [50, 100, 14])
-    _, held = split(labels, np.full(164, -1), 0.1, seed=4)
+    _, held = divide(labels, np.full(164, -1), 0.1, seed=4)
     assert np.bincount(labels[held]).tolist() == [5, 10, 1]
 
 
 def test_splits_of_other_seeds_hold_other_samples():
     labels = np.zeros(100, np.int64)
-    held = {tuple(split(labels, np.full(100, -1), 0.2, seed)[1].tolist()) for seed in range(5)}
+    held = {tuple(divide(labels, np.full(100, -1), 0.2, seed)[1].tolist()) for seed in range(5)}
     assert len(held) == 5
 
 
 def test_a_group_of_two_classes_is_refused():
     with pytest.raises(ValueError, match="group 7 holds samples of two classes"):
-        split(np.array([0, 1, 1]), np.array([7, 7, -1]), 0.5, 0)
+        divide(np.array([0, 1, 1]), np.array([7, 7, -1]), 0.5, 0)
 
 
 def test_a_limit_keeps_a_class_of_one_group():
@@ -290,6 +291,6 @@ def test_a_limit_loses_no_class_and_is_a_split_where_that_keeps_all(data, count:
     if count >= len(labels):
         assert len(kept) == len(labels)
     else:
-        held = split(labels, groups, count / len(labels), seed)[1]
+        held = divide(labels, groups, count / len(labels), seed)[1]
         assert set(held) <= set(kept)
         assert set(labels[np.setdiff1d(kept, held)]).isdisjoint(labels[held])

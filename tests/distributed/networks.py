@@ -7,9 +7,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from moe_dist.models.makers import MakeExperts, seeded
+from moe_dist.models.experts import seeded
+from moe_dist.models.makers import MakeExperts
 
 SIDE, CLASSES = 8, 4
+
+
+def weighted_sum(weights: Tensor, outputs: list[Tensor]) -> Tensor:
+    """sum over experts of weights[:, e] * outputs[e]; weights [B, E, ...] of the outputs' last dimensions."""
+    stacked = torch.stack(outputs, 1)
+    shape = (*weights.shape[:2], *[1] * (stacked.dim() - weights.dim()), *weights.shape[2:])
+    return (weights.reshape(shape) * stacked).sum(1)
 
 
 class LeNetMixture(nn.Module):
@@ -24,7 +32,7 @@ class LeNetMixture(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, C]."""
         gate = self.gate(images.flatten(1)).softmax(1)
-        return self.experts.mix(gate, images).clamp_min(1e-9).log()
+        return weighted_sum(gate, self.experts(images)).clamp_min(1e-9).log()
 
 
 class BranchesOnTrunk(nn.Module):
@@ -56,7 +64,7 @@ class ExpertsOnMap(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, C]."""
         features = self.stem(images).relu()
-        mixed = self.experts.mix(self.gate(features).softmax(1), features)
+        mixed = weighted_sum(self.gate(features).softmax(1), self.experts(features))
         return self.head(mixed.relu().mean((2, 3))).log_softmax(1)
 
 
@@ -72,7 +80,7 @@ class NormalisedExperts(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities [B, C]."""
         features = self.trunk(images).mean((2, 3))
-        return self.experts.mix(self.gate(features).softmax(1), features).log_softmax(1)
+        return weighted_sum(self.gate(features).softmax(1), self.experts(features)).log_softmax(1)
 
 
 class Branch(nn.Module):

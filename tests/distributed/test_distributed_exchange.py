@@ -73,18 +73,19 @@ def test_tie_runs_a_backward_path_without_changing_gradients() -> None:
     assert ran == [True]
 
 
-CASES: list[tuple[str, int, list[int], list[float], bool, bool]] = [
-    # network, elements of an expert's input, of each expert's output, costs, mixed, inputs have a gradient
-    ("icl", 4 * 16, [CLASSES + width for width in (3, 5, 4)], [3, 5, 4], False, True),
-    ("gmm", 4 * 16 + 10 * 16, [6 * 16] * 10, [1] * 10, True, True),
+CASES: list[tuple[str, int, list[int], list[float], bool]] = [
+    # network, elements of an expert's input, of each expert's output, costs, inputs have a gradient
+    ("icl", 4 * 16, [CLASSES + width for width in (3, 5, 4)], [3, 5, 4], True),
+    ("gmm", 4 * 16, [6 * 16] * 10, [1] * 10, True),
+    ("dfcp5", SIDE * SIDE, [CLASSES] * 5, [2, 3, 4, 5, 6], False),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
 def test_moves_the_bytes_that_were_estimated(worlds: dict[int, World], case: Any) -> None:
-    """Summed over ranks, apart from the batch sizes; `mix` also sends the weights, here part of the input."""
-    name, inputs, outputs, costs, mixed, gradient = case
-    estimate = exchanged_bytes(place(costs, 3), 6, inputs, outputs, mixed=mixed, input_gradient=gradient)
+    """Summed over ranks, apart from the batch sizes."""
+    name, inputs, outputs, costs, gradient = case
+    estimate = exchanged_bytes(place(costs, 3), 6, inputs, outputs, input_gradient=gradient)
     assert sum(worlds[3].run(count_bytes, name)) == estimate
 
 

@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 from worlds import World
 
 from moe_dist.data.longtail import profile
+from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.data.opened.opened import open_data
 from moe_dist.evaluate.predictions import load_network, predict_test
 from moe_dist.job import Job, parse_job
@@ -70,7 +71,8 @@ def task_of(root: Path, job: Job) -> TrainingTask:
     (label,) = job.models
     digest = fingerprint(job.model_dump(mode="json"))
     run = root / digest[:12]
-    return TrainingTask(job, label, run, root / "cache", run / label, {})
+    cache = root / "cache"
+    return TrainingTask(job, label, run, cache, ensure_shards(job.data, cache), run / label, {})
 
 
 def train_rank(rank: int, world: int, task: TrainingTask) -> None:
@@ -80,7 +82,7 @@ def train_rank(rank: int, world: int, task: TrainingTask) -> None:
 
 def accuracy(task: TrainingTask) -> float:
     """Top-1 accuracy of the last checkpoint on the test images."""
-    data = open_data(task.job.data, task.job.seed, task.cache)
+    data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
     method = open_method(task.job, task.label, data)
     checkpoint = newest_checkpoint(task.checkpoints)
     assert checkpoint is not None
@@ -106,7 +108,6 @@ def accuracy_of(
 
     def run(workers: int, expert: int, seed: int, epochs: int) -> float:
         task = task_of(tmp_path, job_of(tmp_path / "digits", workers, expert, seed, epochs))
-        open_data(task.job.data, seed, task.cache)  # builds the shards
         worlds[workers].run(train_rank, task)
         return accuracy(task)
 

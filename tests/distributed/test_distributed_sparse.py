@@ -78,13 +78,13 @@ def share(step: int, rank: int, world: int) -> Batch:
     labels = torch.randint(CLASSES, (GLOBAL_BATCH,), generator=generator)
     valid = 10 if step % 3 == 0 else GLOBAL_BATCH
     weight = (torch.arange(GLOBAL_BATCH) < valid) * world / valid
-    return Batch(images, labels, torch.arange(GLOBAL_BATCH), weight).split(world)[rank]
+    return Batch(images, labels, torch.arange(GLOBAL_BATCH), weight).micro_batches(world)[rank]
 
 
 def take_steps(case: Case, sparse: SparseMoe, engine: Engine, steps: range, rank: int, world: int) -> None:
     engine.network.train()
     for step in steps:
-        for part in share(step, rank, max(world, 1)).split(case.parallel.accumulate(max(world, 1))):
+        for part in share(step, rank, max(world, 1)).micro_batches(case.parallel.accumulate(max(world, 1))):
             terms = sparse.loss(engine.network, part, Progress("sparse", 0, 1, step))
             engine.backward(torch.stack(list(terms.values())).sum())
             engine.step()

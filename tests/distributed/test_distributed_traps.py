@@ -297,6 +297,35 @@ def mixed_types_over_ranks(rank: int, world: int) -> Any:
         return mixed_types(experts_class(world))
 
 
+def test_deepspeed_has_the_private_things_that_are_used(worlds: dict[int, World]) -> None:
+    """Where this fails, DeepSpeed has changed them: look at moe_dist/parallel/ and moe_dist/engine/deepspeed.py."""
+    assert worlds[1].run(what_deepspeed_lacks) == [[]]
+
+
+def what_deepspeed_lacks(rank: int, world: int) -> list[str]:
+    """The names that parallel/ uses and DeepSpeed does not document, as far as they are not there."""
+    from moe_dist.parallel.runtime import deepspeed, start_deepspeed
+    from moe_dist.parallel.spread import SpreadExperts, groups
+
+    start_deepspeed(torch.device("cpu"))
+    layer = deepspeed.moe.layer.MoE(4, nn.Identity(), num_experts=2, ep_size=1, k=1)
+    layer.set_deepspeed_parallelism(False)  # as DeepSpeed's engine calls it
+    assert isinstance(SpreadExperts(2, 1), deepspeed.moe.layer.MoE)
+    expert, dense = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    expert.allreduce = False  # type: ignore[attr-defined]
+    assert deepspeed.moe.utils.is_moe_param(expert) and not deepspeed.moe.utils.is_moe_param(dense)
+    used: list[tuple[Any, str]] = [
+        (groups, "_create_expert_and_data_parallel"),
+        (groups, "_get_expert_parallel_group"),
+        (groups, "_get_expert_data_parallel_group"),
+        (layer, "num_experts"),
+        *((layer.deepspeed_moe, name) for name in ("ep_group", "gate", "experts")),
+        *((layer.deepspeed_moe.gate, name) for name in ("wg", "ep_group", "drop_tokens")),
+        (layer.deepspeed_moe.experts, "deepspeed_experts"),
+    ]
+    return [f"{owner}.{name}" for owner, name in used if not hasattr(owner, name)]
+
+
 def test_starts_without_a_compiler() -> None:
     """DeepSpeed compiles an operator in init_distributed that only inference uses."""
     program = (

@@ -39,7 +39,7 @@ class Mixture(nn.Module):
         self.experts = Experts([partial(expert, width)] * 3)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.experts.mix(self.gate(features).softmax(1), features)
+        return (self.gate(features).softmax(1)[..., None] * torch.stack(self.experts(features), 1)).sum(1)
 
 
 def expert(width: int) -> nn.Module:

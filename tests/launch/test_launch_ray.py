@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from built_data import built_data
 from run_folders import checkpoints_of, evaluation_of, log_of, training_of
 from small_jobs import dfcp, quiet, traditional
 
-from moe_dist.data.opened.opened import open_data
 from moe_dist.engine.checkpoint import read_state
 from moe_dist.errors import UserError
 from moe_dist.job import Job
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.timeout(600)
 
 def run(job: Job, folder: Path, launcher: Launcher) -> dict[int, float]:
     """Loss by step of the job's only method."""
-    data = open_data(job.data, job.seed, cache_folder())
+    data = built_data(job.data, job.seed, cache_folder())
     folder.mkdir(parents=True, exist_ok=True)
     record = RunRecord(folder, job, data, launcher.name)
     run_model(Drive(job, folder, data, launcher, record, quiet()), job.method.name)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
-from moe_dist.models.branches import BranchNetwork, NetworkConfig, branch_costs, build_branches, feature_count
+from moe_dist.models.branches import BranchNetwork, NetworkConfig, branch_costs, build_branches
 from moe_dist.models.classifiers import ClassifierKind
 from moe_dist.vision import torchvision
 
@@ -46,7 +46,7 @@ def stage(state: State, name: str, maps: Tensor, stride: int) -> Tensor:
 
 
 def plain_forward(state: State, images: Tensor, experts: int, aligned: bool, kind: str) -> tuple[Tensor, Tensor]:
-    """The paper's network written down anew: features [B, M, D] and the first set's logits [B, M, C]."""
+    """The paper's network written down anew: features [B, E, D] and the first set's logits [B, E, C]."""
     stem = functional.conv2d(images, state["trunk.stem.0.weight"], padding=1)
     first = stage(state, "trunk.stages.0", normalise(state, "trunk.stem.1", stem).relu(), 1)
     second = stage(state, "trunk.stages.1", first, 2)
@@ -134,7 +134,7 @@ def test_the_callers_random_numbers_are_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_stage_two_speaks_with_the_fresh_classifiers_on_frozen_statistics() -> None:
+def test_stage_two_uses_the_fresh_classifiers_on_frozen_statistics() -> None:
     network = build().train()
     images = torch.randn(8, 3, 16, 16)
     network(images)
@@ -148,17 +148,16 @@ def test_stage_two_speaks_with_the_fresh_classifiers_on_frozen_statistics() -> N
     assert network.get_submodule("experts.members.1.classifiers.1").training
 
 
-def test_the_speaking_classifiers_alone_have_a_gradient() -> None:
+def test_the_classifiers_in_use_alone_have_a_gradient() -> None:
     network = build(experts=2)
     images = torch.randn(4, 3, 16, 16)
-    for speaking, silent in ((0, 1), (1, 0)):
-        if speaking:
+    for used, unused in ((0, 1), (1, 0)):
+        if used:
             network.train_classifiers_only()
         network.zero_grad()
         network(images).logits.square().sum().backward()
         gradients = [
-            network.get_parameter(f"experts.members.1.classifiers.{number}.weight").grad
-            for number in (speaking, silent)
+            network.get_parameter(f"experts.members.1.classifiers.{number}.weight").grad for number in (used, unused)
         ]
         assert [gradient is not None and bool(gradient.any()) for gradient in gradients] == [True, False]
 
@@ -229,17 +228,17 @@ def test_costs_of_resnet50_by_hand() -> None:
 
 
 def test_resnext50_has_grouped_convolutions_and_its_own_alignments() -> None:
-    """32 groups: a 3x3 of 1024 channels has 1024 * 32 * 9 weights. Expert m aligns stage 1 + m mod 3."""
+    """32 groups: a 3x3 of 1024 channels has 1024 * 32 * 9 weights. Expert e aligns stage 1 + e mod 3."""
     config = NetworkConfig(kind="resnext50")
     with torch.device("meta"):
         network = build(config, experts=4, classes=3)
     shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
     assert shapes["experts.members.0.stage.1.conv2.weight"] == (1024, 32, 3, 3)
     aligned = [
-        [shape[0] for name, shape in shapes.items() if f".{m}.align." in name and len(shape) == 4] for m in range(4)
+        [shape[0] for name, shape in shapes.items() if f".{e}.align." in name and len(shape) == 4] for e in range(4)
     ]
     assert aligned == [[512, 1024, 2048], [1024, 2048], [2048], [512, 1024, 2048]]
-    assert shapes["experts.members.0.classifiers.0.weight"] == (3, feature_count(config)) == (3, 2048)
+    assert shapes["experts.members.0.classifiers.0.weight"] == (3, config.features) == (3, 2048)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from moe_dist.plots import charts as plots
+from moe_dist.plots import charts
 from moe_dist.plots.style import style
 
 
@@ -31,7 +31,7 @@ def points(figure: Figure) -> list[tuple[float, str]]:
 
 def test_precision_marks_stand_in_the_row_of_their_class() -> None:
     a, b = np.array([1.0, 0.9, 0.8]), np.array([0.95, np.nan, 0.85])
-    figure = plots.precision_by_class("p", ["ant", "bee", "cat"], {"A": a, "B": b})
+    figure = charts.precision_by_class("p", ["ant", "bee", "cat"], {"A": a, "B": b})
     # The axis starts at the multiple of 0.05 below the smallest precision, 0.8: there the cross of B's `bee` stands.
     assert set(points(figure)) == {
         (1.0, "ant"),
@@ -47,40 +47,24 @@ def test_precision_marks_stand_in_the_row_of_their_class() -> None:
 @pytest.mark.parametrize(("classes", "panels"), [(10, 1), (24, 1), (43, 2), (100, 3)])
 def test_many_classes_are_divided_over_panels_and_all_are_named(classes: int, panels: int) -> None:
     names = [f"sign {c}" for c in range(classes)]
-    figure = plots.precision_by_class("p", names, {"A": np.linspace(0.5, 1, classes)})
+    figure = charts.precision_by_class("p", names, {"A": np.linspace(0.5, 1, classes)})
     assert len(figure.axes) == panels
     assert [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()] == names
 
 
 def test_confusion_shows_counts_and_shares_of_the_true_class() -> None:
-    figure = plots.confusion("c", np.array([[3, 1], [0, 0]]), ["ant", "bee"], "predicted")
+    figure = charts.confusion("c", np.array([[3, 1], [0, 0]]), ["ant", "bee"], "predicted")
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["1", "3"]
     assert figure.axes[0].images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
 
 
 def test_gate_load_is_the_mean_weight_over_all_and_by_class() -> None:
     gate = np.array([[0.8, 0.2], [0.6, 0.4], [0.1, 0.9]])
-    figure = plots.gate_load("g", gate, np.array([0, 0, 2]), ["ant", "bee", "cat"])
+    figure = charts.gate_load("g", gate, np.array([0, 0, 2]), ["ant", "bee", "cat"])
     assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([0.5, 0.5])
     by_class = figure.axes[1].images[0].get_array()
     assert by_class[[0, 2]].tolist() == [pytest.approx([0.7, 0.3]), pytest.approx([0.1, 0.9])]
     assert np.ma.getmaskarray(by_class)[1].all()
-
-
-def test_epochs_run_through_the_stages_and_a_step_logged_twice_counts_once() -> None:
-    def line(stage: str, epoch: int, step: int, value: float, **more: float) -> dict[str, object]:
-        return {"stage": stage, "epoch": epoch, "step": step, "loss/a": value} | more
-
-    log = [
-        line("alone", 0, 1, 4.0),
-        line("alone", 0, 2, 2.0),
-        line("alone", 0, 2, 2.0, **{"val/top1": 0.5, "val/loss": 1.0}),
-        line("joint", 0, 3, 1.0, **{"val/top1": 0.9, "val/loss": 0.5}),
-    ]
-    losses, accuracy = plots.training_curves("t", log).axes
-    assert losses.lines[0].get_xydata().tolist() == [[1, 3.0], [2, 1.0]]
-    assert accuracy.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.9]]
-    assert [text.get_text().strip() for text in accuracy.texts] == ["alone", "joint"]
 
 
 def test_radius_scan_marks_the_chosen_radius_and_leaves_a_gap_without_an_index() -> None:
@@ -88,32 +72,14 @@ def test_radius_scan_marks_the_chosen_radius_and_leaves_a_gap_without_an_index()
         {"radius": 0.1, "davies_bouldin": None, "coverage": 0.2, "purity": 1.0},
         {"radius": 0.2, "davies_bouldin": 0.7, "coverage": 0.9, "purity": 0.8},
     ]
-    index, shares = plots.radius_scan("r", rows, 0.2, 1.5).axes
+    index, shares = charts.radius_scan("r", rows, 0.2, 1.5).axes
     assert np.isnan(index.lines[0].get_ydata()[0]) and index.lines[0].get_ydata()[1] == 0.7
     assert [line.get_label() for line in index.lines] == ["second stage", "first stage", "chosen: 0.2"]
     assert [line.get_ydata()[1] for line in shares.lines[:2]] == [0.9, 0.8]
-    assert len(plots.radius_scan("r", rows, None, 1.5).axes[0].lines) == 2
+    assert len(charts.radius_scan("r", rows, None, 1.5).axes[0].lines) == 2
 
 
 def test_cluster_sizes_are_the_bars() -> None:
-    axes = plots.cluster_sizes("s", np.array([3, 1200]), ["ant", "bee"]).axes[0]
+    axes = charts.cluster_sizes("s", np.array([3, 1200]), ["ant", "bee"]).axes[0]
     assert [bar.get_height() for bar in axes.patches] == [3, 1200]
     assert [text.get_text() for text in axes.texts] == ["3", "1,200"]
-
-
-def test_curves_without_a_validation_are_the_loss_terms_alone() -> None:
-    log = [
-        {"kind": kind, "stage": "joint", "epoch": epoch, "step": epoch, "loss/cross_entropy": 2.0 - epoch}
-        for epoch in range(2)
-        for kind in ("step", "epoch")
-    ]
-    (axes,) = plots.training_curves("Training", log).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cross_entropy"]
-    assert axes.lines[0].get_xydata().tolist() == [[1, 2.0], [2, 1.0]]
-
-
-def test_a_loss_term_of_a_single_epoch_is_a_point() -> None:
-    log = [{"kind": "epoch", "stage": "features", "epoch": epoch, "step": epoch, "loss/a": 1.0} for epoch in range(2)]
-    log[1]["loss/b"] = 2.0
-    (axes,) = plots.training_curves("Training", log).axes
-    assert [line.get_marker() for line in axes.lines[:2]] == ["", "o"]

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from built_data import built_data
 from PIL import Image
 from pydantic_core import to_jsonable_python
 from small_jobs import sparse, traditional
 
-from moe_dist.data.opened.opened import open_data
 from moe_dist.job import Job, parse_job
 from moe_dist.methods.registry import METHODS, method_class
 from moe_dist.places import cache_folder
@@ -36,13 +36,13 @@ DEFAULTS = Path(__file__).with_name("defaults.json")
 
 def trained(job: Job) -> dict[str, Any]:
     """The settings that the job's only training depends on."""
-    data = open_data(job.data, job.seed, cache_folder())
+    data = built_data(job.data, job.seed, cache_folder())
     (label,) = job.models
     return dict(main_training(plan(open_method(job, label, data), job, label, data)).settings)
 
 
 def evaluated(job: Job) -> dict[str, Any]:
-    data = open_data(job.data, job.seed, cache_folder())
+    data = built_data(job.data, job.seed, cache_folder())
     (label,) = job.models
     return evaluation_settings(job, label, open_method(job, label, data), data, None)
 
@@ -93,19 +93,19 @@ def test_a_published_validation_split_counts_as_far_as_it_is_used(tmp_path: Path
     assert "val" in {path.name for path in tmp_path.iterdir()}
     few = with_data(job, max_test_images=8)
     ours, theirs = trained(few), trained(job)
-    if open_data(job.data, 0, cache_folder()).val is open_data(job.data, 0, cache_folder()).train:
+    if built_data(job.data, 0, cache_folder()).val is built_data(job.data, 0, cache_folder()).train:
         pytest.fail("the folder's validation split was not taken for one")
     assert differences(theirs, ours) == ["other validation images"]
 
 
-@pytest.mark.parametrize("hold", ["memory", "disk"])
-def test_where_images_are_held_counts_where_crops_are_cut_from_them(hold: str) -> None:
+@pytest.mark.parametrize("decode", ["once", "each_time"])
+def test_where_images_are_held_counts_where_crops_are_cut_from_them(decode: str) -> None:
     """A crop of an image on disk and one of the square in memory differ by 11 grey levels."""
-    assert trained(with_data(traditional(), hold=hold)) == trained(traditional())
+    assert trained(with_data(traditional(), decode=decode)) == trained(traditional())
     augment = {"resized_crop": [0.5, 1.0]}
     method = traditional().method.model_dump(mode="json") | {"augment": augment}
-    job = with_data(changed(traditional(), method=method), hold=hold)
-    assert trained(job)["crops_of"] == {"memory": "square", "disk": "image"}[hold]
+    job = with_data(changed(traditional(), method=method), decode=decode)
+    assert trained(job)["crops_of"] == {"once": "square", "each_time": "image"}[decode]
 
 
 # --- how a batch is divided
@@ -179,7 +179,7 @@ def test_a_step_depends_on_its_own_settings_and_the_training_images() -> None:
     from small_jobs import dfcp
 
     def steps(job: Job) -> dict[str, str]:
-        data = open_data(job.data, job.seed, cache_folder())
+        data = built_data(job.data, job.seed, cache_folder())
         planned = plan(open_method(job, "dfcp", data), job, "dfcp", data)
         return {item.step.name: item.fingerprint for item in planned if isinstance(item, PlannedStep)}
 
@@ -245,7 +245,7 @@ def test_the_fields_that_no_training_depends_on_are_these() -> None:
     """Whoever declares one adds it here, having thought about it."""
     found = {(path, part) for path, _, part in all_fields() if part is not Part.RESULT}
     data = ["dataset", "source", "shards", "imbalance", "imbalance_choice", "imbalance_seed", "val_fraction"]
-    data += ["max_train_images", "max_test_images", "on_bad_sample", "bad_samples_limit", "hold", "loader_workers"]
+    data += ["max_train_images", "max_test_images", "on_bad_sample", "bad_samples_limit", "decode", "loader_workers"]
     none = [f"data.{name}" for name in (*data, "remote")]
     none += [f"parallel.{name}" for name in ("expert", "zero", "micro_batches")]
     none += [f"resources.{kind}_per_{who}" for kind in ("cpus", "gpus") for who in ("worker", "task")]

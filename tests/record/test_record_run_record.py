@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ from run_folders import checkpoints_of, evaluation_of, training_of
 from small_jobs import quiet, traditional
 
 import moe_dist.record.provenance as provenance
+import moe_dist.record.run_record as run_record
 import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist import __version__
 from moe_dist.engine.checkpoint import read_state
 from moe_dist.errors import UserError
 from moe_dist.job import Job
+from moe_dist.launch.local import local_launcher
 from moe_dist.places import status_of
 from moe_dist.report.run import RunDirectory
 from moe_dist.run.run import run_job
@@ -110,6 +115,41 @@ def test_a_run_that_fails_before_any_work_is_failed(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match="no Ray here"):
         run(traditional(epochs=1), tmp_path, "first", monkeypatch)
     assert record_of(tmp_path)["status"] == "failed"
+
+
+def test_how_a_run_ended_is_written_before_its_launcher_is_shut_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+
+    @contextmanager
+    def slow_to_end(*given: Any) -> Iterator[Any]:
+        try:
+            with local_launcher(*given[1:]) as launcher:
+                yield launcher
+        finally:
+            found.append(record_of(tmp_path)["status"])
+
+    monkeypatch.setattr(run_module, "open_launcher", slow_to_end)
+    die_at(3, KeyboardInterrupt("SIGTERM"), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(traditional(epochs=1), tmp_path, "first", monkeypatch)
+    assert found == ["stopped"]
+
+
+def test_a_record_that_a_full_disk_refuses_leaves_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*given: Any) -> None:
+        monkeypatch.setattr(run_record, "write_json", full)
+        raise UserError("the disk of the cache is full")
+
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_module, "run_model", dies)
+    with pytest.raises(UserError, match="the disk of the cache is full"):
+        run(traditional(epochs=1), tmp_path, "first", monkeypatch)
 
 
 def test_a_failure_to_go_on_does_not_take_a_finished_result_back(

@@ -189,7 +189,7 @@ def test_classes_without_test_images_are_counted_on_the_page(tmp_path: Path) -> 
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="not a run directory"):
         build_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

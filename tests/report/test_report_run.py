@@ -21,7 +21,7 @@ NAMES = ["ant", "bee", "cat"]
 
 def test_models_keep_the_jobs_order_and_the_papers_names(tmp_path: Path) -> None:
     run = RunDirectory(write_run(tmp_path / "run", NAMES, methods=("dense", "dfcp")))
-    assert [(model.label, model.title) for model in run.models.values()] == [("dense", "Dense"), ("dfcp", "DFCP-MoE")]
+    assert [(model.name, model.title) for model in run.models.values()] == [("dense", "Dense"), ("dfcp", "DFCP-MoE")]
 
 
 def test_steps_come_in_the_order_they_finished(tmp_path: Path) -> None:
@@ -50,11 +50,11 @@ def test_a_job_of_one_method_as_the_schema_writes_it(tmp_path: Path) -> None:
     job = parse_job({"name": "mine", "kind": "train", "method": "dense"}, "test")
     (path / "job.yaml").write_text(dump_job(job))
     run = RunDirectory(path)
-    assert [(model.label, model.title) for model in run.models.values()] == [("dense", "dense")]
+    assert [(model.name, model.title) for model in run.models.values()] == [("dense", "dense")]
     assert run.paper is None and run.models["dense"].evaluation is not None
 
 
-def test_two_models_of_one_method_keep_their_labels(tmp_path: Path) -> None:
+def test_two_models_of_one_method_keep_their_names(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", NAMES)
     methods = {"dense": "dense", "dense_small": "dense"}
     job = parse_job({"name": "two", "kind": "reproduce", "methods": methods, "paper_table": "dfcp/table3"}, "test")
@@ -80,7 +80,7 @@ def test_the_papers_figures_stand_beside_the_only_model_of_its_method(tmp_path: 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, missing: str) -> None:
     path = write_run(tmp_path / "run", NAMES)
     (path / missing).unlink()
-    with pytest.raises(UserError, match=f"no run directory .it has no {missing}"):
+    with pytest.raises(UserError, match=f"not a run directory .it has no {missing}"):
         RunDirectory(path)
 
 
@@ -128,8 +128,8 @@ def test_the_papers_table_3_as_printed() -> None:
     } == printed
 
 
-def test_a_label_is_looked_up_before_its_method(tmp_path: Path) -> None:
-    """Three models of one method: two labels are columns; the third is a variant of one of them, with no figures."""
+def test_a_models_name_is_looked_up_before_its_method(tmp_path: Path) -> None:
+    """Three models of one method: two are named as columns; the third is a variant of one of them, with no figures."""
     path = write_run(tmp_path / "run", NAMES)
     methods = {"moe": {"name": "icl", "col": False}, "icl": {"name": "icl"}, "wide": {"name": "icl"}}
     job = parse_job({"name": "x", "kind": "reproduce", "methods": methods, "paper_table": "icl/table4"}, "test")

@@ -15,7 +15,7 @@ from moe_dist.plots.tables import Column, Row, Table, to_html, to_markdown, to_r
 from moe_dist.report.build import flat_metrics
 from moe_dist.report.run import RunDirectory
 from moe_dist.report.seeds import seeds_table
-from moe_dist.report.tables import class_table, duration, milliseconds, results_table, steps_table
+from moe_dist.report.tables import class_table, milliseconds, results_table, steps_table
 
 NAMES = [str(digit) for digit in range(10)]
 
@@ -150,13 +150,6 @@ def test_the_papers_columns_are_marked_in_every_form(tmp_path: Path) -> None:
     rich = to_rich(table)
     assert [str(cell).strip() for cell in rich.columns[0].cells].count("† paper") == 4
     assert [row.style for row in rich.rows[:3]] == [None, "dim italic", None]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (119.9, "119.9 s"), (120, "2.0 min"), (7199, "120.0 min"), (12528, "3.48 h")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

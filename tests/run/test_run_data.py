@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from built_data import built_data
 from PIL import Image
 from rich.console import Console
 from run_folders import training_of
 from small_jobs import GATE, NARROW, quiet, traditional
 
-from moe_dist.data.opened.opened import open_data
 from moe_dist.data.shards.shard_set import ShardSet
 from moe_dist.data.stream.loader import Loader
 from moe_dist.errors import UserError
@@ -46,7 +46,7 @@ def built(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shards of `pictures`."""
     place = tmp_path_factory.mktemp("built") / "shards"
     job = picture_job(pictures, place)
-    open_data(job.data, 0, place.parent / "cache")
+    built_data(job.data, 0, place.parent / "cache")
     return place
 
 
@@ -80,7 +80,7 @@ def without_validation(**method: Any) -> Job:
 def test_a_run_without_validation_uses_all_images_and_has_a_report(tmp_path: Path) -> None:
     metrics = run(without_validation(), tmp_path / "run")
     record = json.loads((tmp_path / "run/run.json").read_text())
-    everything = open_data(traditional().data, 0, tmp_path / "cache")
+    everything = built_data(traditional().data, 0, tmp_path / "cache")
     assert record["counts"]["val"] == 0
     assert record["counts"]["train"] == len(everything.train_samples) + len(everything.val_samples)
     (epoch,) = epochs_of(tmp_path / "run")
@@ -110,7 +110,7 @@ def test_a_published_validation_split_is_used_and_none_is_set_aside(
     pictures: Path, built: Path, tmp_path: Path
 ) -> None:
     job = picture_job(pictures, built, val_fraction=0.5)
-    data = open_data(job.data, 0, tmp_path / "cache")
+    data = built_data(job.data, 0, tmp_path / "cache")
     assert data.info.class_counts == (20, 12, 4) and len(data.train_samples) == 36
     assert np.bincount(data.val.labels[data.val_samples]).tolist() == [4, 4, 4]
     published = ShardSet.open(built / "val")
@@ -125,8 +125,8 @@ def test_the_split_digest_covers_a_published_validation_split(pictures: Path, bu
     fewer = tmp_path / "fewer"
     shutil.copytree(pictures, fewer)
     (fewer / "val/dark/00.png").unlink()
-    one = open_data(picture_job(pictures, built).data, 0, tmp_path / "cache")
-    other = open_data(picture_job(fewer, tmp_path / "shards").data, 0, tmp_path / "cache")
+    one = built_data(picture_job(pictures, built).data, 0, tmp_path / "cache")
+    other = built_data(picture_job(fewer, tmp_path / "shards").data, 0, tmp_path / "cache")
     assert one.split_digest != other.split_digest
 
 
@@ -165,13 +165,13 @@ def damaged(built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("hold", "workers"), [("memory", 1), ("disk", 1), pytest.param("disk", 2, marks=pytest.mark.slow)]
+    ("decode", "workers"), [("once", 1), ("each_time", 1), pytest.param("each_time", 2, marks=pytest.mark.slow)]
 )
 def test_skipped_images_are_counted_and_named_in_record_metrics_and_report(
-    pictures: Path, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: str, workers: int
+    pictures: Path, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decode: str, workers: int
 ) -> None:
     monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))  # the session's holds these images, decoded whole
-    job = picture_job(pictures, damaged, on_bad_sample="skip", bad_samples_limit=4, hold=hold)
+    job = picture_job(pictures, damaged, on_bad_sample="skip", bad_samples_limit=4, decode=decode)
     metrics = run(job.model_copy(update={"workers": workers}), tmp_path / "run")
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["bad_samples"]["count"] == metrics["bad_samples"] == 4
@@ -190,7 +190,7 @@ def test_skipped_images_are_counted_and_named_in_record_metrics_and_report(
 
 
 def test_more_bad_images_than_the_limit_end_the_run(pictures: Path, damaged: Path, tmp_path: Path) -> None:
-    job = picture_job(pictures, damaged, on_bad_sample="skip", bad_samples_limit=1, hold="disk")
+    job = picture_job(pictures, damaged, on_bad_sample="skip", bad_samples_limit=1, decode="each_time")
     with pytest.raises(UserError, match=r"2 bad samples are more than data.bad_samples_limit = 1"):
         run(job, tmp_path / "run")
 
@@ -206,14 +206,14 @@ def test_a_split_of_bad_images_alone_is_one_sentence(
     for sample in range(len(opened)):
         content = content.replace(opened.read(sample), bytes(len(opened.read(sample))))
     path.write_bytes(content)
-    job = picture_job(pictures, place, {"epochs": 1}, on_bad_sample="skip", hold="disk")
+    job = picture_job(pictures, place, {"epochs": 1}, on_bad_sample="skip", decode="each_time")
     with pytest.raises(UserError, match=f"no image of the {called} split can be read or decoded"):
         run(job, tmp_path / "run")
 
 
 def test_a_bad_image_ends_the_run_where_none_is_to_be_skipped(pictures: Path, damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train-000000.tar: \S+.png: changed or cut short"):
-        run(picture_job(pictures, damaged, hold="disk"), tmp_path / "run")
+        run(picture_job(pictures, damaged, decode="each_time"), tmp_path / "run")
 
 
 def test_a_class_without_a_test_image_is_told_before_the_training(pictures: Path, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_no_more_loader_processes_than_the_job_says_and_none_started_anew_every_
     stage = {"batch_size": 12, "learning_rate": 0.05, "warmup_epochs": 0}
     method = {"name": "icl", "network": {"width": 2}, "experts": 2, "t_ad": 9, "t_cl": 9}
     method |= {"features": stage | {"epochs": 2}, "classifiers": stage | {"epochs": 1}}
-    data = picture_job(pictures, built, hold="disk", loader_workers=2).data.model_dump(mode="json")
+    data = picture_job(pictures, built, decode="each_time", loader_workers=2).data.model_dump(mode="json")
     job = parse_job({"name": "two-stages", "kind": "train", "data": data, "method": method}, "two-stages.yaml")
     run_job(job, tmp_path / "run", "local", quiet())
     first, second = passes[:4], passes[4:6]

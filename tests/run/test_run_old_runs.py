@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built_data import built_data
 from small_jobs import quiet
 
-from moe_dist.data.opened.opened import open_data
 from moe_dist.data.stream.stream import evaluation_batches
 from moe_dist.engine.checkpoint import load_weights
 from moe_dist.engine.choose import IN_ONE_PROCESS
@@ -75,7 +75,7 @@ def test_the_report_of_an_old_run_has_the_figures_it_had(old_runs: Path, name: s
 
 def test_weights_of_an_old_checkpoint_give_the_predictions_they_gave(old_runs: Path) -> None:
     job = load_job(OLD_RUNS / "finished.yaml")
-    data = open_data(job.data, job.seed, cache_folder())
+    data = built_data(job.data, job.seed, cache_folder())
     method = open_method(job, "icl", data)
     network = method_class("icl")(job.models["icl"], data.info).build(IN_ONE_PROCESS, {}, 0)
     (checkpoint,) = (old_runs / "finished/icl/checkpoints").glob("*/checkpoint_*")

@@ -1,4 +1,4 @@
-"""What a field is a part of, and the settings that are left when defaults are left out."""
+"""The part that a field is declared with, and the settings that are left without defaults."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from moe_dist.data.batch import DatasetInfo, TrainingSet
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
 from moe_dist.methods.dfcp.search import DfcpExpertSearch, f1
-from moe_dist.methods.search import Candidate, SearchData
+from moe_dist.methods.search import ExpertTrial, SearchData
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.tune import TuneConfig
@@ -59,7 +59,7 @@ def test_a_bank_gives_what_one_after_another_gives(data):
 
 
 def test_a_trial_is_trained_as_the_stage_of_experts_alone_trains(data):
-    """Weights after three epochs of a candidate beside those that the step leaves."""
+    """Weights after three epochs of a trial beside those that the step leaves."""
     from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
     from moe_dist.methods.dfcp.config import DfcpConfig
     from moe_dist.methods.phases import StepResult, Workspace
@@ -85,10 +85,10 @@ def test_a_trial_is_trained_as_the_stage_of_experts_alone_trains(data):
     config = DfcpConfig(experts=(EXPERT,) * CLASSES, alone=ALONE)
     step = train_experts_alone(config, info).run(workspace)
     search = DfcpExpertSearch(config.experts, ALONE)
-    candidates = search.candidates([Candidate(1, EXPERT)], 5, data, CPU, together=False)
+    trials = search.start([ExpertTrial(1, EXPERT)], 5, data, CPU, together=False)
     for _ in range(3):
-        candidates.train_epoch()
-    found = candidates._alive[0].network.state_dict()
+        trials.train_epoch()
+    found = trials.networks[0].state_dict()
     for name, value in expert_weights({"experts": step}, 1).items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-4)
 
@@ -110,16 +110,16 @@ def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(data, kind):
 
 
 def test_what_breaks_one_trial_costs_the_others_only_time(data, monkeypatch):
-    """A candidate of 9 filters runs out of memory, with whomever it is trained."""
+    """A trial of 9 filters runs out of memory, with whomever it is trained."""
     search = DfcpExpertSearch((EXPERT,) * CLASSES, ALONE)
-    original = DfcpExpertSearch.candidates
+    original = DfcpExpertSearch.start
 
-    def candidates(self, wanted, *rest):
-        if any(each.config.conv1 == 9 for each in wanted):
+    def start(self, trials, *rest):
+        if any(trial.config.conv1 == 9 for trial in trials):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
-        return original(self, wanted, *rest)
+        return original(self, trials, *rest)
 
-    monkeypatch.setattr(DfcpExpertSearch, "candidates", candidates)
+    monkeypatch.setattr(DfcpExpertSearch, "start", start)
     found = ExpertBackend(search, data, TuneConfig(epochs=1), CPU)
     trials = tuple(Trial(number, {"conv1": filters}) for number, filters in enumerate((3, 9, 4)))
     outcomes = found.run(Round(1, (Batch("0", trials, 5, {}),)))[0]

@@ -23,7 +23,7 @@ SPACE = {"gate.dropout": {"low": 0.0, "high": 0.5}}
 HOLD = """
 import sys, time
 from pathlib import Path
-from moe_dist.train.one_driver import only_driver
+from moe_dist.record.one_driver import only_driver
 with only_driver(Path(sys.argv[1]), None):
     print("held", flush=True)
     time.sleep(600)

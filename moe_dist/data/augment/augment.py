@@ -1,10 +1,16 @@
 """Random changes of training images, whole batches at a time, each image from its own random numbers.
 
-Letters: B images, S their side in pixels. Pixels are 0 to 255. The order is: crop from the padded image, flip, a
-published policy (policies.py), move (shift, rotate, zoom in one bilinear interpolation), brightness, contrast, cutout.
+Letters: B images, S their side in pixels, F images loaded for a batch of B: the batch's own first, then partners.
+
+Pixels are 0 to 255. The order is: crop from the padded image, flip, a published policy (policies.py), move (shift,
+rotate, zoom in one bilinear interpolation), brightness, contrast, cutout; then images are joined with others.
 Padding is black. What a move brings in from outside repeats the image's border. What cutout removes becomes mid-grey,
 which normalisation brings near 0, the value the Cutout paper (DeVries and Taylor 2017) leaves; the public code of the
 long-tail recipes cuts out before it normalises and leaves black.
+
+MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) join an image with its partner: the one half a batch further on
+in the epoch's order (order.py), with the changes it has in its own place. Partners do not depend on the number of
+ranks. Where half the batch is a multiple of the ranks, every rank has its images' partners; else it loads them, too.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,7 +29,9 @@ from moe_dist.settings.augment import AugmentConfig
 _SHIFT_X, _SHIFT_Y, _ROTATE, _ZOOM, _FLIP, _BRIGHTNESS, _CONTRAST, _CUTOUT_X, _CUTOUT_Y = range(9)
 _CROP_X, _CROP_Y, _POLICY = range(9, 12)
 DRAWS = _POLICY + POLICY_DRAWS
-"""Random numbers an image's changes take; their columns do not depend on which changes are switched on."""
+"""Random numbers that the changes of an image take; their columns do not depend on which changes are switched on."""
+MIX_DRAWS = 4
+"""Random numbers of an image's mixing: which of the two, how much, and where the rectangle's centre is (x, y)."""
 GREY = 127.5
 
 
@@ -35,7 +44,8 @@ def augment(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Tensor:
     if config.pad_crop:
         images = _crop_and_flip(images, config.pad_crop, mirrored, draws)
     elif config.flip:
-        images = _flip(images, mirrored)
+        rows = torch.from_numpy(np.flatnonzero(mirrored)).to(images.device)
+        images = images.index_copy(0, rows, images.index_select(0, rows).flip(-1))
     if config.policy:
         images = apply_policy(images, config, draws[:, _POLICY:])
     if not (config.shift or config.rotate or config.zoom or config.brightness or config.contrast or config.cutout):
@@ -47,7 +57,9 @@ def augment(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Tensor:
         changed.mul_(_column(1 + _between(draws[:, _BRIGHTNESS], config.brightness), images)).clamp_(0, 255)
     if config.contrast:
         factors = _column(1 + _between(draws[:, _CONTRAST], config.contrast), images)
-        changed.mul_(factors).add_((1 - factors) * _mean_pixel(images)).clamp_(0, 255)
+        total = images.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.int64)  # integers: the same sum in any batch
+        mean = (total.to(torch.float64) / images[0].numel()).to(torch.float32)
+        changed.mul_(factors).add_((1 - factors) * mean).clamp_(0, 255)
     if config.cutout:
         removed = _cut_out(images, config.cutout, draws).float()
         changed.mul_(1 - removed).add_(GREY * removed)  # exact, and several times faster than masked_fill_
@@ -62,9 +74,30 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images.to(torch.float32, copy=True).mul_(scale).add_(offset)
 
 
-def _flip(images: Tensor, mirrored: np.ndarray) -> Tensor:
-    rows = torch.from_numpy(np.flatnonzero(mirrored)).to(images.device)
-    return images.index_copy(0, rows, images.index_select(0, rows).flip(-1))
+def mixes(config: AugmentConfig) -> bool:
+    """Whether images are joined with others, and their labels with them."""
+    return bool(config.mixup or config.cutmix)
+
+
+def mix(
+    images: Tensor, partners: np.ndarray, usable: np.ndarray, config: AugmentConfig, draws: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """The first B of `images` [F, 3, S, S] float32 joined with their partners, and each one's own share [B] float32.
+
+    partners [B]: where each one's partner is among `images`; usable [F]: False keeps an image that has this partner as
+    it is, with share 1; draws [B, MIX_DRAWS] float64 in [0, 1).
+    """
+    own, other = images[: len(partners)], images[torch.from_numpy(partners).to(images.device)]
+    cut = (draws[:, 0] < 0.5) if config.mixup else np.ones(len(draws), bool)
+    cut &= config.cutmix > 0
+    alpha = np.where(cut, config.cutmix, config.mixup)
+    share = np.where(usable[partners], betaincinv(alpha, alpha, draws[:, 1]), 1.0)
+    outside = _outside_box(np.where(cut, share, 1.0), draws[:, 2:], images.shape[-1])
+    amount = torch.from_numpy(np.where(cut, 1.0, share).astype(np.float32)).view(-1, 1, 1, 1).to(images.device)
+    blended = own * amount + other * (1 - amount)
+    mixed = torch.where(torch.from_numpy(outside)[:, None].to(images.device), blended, other)
+    share = np.where(cut, outside.mean(axis=(1, 2)), share)
+    return mixed, torch.from_numpy(share.astype(np.float32)).to(images.device)
 
 
 def _crop_and_flip(images: Tensor, pixels: int, mirrored: np.ndarray, draws: np.ndarray) -> Tensor:
@@ -112,12 +145,6 @@ def _move(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Tensor:
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _mean_pixel(images: Tensor) -> Tensor:
-    """Each image's mean pixel [B, 1, 1, 1], before it is moved: integers, which no batch size sums differently."""
-    total = images.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.int64)
-    return (total.to(torch.float64) / images[0].numel()).to(torch.float32)
-
-
 def _cut_out(images: Tensor, fraction: float, draws: np.ndarray) -> Tensor:
     """Where each image's grey square lies, [B, 1, S, S] bool; its centre may be any pixel: borders cut it off."""
     side = images.shape[-1]
@@ -130,3 +157,18 @@ def _cut_out(images: Tensor, fraction: float, draws: np.ndarray) -> Tensor:
         return (pixel >= start) & (pixel < start + length)
 
     return inside(_CUTOUT_Y)[:, None, :, None] & inside(_CUTOUT_X)[:, None, None, :]
+
+
+def _outside_box(share: np.ndarray, centre: np.ndarray, side: int) -> np.ndarray:
+    """The pixels outside a square of about (1 - share) of the image, [B, S, S] bool; borders cut the square off.
+
+    share [B]; centre [B, 2]: x and y as fractions of the side. Rounded as torchvision's CutMix rounds.
+    """
+    half = (0.5 * np.sqrt(1 - share) * side).astype(np.int64)[:, None]
+    pixel = np.arange(side)
+
+    def inside(column: int) -> np.ndarray:
+        middle = np.floor(centre[:, column, None] * side)
+        return (pixel >= middle - half) & (pixel < middle + half)
+
+    return ~(inside(1)[:, :, None] & inside(0)[:, None, :])

@@ -1,13 +1,14 @@
 """Published policies of augmentation (AutoAugment, RandAugment) on whole batches of uint8 images.
 
-Which operations there are, how strong they are and what they compute is torchvision's; the random numbers are the
-caller's, and an image gets the same pixels in any batch. A *variant* is an operation at a magnitude.
+Letters: B images, S their side, V variants, A alternatives of O operations each (AutoAugment's sub-policies; for
+RandAugment, each operation is an alternative).
+
+The operations, their magnitudes and what they compute are torchvision's; the random numbers are the caller's, and an
+image gets the same pixels in any batch. A *variant* is an operation at a magnitude.
 
 1. An operation that only moves pixels, or only looks each one up, does the same to every image: torchvision's kernel is
-   run once, on the pixels' numbers or on the values 0 to 255, and what comes out serves whole batches of variants.
-2. Every other depends on the image: torchvision's kernel is called once for all images that get the same variant.
-
-Letters: B images, S their side, V variants, P sub-policies of K operations each.
+   run once, on the pixels' numbers or on the values 0 to 255, and the result serves whole batches of variants.
+2. Every other operation depends on the image: torchvision's kernel is called once for all images of a variant.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from moe_dist.settings.augment import MOST_RANDAUGMENT_OPERATIONS, AugmentConfig
 from moe_dist.vision import torchvision
 
 POLICY_DRAWS = 1 + 2 * MOST_RANDAUGMENT_OPERATIONS
-"""Random numbers of an image: its sub-policy; then for every operation whether (or which), and its sign."""
+"""Random numbers of an image: its alternative; then for every operation whether (or which), and its sign."""
 FILL = 128
 """Grey level of what an operation brings in from outside, as in AutoAugment's own code; torchvision's default is 0."""
 
@@ -49,10 +50,10 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Te
     side = images.shape[-1]
     if config.policy == "randaugment":
         policy = _randaugment(config.randaugment_magnitude, side)
-        chosen = _free_choice(policy, draws, config.randaugment_operations)
+        chosen = _choose_operations(policy, draws, config.randaugment_operations)
     else:
         policy = _autoaugment(str(config.policy).removeprefix("autoaugment_"), side)
-        chosen = _sub_policy_choice(policy, draws)
+        chosen = _choose_sub_policy(policy, draws)
     operations = _operations(policy.variants, side, images.device)
     for variants in chosen.T:
         images = operations.apply(images, variants)
@@ -61,24 +62,27 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Te
 
 @dataclass(frozen=True)
 class _Policy:
-    """variants [V], sorted by kind, the first of which does nothing; sequences [P, K, 2]: variants of positive and of
-    negative sign; chances [P, K]: how probable it is that the operation is done at all."""
+    """A published policy, its operations numbered.
+
+    variants [V]: sorted by kind, the first of which does nothing; sequences [A, O, 2]: the variants of positive and of
+    negative sign of each operation; chances [A, O]: how probable it is that the operation is done at all.
+    """
 
     variants: tuple[Variant, ...]
     sequences: np.ndarray
     chances: np.ndarray
 
 
-def _sub_policy_choice(policy: _Policy, draws: np.ndarray) -> np.ndarray:
-    """AutoAugment: a sub-policy an image, each of its operations done with its own chance; variants [B, K]."""
+def _choose_sub_policy(policy: _Policy, draws: np.ndarray) -> np.ndarray:
+    """AutoAugment's choice, variants [B, O]: one sub-policy for an image, each operation of it by its own chance."""
     row = np.floor(draws[:, 0] * len(policy.sequences)).astype(np.int64)
     done = draws[:, 1:5:2] < policy.chances[row]
     negative = (draws[:, 2:5:2] < 0.5).astype(np.int64)
     return np.where(done, np.take_along_axis(policy.sequences[row], negative[..., None], axis=2)[..., 0], 0)
 
 
-def _free_choice(policy: _Policy, draws: np.ndarray, operations: int) -> np.ndarray:
-    """RandAugment: each of an image's operations is any of the P; variants [B, operations]."""
+def _choose_operations(policy: _Policy, draws: np.ndarray, operations: int) -> np.ndarray:
+    """RandAugment's choice, variants [B, operations]: each operation of an image is any of the A."""
     which, negative = draws[:, 1::2][:, :operations], draws[:, 2::2][:, :operations] < 0.5
     row = np.floor(which * len(policy.sequences)).astype(np.int64)
     return policy.sequences[row, 0, negative.astype(np.int64)]
@@ -86,6 +90,7 @@ def _free_choice(policy: _Policy, draws: np.ndarray, operations: int) -> np.ndar
 
 @lru_cache
 def _autoaugment(dataset: str, side: int) -> _Policy:
+    """AutoAugment's policy for a dataset, with the magnitudes of images of `side` pixels."""
     transforms = torchvision.transforms.v2
     source = transforms.AutoAugment(transforms.AutoAugmentPolicy(dataset))
     table = [
@@ -97,6 +102,7 @@ def _autoaugment(dataset: str, side: int) -> _Policy:
 
 @lru_cache
 def _randaugment(magnitude: int, side: int) -> _Policy:
+    """RandAugment's operations at a magnitude, for images of `side` pixels."""
     source = torchvision.transforms.v2.RandAugment(num_magnitude_bins=_RANDAUGMENT_BINS)
     names = source._AUGMENTATION_SPACE
     table = [[(name, _magnitude(source, name, magnitude, _RANDAUGMENT_BINS, side))] for name in names]
@@ -104,24 +110,19 @@ def _randaugment(magnitude: int, side: int) -> _Policy:
 
 
 def _magnitude(source: Any, name: str, level: int | None, bins: int, side: int) -> float:
-    """What `level` of an operation means on torchvision's scale of `bins` steps; 0 where it has no magnitude."""
+    """The magnitude of an operation at `level` of torchvision's scale of `bins` steps; 0 where it has none."""
     magnitudes = source._AUGMENTATION_SPACE[name][0](bins, side, side)
     return 0.0 if magnitudes is None else float(magnitudes[level])
 
 
 def _numbered(source: Any, table: list[list[Variant]], chances: np.ndarray) -> _Policy:
-    """The policy of `table` [P, K], its variants numbered, those of both signs where the operation has a sign."""
+    """The policy of the operations and magnitudes `table` [A, O], with variants of both signs where there is a sign."""
     signs = {name: (1, -1 if signed else 1) for name, (_, signed) in source._AUGMENTATION_SPACE.items()}
     both = [[[(name, sign * level) for sign in signs[name]] for name, level in row] for row in table]
     distinct = {variant for row in both for pair in row for variant in pair} | {_IDENTITY}
     variants = sorted(distinct, key=lambda variant: (_kind(variant[0]), variant))
     sequences = [[[variants.index(variant) for variant in pair] for pair in row] for row in both]
     return _Policy(tuple(variants), np.array(sequences), chances)
-
-
-@lru_cache
-def _operations(variants: tuple[Variant, ...], side: int, device: torch.device) -> _Operations:
-    return _Operations(variants, side, device)
 
 
 class _Operations:
@@ -157,27 +158,32 @@ class _Operations:
         return changed.index_select(0, torch.from_numpy(np.argsort(order)).to(images.device))
 
     def _moved(self, images: Tensor, places: Tensor) -> Tensor:
-        """Every pixel taken from where its variant says, or from the grey one behind the last."""
+        """Every pixel taken from the place that its variant says, or from the grey one behind the last."""
         padded = functional.pad(images.flatten(2), (0, 1), value=FILL)
         return padded.gather(2, self._sources[places][:, None].expand(-1, 3, -1)).view_as(images)
 
     def _looked_up(self, images: Tensor, places: Tensor) -> Tensor:
+        """Every value replaced by the one at its place in the table of its variant."""
         return self._tables[places].gather(1, images.flatten(1).long()).view_as(images)
 
 
+_operations = lru_cache(_Operations)
+
+
 def _kind(name: str) -> int:
+    """How an operation is done: not at all, as a move, as a look-up, or by torchvision's kernel."""
     if name == "Identity":
         return _NOTHING
     return _MOVE if name in _MOVES else _LOOKUP if name in _LOOKUPS else _KERNEL
 
 
 def _made_once(variants: Sequence[Variant], ramp: Tensor, fill: int) -> Tensor:
-    """What each of `variants` makes of an image [1, 1, H, W] of consecutive numbers, [len(variants), H W]."""
+    """The images that `variants` [V] make of an image [1, 1, H, W] of consecutive numbers, [V, H W]."""
     return torch.stack([_kernel(ramp, variant, fill).flatten() for variant in variants] or [ramp.flatten()])
 
 
 def _kernel(images: Tensor, variant: Variant, fill: int) -> Tensor:
-    """The operation on images [B, C, H, W]: torchvision's own but for one."""
+    """The operation on `images` [B, 3, S, S] (or a ramp of one channel): torchvision's own, except for Sharpness."""
     name, magnitude = variant
     if name == "Sharpness":
         return _sharpen(images, 1 + magnitude)
@@ -202,5 +208,5 @@ def _sharpen(images: Tensor, factor: float) -> Tensor:
 
 @lru_cache
 def _interpreter() -> Any:
-    """A policy of torchvision's, for what all of them share: running an operation by its name."""
+    """A policy of torchvision, for what all of them share: they run an operation by its name."""
     return torchvision.transforms.v2.RandAugment()

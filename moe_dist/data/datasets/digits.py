@@ -9,7 +9,7 @@ import numpy as np
 
 from moe_dist.data.datasets.pixels import encode_png, encoder_version
 from moe_dist.data.datasets.samples import Sample
-from moe_dist.data.order import split
+from moe_dist.data.order import divide
 from moe_dist.errors import UserError
 
 _TEST_FRACTION = 0.2
@@ -31,7 +31,7 @@ class Digits:
         self._pixels = np.round(digits.images * (255 / _LARGEST_PIXEL)).astype(np.uint8)
         self._labels = digits.target.astype(np.int64)
         alone = np.full(len(self._labels), -1)
-        train, test = split(self._labels, alone, _TEST_FRACTION, _TEST_SEED)
+        train, test = divide(self._labels, alone, _TEST_FRACTION, _TEST_SEED)
         self._numbers = {"train": train, "test": test}
         self.counts = {name: len(numbers) for name, numbers in self._numbers.items()}
 

@@ -19,26 +19,26 @@ from moe_dist.errors import UserError
 from moe_dist.files import read_json, whole_file, write_json
 from moe_dist.settings.data import DataConfig
 
-MEMORY_LIMIT_BYTES = 2 * 2**30
-"""`hold: auto` keeps a split in memory up to this size."""
+DECODED_LIMIT_BYTES = 2 * 2**30
+"""`decode: auto` decodes a split once up to this size of its array."""
 _WRITE_IMAGES = 256
 _PIXELS_VERSION = 2
 """Raised when the same image and size give other pixels, so that no array of an older version is read."""
 
 
 def open_images(shards: ShardSet, config: DataConfig, cache: Path, bad_samples: BadSamples = NONE_ALLOWED) -> Images:
-    """The images of `shards` as the job's data settings want them held; `cache` is this node's folder for arrays.
+    """The images of `shards` as the job wants them decoded; `cache` is this node's folder for arrays.
 
     Raises UserError where an image cannot be decoded and `bad_samples` does not take it, or no array can be written.
     """
-    images = DiskImages(shards, config.image_size, config.crop_roi, bad_samples, config.frame)
+    images = EncodedImages(shards, config.image_size, config.crop_roi, bad_samples, config.frame)
     size_bytes = len(images) * 3 * config.image_size**2
-    if config.hold == "disk" or (config.hold == "auto" and size_bytes > MEMORY_LIMIT_BYTES):
+    if config.decode == "each_time" or (config.decode == "auto" and size_bytes > DECODED_LIMIT_BYTES):
         return images
-    return MemoryImages(images, cache)
+    return DecodedImages(images, cache)
 
 
-class DiskImages:
+class EncodedImages:
     """Images decoded at every access."""
 
     def __init__(
@@ -96,10 +96,10 @@ class DiskImages:
         return x1, y1, x2, y2
 
 
-class MemoryImages:
+class DecodedImages:
     """Images decoded once into one array file, which all processes of a node map into memory and share."""
 
-    def __init__(self, source: DiskImages, cache: Path) -> None:
+    def __init__(self, source: EncodedImages, cache: Path) -> None:
         self._source = source
         self._cache = cache
         form = f"{source.size}{'-roi' if source.crop_roi else ''}{'-centre' if source.frame == 'centre_crop' else ''}"
@@ -114,7 +114,7 @@ class MemoryImages:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as where its images come from: another process maps, another node decodes, its own array."""
-        return MemoryImages, (self._source, self._cache)
+        return DecodedImages, (self._source, self._cache)
 
     def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
         """The images `samples`, [n, 3, S, S] uint8; `crop` takes a random part of each held square."""
@@ -145,7 +145,7 @@ def _bad_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.bad.json")
 
 
-def _ready(source: DiskImages, path: Path) -> bool:
+def _ready(source: EncodedImages, path: Path) -> bool:
     """Whether the array at `path` is there and no sample that is black in it can be read by now.
 
     Those that cannot are noted again. Raises UserError where the job does not allow (so many of) them.
@@ -162,7 +162,7 @@ def _ready(source: DiskImages, path: Path) -> bool:
     return not source.readable(bad).any()
 
 
-def _decode_in_turn(source: DiskImages, path: Path) -> None:
+def _decode_in_turn(source: EncodedImages, path: Path) -> None:
     """Write the array file `path`, unless another process of this node does so first."""
     try:
         with in_turn(path.with_name(f".{path.name}.lock")):
@@ -172,11 +172,11 @@ def _decode_in_turn(source: DiskImages, path: Path) -> None:
         needed = len(source) * 3 * source.size**2 / 2**20
         raise UserError(
             f"{path.parent}: cannot write {needed:.0f} MiB of decoded images ({error.strerror}); free space or set "
-            "data.hold=disk"
+            "data.decode=each_time"
         ) from None
 
 
-def _decode_all(source: DiskImages, path: Path) -> None:
+def _decode_all(source: EncodedImages, path: Path) -> None:
     """Write every image of `source` to the array file `path`, and the list of its bad samples beside it.
 
     Until both are in place the list names the bad ones of the array before, too: who finds them in between looks at

@@ -1,9 +1,13 @@
-"""A job's dataset, opened: shards (built where they are missing), decoded images, and the train / validation split."""
+"""A job's dataset, opened: its shards, its images, and which of them are for training, validation and test.
+
+Letters: N images of a split.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +16,20 @@ import numpy as np
 
 from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.batch import DatasetInfo, Images
-from moe_dist.data.longtail import class_counts
-from moe_dist.data.opened.images import DiskImages, open_images
-from moe_dist.data.opened.job_shards import ensure_shards, open_shards
-from moe_dist.data.order import limit, split
+from moe_dist.data.datasets.samples import SPLITS
+from moe_dist.data.longtail import LongTail, class_counts
+from moe_dist.data.opened.images import EncodedImages, open_images
+from moe_dist.data.order import divide, limit
+from moe_dist.data.shards.index import INDEX_FILE
 from moe_dist.data.shards.shard_set import ShardSet
-from moe_dist.data.storage.store import shown
+from moe_dist.data.storage.store import exists, join, shown
 from moe_dist.errors import UserError
 from moe_dist.settings.data import DataConfig
 
 
 @dataclass(frozen=True)
 class OpenedSplit:
-    """Images, labels [N] and groups [N] (tracks, -1: none) of one split."""
+    """One split: its images, and the labels, groups (tracks, -1: none) and shards [N] of each."""
 
     images: Images
     labels: np.ndarray
@@ -36,14 +41,15 @@ class OpenedSplit:
 class OpenedData:
     """What every part of a run reads.
 
-    train_samples, val_samples, test_samples: sorted sample numbers of their splits. A validation split that the dataset
-    does not publish is a part of the training images: `val` is then `train`, and val_samples are numbers of it; without
-    validation there are none. digests: over the images and sample numbers of `train`, `val` and `test`, each by itself;
-    split_digest: over all of them, equal for two runs that saw the same data the same way; bad_samples: those that this
-    process has met.
+    shards: the folder or URL of its shards; train_samples, val_samples, test_samples: sorted sample numbers of their
+    splits. A validation split that the dataset does not publish is a part of the training images: `val` is then
+    `train`, and val_samples are numbers of it; without validation there are none. digests: over the images and sample
+    numbers of `train`, `val` and `test`, each by itself; split_digest: over all of them, equal for two runs that saw
+    the same data the same way; bad_samples: those that this process has met.
     """
 
     config: DataConfig
+    shards: str
     info: DatasetInfo
     train: OpenedSplit
     val: OpenedSplit
@@ -62,28 +68,34 @@ class OpenedData:
         return [name for name, count in zip(self.info.class_names, counts) if not count]
 
 
-def open_data(config: DataConfig, seed: int, cache: Path) -> OpenedData:
-    """Open the job's dataset; the split depends on the labels, the groups, `val_fraction` and the seed alone."""
-    place = ensure_shards(config, cache)
-    shards = open_shards(config, place, cache)
-    bad_samples = BadSamples(config.bad_samples_limit if config.on_bad_sample == "skip" else None)
-    splits = {name: _opened(opened, config, cache, bad_samples) for name, opened in shards.items()}
-    train = splits["train"]
-    if isinstance(train.images, DiskImages):
-        shards["train"].require_room(config.window_shards)
-    _require_images_of_every_class(train.labels, shards["train"].class_names, shown(place))
+def open_data(config: DataConfig, seed: int, cache: Path, place: str) -> OpenedData:
+    """Open the job's dataset; the split depends on the labels, the groups, `val_fraction` and the seed alone.
 
-    samples = _limited(train, config.max_train_images, seed)
-    if "val" in splits:
-        val_samples = _limited(splits["val"], config.max_test_images, seed)
-    else:
-        samples, val_samples = _set_aside(train, samples, config.val_fraction, seed)
-    parts = {"train": samples, "val": val_samples, "test": _limited(splits["test"], config.max_test_images, seed)}
+    place: the folder or URL of its shards, which the driver found or built (`ensure_shards`).
+    Raises UserError where they are not there, or of another dataset or form than the job's.
+    """
+    shards = open_shards(config, place, cache)
+    names = shards["train"].class_names
+    bad_samples = BadSamples(config.bad_samples_limit if config.on_bad_sample == "skip" else None)
+    splits = {
+        name: OpenedSplit(
+            open_images(of_split, config, cache / "decoded", bad_samples),
+            of_split.labels,
+            of_split.groups,
+            of_split.shard_of,
+        )
+        for name, of_split in shards.items()
+    }
+    if isinstance(splits["train"].images, EncodedImages):
+        shards["train"].require_room(config.window_shards)
+    parts = _parts(splits, config, seed)
+    counts = class_counts(splits["train"].labels[parts["train"]], len(names))
     return OpenedData(
         config=config,
-        info=_info(config, shards["train"].class_names, train.labels[samples]),
-        train=train,
-        val=splits.get("val", train),
+        shards=place,
+        info=DatasetInfo(len(names), names, config.image_size, len(parts["train"]), tuple(counts.tolist())),
+        train=splits["train"],
+        val=splits.get("val", splits["train"]),
         test=splits["test"],
         train_samples=parts["train"],
         val_samples=parts["val"],
@@ -94,46 +106,86 @@ def open_data(config: DataConfig, seed: int, cache: Path) -> OpenedData:
     )
 
 
-def _info(config: DataConfig, class_names: tuple[str, ...], labels: np.ndarray) -> DatasetInfo:
-    """What methods may know; `labels` [N] are those of the training images, validation left out."""
-    return DatasetInfo(
-        classes=len(class_names),
-        class_names=class_names,
-        image_size=config.image_size,
-        train_images=len(labels),
-        class_counts=tuple(class_counts(labels, len(class_names)).tolist()),
-    )
+def are_whole(place: str, config: DataConfig) -> bool:
+    """Whether shards were built at `place` to the end."""
+    return all(exists(join(place, split, INDEX_FILE), config.remote) for split in ("train", "test"))
 
 
-def _set_aside(train: OpenedSplit, samples: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of the training `samples`, those to train on and those to validate on: none where `fraction` is 0."""
-    if not fraction:
-        return samples, samples[:0]
-    rest, held = split(train.labels[samples], train.groups[samples], fraction, seed)
-    return samples[rest], samples[held]
+def long_tail_of(config: DataConfig) -> LongTail | None:
+    """The long-tailed form that the job trains on; None for the dataset as it is."""
+    if config.imbalance is None:
+        return None
+    return LongTail(config.imbalance, config.imbalance_choice, config.imbalance_seed)
 
 
-def _opened(shards: ShardSet, config: DataConfig, cache: Path, bad_samples: BadSamples) -> OpenedSplit:
-    images = open_images(shards, config, cache / "decoded", bad_samples)
-    return OpenedSplit(
-        images, np.asarray(shards.labels, np.int64), np.asarray(shards.groups, np.int64), shards.shard_of
-    )
+def open_shards(config: DataConfig, place: str, cache: Path) -> dict[str, ShardSet]:
+    """The splits at `place`: train, val where there is one, test.
+
+    Raises UserError where they cannot be seen there from this node, or are not the job's.
+    """
+    if not are_whole(place, config):
+        raise UserError(
+            f"{shown(place)}: holds no whole shards as {platform.node()} sees it; name a place that every node reaches "
+            "in data.shards or MOE_DIST_CACHE, or, if they were removed, run the job again"
+        )
+    has_val = exists(join(place, "val", INDEX_FILE), config.remote)
+    shards = {
+        split: ShardSet.open(join(place, split), config.remote, cache / "fetched")
+        for split in SPLITS
+        if split != "val" or has_val
+    }
+    _require_shards_of(config, shards["train"], shown(place))
+    for split, opened in shards.items():
+        if opened.class_names != shards["train"].class_names:
+            raise UserError(f"{shown(place)}: the train and {split} shards name different classes; build them again")
+    return shards
 
 
-def _require_images_of_every_class(labels: np.ndarray, names: tuple[str, ...], place: str) -> None:
-    missing = sorted(set(range(len(names))) - set(np.unique(labels).tolist()))
-    if missing:
-        raise UserError(f"{place}/train: no images of class {', '.join(names[label] for label in missing)}")
+def _require_shards_of(config: DataConfig, train: ShardSet, where: str) -> None:
+    """Raise UserError where the training shards are not of the job's dataset and long tail, or a class has no image."""
+    if train.dataset != config.dataset:
+        raise UserError(
+            f"{where}: these are shards of {train.dataset}, the job says data.dataset = {config.dataset}; "
+            "change one or the other"
+        )
+    if train.long_tail != long_tail_of(config):
+        raise UserError(
+            f"{where}: these shards hold {_in_words(train.long_tail)}, the job says {_in_words(long_tail_of(config))} "
+            "(data.imbalance, data.imbalance_choice, data.imbalance_seed); change the job or data.shards"
+        )
+    missing = np.flatnonzero(class_counts(train.labels, len(train.class_names)) == 0)
+    if missing.size:
+        raise UserError(f"{where}/train: no images of class {', '.join(train.class_names[label] for label in missing)}")
 
 
-def _limited(opened: OpenedSplit, count: int | None, seed: int) -> np.ndarray:
-    """All sample numbers, or those of about `count` samples of all classes."""
-    if count is None:
-        return np.arange(len(opened.labels))
-    return limit(opened.labels, opened.groups, count, seed)
+def _in_words(long_tail: LongTail | None) -> str:
+    """A long tail for messages."""
+    if long_tail is None:
+        return "the dataset as it is"
+    seed = f" by seed {long_tail.seed}" if long_tail.choice == "random" else ""
+    return f"a long tail of imbalance {long_tail.imbalance:g} ({long_tail.choice} images{seed})"
+
+
+def _parts(splits: Mapping[str, OpenedSplit], config: DataConfig, seed: int) -> dict[str, np.ndarray]:
+    """The sorted sample numbers to train, validate and test on; those of `val` may be numbers of the training split."""
+
+    def limited(split: OpenedSplit, count: int | None) -> np.ndarray:
+        return np.arange(len(split.labels)) if count is None else limit(split.labels, split.groups, count, seed)
+
+    train = splits["train"]
+    samples = limited(train, config.max_train_images)
+    if "val" in splits:
+        val_samples = limited(splits["val"], config.max_test_images)
+    elif config.val_fraction:
+        rest, held = divide(train.labels[samples], train.groups[samples], config.val_fraction, seed)
+        samples, val_samples = samples[rest], samples[held]
+    else:
+        val_samples = samples[:0]
+    return {"train": samples, "val": val_samples, "test": limited(splits["test"], config.max_test_images)}
 
 
 def _digest(shards: Iterable[ShardSet], parts: Iterable[np.ndarray]) -> str:
+    """A sha256 over the images of `shards` and the sample numbers `parts`."""
     digest = hashlib.sha256(json.dumps([of_split.digest for of_split in shards]).encode())
     for part in parts:
         digest.update(np.ascontiguousarray(part, np.int64).tobytes())

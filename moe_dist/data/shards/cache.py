@@ -1,11 +1,11 @@
 """A node's copies of shards that lie in a store: fetched whole, verified, bounded, shared by all its processes.
 
-1. A shard's copy is called by its sha256, so no two shards share a name and the same shard of two sets is one copy.
-2. Whoever holds the lock of a shard fetches it and renames it when it is whole; the others wait, and find it. A lock
-   goes with its process, so a killed one leaves nothing but a partial file, which the next to need room removes.
-3. Room is made before a fetch, under the folder's own lock and counting what others are fetching: the copies opened
-   longest ago go first. Only files are removed whose name is a copy's and which have a lock beside them, so a file that
-   somebody else put there stays. Whoever has a copy open keeps reading it after it is gone.
+1. A copy is named after the shard's sha256: no two shards share a name, and a shard of two sets has one copy.
+2. The process that holds a shard's lock fetches it and renames it when it is whole; the others wait and find it. A
+   killed process loses its lock and leaves a partial file, which the next process that needs room removes.
+3. Room is made before a fetch, under the folder's own lock and counting what others are fetching: the copies that were
+   opened longest ago are removed first. Only a file that has the name of a copy and a lock beside it is removed, so
+   files of somebody else stay. A process that has a copy open can read it after its removal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _GIB = 2**30
 
 
 class ShardCache:
-    """The copies in `folder`, as many as `remote.cache_gib` allows; picklable."""
+    """The copies in `folder`, at most `remote.cache_gib` of them; it can be pickled."""
 
     def __init__(self, folder: Path, remote: RemoteConfig) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class ShardCache:
             )
 
     def open(self, shard: ShardInfo, url: str) -> FileIO:
-        """The copy of `shard`, fetched from `url` if there is none; it stays readable when it is removed to make room.
+        """The copy of `shard`, fetched from `url` where there is none; it stays readable when it is removed.
 
         Raises UserError where it cannot be fetched, or the disk does not take it.
         """
@@ -54,7 +54,7 @@ class ShardCache:
             copy = self._opened(shard)
             if copy is not None:
                 return copy
-            with locked(self._lock(shard.sha256)):
+            with locked(self.folder / f"{shard.sha256}.lock"):
                 return self._opened(shard) or self._fetched(shard, url)
         except OSError as error:
             raise UserError(
@@ -63,20 +63,14 @@ class ShardCache:
             ) from None
 
     def drop(self, shard: ShardInfo) -> None:
-        """Forget the copy of `shard`: the next to open it fetches it anew."""
+        """Remove the copy of `shard`: the next process to open it fetches it anew."""
         with locked(self.folder / _ROOM_LOCK):
-            self._copy(shard).unlink(missing_ok=True)
-
-    def _copy(self, shard: ShardInfo) -> Path:
-        return self.folder / f"{shard.sha256}.tar"
-
-    def _lock(self, sha256: str) -> Path:
-        return self.folder / f"{sha256}.lock"
+            (self.folder / f"{shard.sha256}.tar").unlink(missing_ok=True)
 
     def _opened(self, shard: ShardInfo) -> FileIO | None:
         """The copy of `shard`, marked as used now; None where there is none of its size."""
         try:
-            copy = FileIO(self._copy(shard))
+            copy = FileIO(self.folder / f"{shard.sha256}.tar")
         except FileNotFoundError:
             return None
         if os.fstat(copy.fileno()).st_size != shard.bytes:
@@ -85,6 +79,7 @@ class ShardCache:
         return copy
 
     def _fetched(self, shard: ShardInfo, url: str) -> FileIO:
+        """A new copy of `shard`, whose lock the caller holds; waits until there is room for it."""
         assert shard.bytes <= self.limit_bytes, "require_room comes first"
         partial = self.folder / f"{shard.sha256}-{shard.bytes}.part"
         partial.unlink(missing_ok=True)  # of a killed process: this one holds the lock now
@@ -92,21 +87,24 @@ class ShardCache:
             sleep(_WAIT_SECONDS)  # for other fetches to end: each has its limits, so they do
         try:
             get_file(url, partial, self.remote, shard.sha256)
-            copy = FileIO(partial)  # opened first: once it has its name it may be removed for another's sake
-            partial.replace(self._copy(shard))
+            copy = FileIO(partial)  # opened first: once it has its name it may be removed to make room
+            partial.replace(self.folder / f"{shard.sha256}.tar")
             return copy
         finally:
             partial.unlink(missing_ok=True)
 
     def _reserve(self, partial: Path, size: int) -> bool:
-        """Make room for `size` bytes and create `partial`, whose name reserves them; False while others need it."""
+        """Make room for `size` bytes and create `partial`, whose name reserves them.
+
+        Returns False where other fetches need the room now.
+        """
         with locked(self.folder / _ROOM_LOCK):
             room = self.limit_bytes - self._being_fetched()
             if size > room:
                 return False
-            copies = sorted(self._copies(), key=lambda copy: copy[1].st_mtime_ns)
+            copies = [(path, path.stat()) for path in self.folder.iterdir() if self._is_copy(path)]
             held = sum(stat.st_size for _, stat in copies)
-            for path, stat in copies:
+            for path, stat in sorted(copies, key=lambda copy: copy[1].st_mtime_ns):
                 if held + size <= room:
                     break
                 path.unlink(missing_ok=True)
@@ -114,23 +112,19 @@ class ShardCache:
             partial.touch()
             return True
 
-    def _copies(self) -> list[tuple[Path, os.stat_result]]:
-        """The copies that were put here by a cache, which a lock beside them shows."""
-        found = []
-        for path in self.folder.iterdir():
-            name = _COPY.fullmatch(path.name)
-            if name and self._lock(name[1]).exists():
-                found.append((path, path.stat()))
-        return found
+    def _is_copy(self, path: Path) -> bool:
+        """Whether a cache put the file `path` here, which the lock beside it shows."""
+        name = _COPY.fullmatch(path.name)
+        return name is not None and (self.folder / f"{name[1]}.lock").exists()
 
     def _being_fetched(self) -> int:
-        """The bytes that partial files will have; those of processes that are no more are removed."""
+        """The bytes that all partial files will have; those of killed processes are removed."""
         size = 0
         for path in self.folder.iterdir():
             name = _PARTIAL.fullmatch(path.name)
             if name is None:
                 continue
-            if is_locked(self._lock(name[1])):
+            if is_locked(self.folder / f"{name[1]}.lock"):
                 size += int(name[2])
             else:
                 path.unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""The index beside a split's shards: what each shard holds, and where each sample lies in it."""
+"""The index beside a split's shards: what each shard holds, and where each sample lies in it.
+
+Letters: N samples of a split, C classes.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,11 @@ from typing import Any
 import numpy as np
 
 from moe_dist.data.longtail import LongTail, class_counts
-from moe_dist.data.shards.shrink import Shrink
+from moe_dist.data.storage.store import get_bytes, join, shown
+from moe_dist.data.storage.tars import BLOCK
 from moe_dist.errors import UserError
 from moe_dist.files import whole_file, write_json
+from moe_dist.settings.data import RemoteConfig
 
 INDEX_VERSION = 1
 INDEX_FILE, ROWS_FILE = "index.json", "index.npy"
@@ -35,8 +40,7 @@ ROW = np.dtype(
 """One sample: its shard, label, the image's place in the shard and checksum, its track (-1: none) and region (-1)."""
 NO_REGION = (-1, -1, -1, -1)
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
-_TAR_BLOCK = 512
-"""Bytes of a member's header, which lies before its image."""
+_DEFAULTS = RemoteConfig()
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,16 @@ class ShardInfo:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Shrink:
+    """How large images were made smaller: to a short side of `short_side` pixels, as JPEGs of `quality` (1 to 100)."""
+
+    short_side: int
+    quality: int = 90
+
+
 def rows_digest(rows: np.ndarray) -> str:
-    """The name of a split's content: rows hold every image's checksum, label, track and region."""
+    """The sha256 of a split's rows, which names its content: every image's checksum, label, track and region."""
     return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
 
 
@@ -58,8 +70,8 @@ def rows_digest(rows: np.ndarray) -> str:
 class Index:
     """A split's index: `rows` [N] of ROW in order of shard and place.
 
-    image_kinds: images by file name extension; long_tail, shrink: how the dataset was made smaller, if it was;
-    dropped: by shard, what a repair left out and why (check.py then looks at the rows that remain alone).
+    image_kinds: images by file name extension; long_tail, shrink: how the dataset was made smaller, None where it was
+    not; dropped: what a repair left out of each shard, and why (check.py looks only at the rows that remain).
     """
 
     dataset: str
@@ -104,22 +116,27 @@ def write_index(folder: Path, index: Index) -> None:
     write_json(folder / INDEX_FILE, content)
 
 
-def read_index(folder: Path) -> Index:
-    """The index in `folder`. Raises UserError where it is missing, of another version or does not fit together."""
-    if not (folder / INDEX_FILE).is_file():
-        raise UserError(f"{folder}: no {INDEX_FILE}; build the shards with `moe-dist shards SOURCE OUT`")
+def read_index(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> Index:
+    """The index of the split in the folder or under the URL `place`, as it is there now.
+
+    Raises UserError where it is missing or cannot be fetched, of another version, or does not fit together.
+    """
+    where = shown(place)
     try:
-        content, rows = (folder / INDEX_FILE).read_bytes(), (folder / ROWS_FILE).read_bytes()
+        content, rows = (get_bytes(join(place, name), remote) for name in (INDEX_FILE, ROWS_FILE))
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise UserError(f"{where}: no {missing}; build the shards with `moe-dist shards SOURCE OUT`") from None
     except OSError as error:
-        raise UserError(f"{folder}: the index cannot be read ({error}); build the shards again") from None
-    return parse_index(str(folder), content, rows)
+        raise UserError(f"{where}: the index cannot be read ({error}); build the shards again") from None
+    return parse_index(where, content, rows)
 
 
 def parse_index(where: str, content: bytes, rows: bytes) -> Index:
-    """The index made of the bytes of index.json and index.npy, which were read from `where`.
+    """The index made of the bytes of index.json and index.npy; `where` names their place in messages.
 
-    Whatever the bytes are, nothing is unpickled, and names lead nowhere but beside the index.
-    Raises UserError where they are no index, one of another version, or do not belong together.
+    Nothing is unpickled, whatever the bytes are, and names lead nowhere but beside the index.
+    Raises UserError where they are not an index, are one of another version, or do not belong together.
     """
     try:
         fields = json.loads(content)
@@ -148,7 +165,7 @@ def parse_index(where: str, content: bytes, rows: bytes) -> Index:
 def _parse_shard(fields: dict[str, Any]) -> ShardInfo:
     shard = ShardInfo(**fields)
     if not re.fullmatch(r"[A-Za-z0-9_-]+\.tar", shard.name) or not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
-        raise ValueError(f"{shard.name!r} with sha256 {shard.sha256!r} is no shard")
+        raise ValueError(f"{shard.name!r} with sha256 {shard.sha256!r} is not a shard")
     if type(shard.bytes) is not int or not 0 <= shard.bytes < 2**63:
         raise ValueError(f"{shard.name} has {shard.bytes!r} bytes")
     return shard
@@ -171,7 +188,7 @@ def _require_rows_inside_shards(where: str, index: Index) -> None:
     """Raise UserError at the first row that points outside its shard."""
     rows, bytes_of = index.rows, np.array([shard.bytes for shard in index.shards], np.int64)
     listed = (rows["shard"] >= 0) & (rows["shard"] < len(bytes_of))
-    inside = listed & (rows["offset"] >= _TAR_BLOCK) & (rows["length"] > 0)
+    inside = listed & (rows["offset"] >= BLOCK) & (rows["length"] > 0)
     inside[listed] &= rows["length"][listed] <= bytes_of[rows["shard"][listed]] - rows["offset"][listed]
     if not inside.all():
         raise UserError(f"{where}: sample {int(np.argmin(inside))} lies outside its shard; build the shards again")

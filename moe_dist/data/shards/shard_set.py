@@ -1,4 +1,4 @@
-"""Shards, in a folder or behind a URL, opened for random access.
+"""The shards of one split, in a folder or behind a URL, opened for random access.
 
 A split is a folder of tars (`train-000000.tar` ...) that plain `tar` and `webdataset.WebDataset` read, with an index
 beside them (index.py). A sample is `<key>.<jpg|png|ppm>`, `<key>.cls` and, with a track or region, `<key>.json`.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from io import FileIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,26 @@ import numpy as np
 
 from moe_dist.data.bad_samples import BadSample
 from moe_dist.data.shards.cache import ShardCache
-from moe_dist.data.shards.files import LocalShards, StoredShards, fetch_index
 from moe_dist.data.shards.index import Index, read_index
 from moe_dist.data.shards.scan import label_problem
-from moe_dist.data.storage.store import is_url, shown
+from moe_dist.data.storage.store import is_url, join, shown
 from moe_dist.data.storage.tars import BLOCK, member_name
 from moe_dist.errors import UserError
 from moe_dist.settings.data import RemoteConfig
 
 _DEFAULTS = RemoteConfig()
 _OPEN_FILES = 200
-"""Of one set in one process: systems allow 1,024 for everything."""
+"""Shards that one set keeps open in one process: systems allow 1,024 files in all."""
 
 
 class ShardSet:
-    """One split's samples by number, read from its shards in any order; picklable, its open files left behind.
+    """One split's samples by number, read from its shards in any order. A pickled set leaves its open files behind.
 
     dataset, long_tail: what it was built from; class_names [C]; labels, groups, shard_of [N] int64; rois [N, 4] int64
     (-1: none); digest: the name of the content.
     """
 
-    def __init__(self, index: Index, shards: LocalShards | StoredShards) -> None:
+    def __init__(self, place: str, index: Index, cache: ShardCache | None) -> None:
         self.dataset = index.dataset
         self.long_tail = index.long_tail
         self.class_names = index.class_names
@@ -49,7 +49,10 @@ class ShardSet:
         self._offsets = index.rows["offset"].copy()
         self._lengths = index.rows["length"].copy()
         self._checksums = index.rows["crc32"].copy()
-        self._shards = shards
+        self._shards = index.shards
+        self._places = [join(place, shard.name) for shard in index.shards]
+        self._place = place
+        self._cache = cache
         self._files: dict[int, FileIO] = {}
 
     @classmethod
@@ -57,22 +60,24 @@ class ShardSet:
         """The split in the folder or under the URL `place`.
 
         remote, cache: for a URL, how shards are fetched, and this node's folder for their copies.
-        Raises UserError where the index cannot be had, or index and shards do not fit together: by the sizes of shards
-        in a folder; those behind a URL are looked at when they are fetched.
+        Raises UserError where the index cannot be read, or index and shards do not fit together: in a folder every
+        shard has the size that the index says; a shard behind a URL is looked at when it is fetched, and fits into the
+        cache.
         """
+        index = read_index(place, remote)
+        copies = None
         if is_url(place):
             assert cache is not None
-            index = fetch_index(str(place), remote)
-            shards: LocalShards | StoredShards = StoredShards(str(place), index.shards, ShardCache(cache, remote))
+            copies = ShardCache(cache, remote)
+            for shard in index.shards:
+                copies.require_room(shard, shown(join(place, shard.name)))
         else:
-            index = read_index(Path(place))
-            shards = LocalShards(Path(place), index.shards)
-        shards.require_fit()
+            _require_sizes(Path(place), index)
         outside = np.flatnonzero((index.rows["label"] < 0) | (index.rows["label"] >= len(index.class_names)))
         if outside.size:
-            label, where = int(index.rows["label"][outside[0]]), shown(str(place))
-            raise UserError(f"{where}: sample {outside[0]}: {label_problem(label, len(index.class_names))}")
-        return cls(index, shards)
+            problem = label_problem(int(index.rows["label"][outside[0]]), len(index.class_names))
+            raise UserError(f"{shown(place)}: sample {outside[0]}: {problem}")
+        return cls(str(place), index, copies)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,8 +86,21 @@ class ShardSet:
         return {**self.__dict__, "_files": {}}
 
     def require_room(self, window_shards: int) -> None:
-        """Raise UserError where a window of so many shards (0: all of them) cannot be in the cache at a time."""
-        self._shards.require_room(window_shards)
+        """Raise UserError where a window of so many shards (0: all of them) is larger than the cache.
+
+        Every read would fetch a shard then. A folder needs no cache.
+        """
+        if self._cache is None:
+            return
+        sizes = sorted((shard.bytes for shard in self._shards), reverse=True)
+        largest = sum(sizes[: window_shards or None])
+        if largest > self._cache.limit_bytes:
+            fitting = sum(total <= self._cache.limit_bytes for total in accumulate(sizes))
+            raise UserError(
+                f"{shown(self._place)}: an epoch reads {largest / 2**30:.2g} GiB of shards at a time; raise "
+                f"data.remote.cache_gib (it is {self._cache.remote.cache_gib:g}), or set data.window_shards={fitting} "
+                "(where no stage samples by class)"
+            )
 
     def read(self, sample: int) -> bytes:
         """The encoded image of `sample`.
@@ -92,8 +110,9 @@ class ShardSet:
         data = self._read(sample)
         if zlib.crc32(data) == self._checksums[sample]:
             return data
-        shard = int(self.shard_of[sample])
-        if self._shards.renew(shard):
+        if self._cache is not None:  # its copy was good when it came, so this node's disk is at fault
+            shard = int(self.shard_of[sample])
+            self._cache.drop(self._shards[shard])
             del self._files[shard]
             data = self._read(sample)
             if zlib.crc32(data) == self._checksums[sample]:
@@ -101,25 +120,42 @@ class ShardSet:
         raise BadSample(f"{self.where(sample)}: changed or cut short since it was indexed; build the shards again")
 
     def where(self, sample: int) -> str:
-        """The shard and member `sample` lies in, for messages."""
-        offset = int(self._offsets[sample])
-        header = os.pread(self._file(sample).fileno(), BLOCK, offset - BLOCK)
-        return f"{self._shards.where(int(self.shard_of[sample]))}: {member_name(header, offset)}"
+        """The shard and the member in which `sample` lies, for messages."""
+        shard, offset = int(self.shard_of[sample]), int(self._offsets[sample])
+        header = os.pread(self._file(shard).fileno(), BLOCK, offset - BLOCK)
+        return f"{shown(self._places[shard])}: {member_name(header, offset)}"
 
     def _read(self, sample: int) -> bytes:
+        """The bytes at the sample's place. They are read with pread: a mapped file that is cut short is fatal."""
+        shard, offset = int(self.shard_of[sample]), int(self._offsets[sample])
         try:
-            return os.pread(self._file(sample).fileno(), int(self._lengths[sample]), int(self._offsets[sample]))
+            return os.pread(self._file(shard).fileno(), int(self._lengths[sample]), offset)
         except OSError as error:
-            where = f"{self._shards.where(int(self.shard_of[sample]))}: byte {int(self._offsets[sample])}"
+            where = f"{shown(self._places[shard])}: byte {offset}"
             raise BadSample(f"{where}: cannot be read ({error.strerror})") from None
 
-    def _file(self, sample: int) -> FileIO:
-        """The sample's open shard: readable even when unlinked, and read with pread, as mapping a cut file is fatal."""
-        shard = int(self.shard_of[sample])
+    def _file(self, shard: int) -> FileIO:
+        """The `shard`-th shard, open. It stays readable when its file is removed."""
         if shard not in self._files:
-            file = self._shards.open(shard)
-            self._files = self._shards.worth_keeping(self._files)
+            if self._cache is None:
+                file = FileIO(self._places[shard])
+            else:
+                file = self._cache.open(self._shards[shard], self._places[shard])
+                # Copies that made room for it keep their bytes of the disk as long as somebody has them open.
+                self._files = {number: copy for number, copy in self._files.items() if os.fstat(copy.fileno()).st_nlink}
             if len(self._files) >= _OPEN_FILES:
                 del self._files[next(iter(self._files))]
             self._files[shard] = file
         return self._files[shard]
+
+
+def _require_sizes(folder: Path, index: Index) -> None:
+    """Raise UserError where a shard is missing from `folder` or has another size than the index says."""
+    for shard in index.shards:
+        path = folder / shard.name
+        if not path.is_file():
+            raise UserError(f"{path}: the shard is missing; build the shards again")
+        if path.stat().st_size != shard.bytes:
+            raise UserError(
+                f"{path}: has {path.stat().st_size} bytes, the index says {shard.bytes}; build the shards again"
+            )

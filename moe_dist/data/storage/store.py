@@ -1,19 +1,20 @@
-"""Files under a URL: fetched whole, put, listed; tried again after pauses, and given up with one sentence.
+"""The places of shards and the files there: a folder of this machine, or a URL (s3://bucket/folder, https://...).
 
-Credentials come from where the protocol's library looks for them (environment, configuration files, the machine's
-role); they are in no message.
+What fails behind a URL is tried again after pauses, and given up with one sentence. Credentials come from where the
+protocol's library looks for them (environment, configuration files, the machine's role); no message contains them.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from moe_dist.data.storage.transfer import Failed, Progress, explain, http_status, operate, protocol, shown
+from moe_dist.data.storage.transfer import Failed, Watch, explain, http_status, operate, protocol, without_secrets
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
 from moe_dist.settings.data import RemoteConfig
@@ -28,43 +29,53 @@ def is_url(place: Path | str) -> bool:
     return "://" in str(place)
 
 
-def join(place: str, name: str) -> str:
-    """The URL of `name` under the URL `place`; a query (a signature over all of a container) stays at the end."""
-    if protocol(place) not in ("http", "https"):
-        return f"{place.rstrip('/')}/{name}"
-    parts = urlsplit(place)
-    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+def join(place: Path | str, *names: str) -> str:
+    """The path or URL of a file or folder below `place`, given the `names` that lead to it.
+
+    A URL's query (a signature over all of a container) stays at its end.
+    """
+    if not is_url(place):
+        return str(Path(place, *names))
+    url, below = str(place), "/".join(names)
+    if protocol(url) not in ("http", "https"):
+        return f"{url.rstrip('/')}/{below}"
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{below}"))
 
 
-def exists(url: str, remote: RemoteConfig = _DEFAULTS) -> bool:
-    """Whether there is a file at `url`. Raises UserError where the store does not say."""
+def shown(place: Path | str) -> str:
+    """`place` for messages: a URL without a user, a password, or a query, which may carry a signature."""
+    return without_secrets(str(place)) if is_url(place) else str(place)
 
-    def look(progress: Progress) -> bool:
-        try:
-            operate(url, "info", remote.timeout_seconds, progress)
-        except OSError as error:
-            if http_status(error) in (404, 410):
-                return False
-            raise
+
+def exists(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> bool:
+    """Whether `place` is a file. Raises UserError where a store does not say."""
+    if not is_url(place):
+        return Path(place).is_file()
+    url = str(place)
+
+    def look(watch: Watch) -> bool:
+        operate(url, "info", remote.timeout_seconds, watch)
         return True
 
-    return _try(look, url, "cannot be looked up", remote)
+    return _try(look, url, "cannot be looked up", remote, missing=lambda: False)
 
 
-def list_names(url: str, remote: RemoteConfig = _DEFAULTS) -> list[str]:
-    """The names of the files directly under `url`, sorted; none where there is nothing. Raises UserError."""
+def list_names(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> list[str]:
+    """The names of the files directly below `place`, sorted. Raises UserError where a store does not say.
 
-    def look(progress: Progress) -> list[str]:
-        try:
-            found = operate(url, "ls", remote.timeout_seconds, progress)
-        except OSError as error:
-            if http_status(error) in (404, 410):
-                return []
-            raise
+    A web server has no listing: there are no names then.
+    """
+    if not is_url(place):
+        return sorted(path.name for path in Path(place).iterdir() if path.is_file())
+    url = str(place)
+
+    def look(watch: Watch) -> list[str]:
+        found = operate(url, "ls", remote.timeout_seconds, watch)
         names = (entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "file")
         return sorted(name for name in names if name)  # an object called "folder/" stands for the folder
 
-    return _try(look, url, "cannot be listed", remote)
+    return _try(look, url, "cannot be listed", remote, missing=list)
 
 
 def get_file(url: str, to: Path, remote: RemoteConfig = _DEFAULTS, sha256: str | None = None) -> None:
@@ -76,10 +87,10 @@ def get_file(url: str, to: Path, remote: RemoteConfig = _DEFAULTS, sha256: str |
     to.touch()  # an error of this disk comes here, where it is not taken for one of the store
     fresh = to.with_name(f"{to.name}.new")
 
-    def fetch(progress: Progress) -> None:
+    def fetch(watch: Watch) -> None:
         fresh.touch()
         fresh.replace(to)  # a try that was given up may still write to the last one; and `to` is there all the time
-        operate(url, "get_file", remote.timeout_seconds, progress, to)
+        operate(url, "get_file", remote.timeout_seconds, watch, to)
         if sha256 is not None and file_sha256(to) != sha256:
             size = to.stat().st_size
             raise Failed(
@@ -90,11 +101,25 @@ def get_file(url: str, to: Path, remote: RemoteConfig = _DEFAULTS, sha256: str |
     _try(fetch, url, "cannot be fetched", remote)
 
 
-def get_bytes(url: str, remote: RemoteConfig = _DEFAULTS) -> bytes:
-    """The content of the file at `url`. Raises UserError."""
+@contextmanager
+def local_file(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> Iterator[Path]:
+    """The file at `place` as a path of this machine; what is behind a URL is a copy that goes with the block's end.
+
+    Raises UserError where it cannot be fetched.
+    """
+    if not is_url(place):
+        yield Path(place)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        get_file(url, Path(folder) / "file", remote)
-        return (Path(folder) / "file").read_bytes()
+        copy = Path(folder) / "file"
+        get_file(str(place), copy, remote)
+        yield copy
+
+
+def get_bytes(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> bytes:
+    """The content of the file at `place`. Raises UserError where it cannot be fetched, OSError for a file here."""
+    with local_file(place, remote) as path:
+        return path.read_bytes()
 
 
 def put_file(local: Path, url: str, remote: RemoteConfig = _DEFAULTS) -> None:
@@ -102,25 +127,36 @@ def put_file(local: Path, url: str, remote: RemoteConfig = _DEFAULTS) -> None:
     if protocol(url) in ("http", "https"):
         raise UserError(f"{shown(url)}: cannot be written over http; build to a folder, s3:// or gs://")
 
-    def put(progress: Progress) -> None:
-        operate(url, "put_file", remote.timeout_seconds, progress, local)
+    def put(watch: Watch) -> None:
+        operate(url, "put_file", remote.timeout_seconds, watch, local)
 
     _try(put, url, "cannot be written", remote)
 
 
-def _try(attempt: Callable[[Progress], T], url: str, what: str, remote: RemoteConfig) -> T:
-    """The result of `attempt`, made `1 + remote.retries` times unless its failure is a lasting one."""
+def _try(
+    attempt: Callable[[Watch], T],
+    url: str,
+    failing: str,
+    remote: RemoteConfig,
+    missing: Callable[[], T] | None = None,
+) -> T:
+    """The result of `attempt`, which is made `1 + remote.retries` times unless its failure is a lasting one.
+
+    missing: the result where there is nothing at `url`; None: that is a failure.
+    """
     for tried in range(1, remote.retries + 2):
-        progress = Progress()
+        watch = Watch()
         try:
-            return attempt(progress)
+            return attempt(watch)
         except UserError:
             raise
         except Exception as error:  # every library behind fsspec raises its own
-            failed = explain(error, progress)
+            if missing is not None and isinstance(error, OSError) and http_status(error) in (404, 410):
+                return missing()
+            failed = explain(error, watch)
         if failed.lasting:
             break
         if tried <= remote.retries:
             sleep(min(2 ** (tried - 1), LONGEST_PAUSE_SECONDS))
     times = "" if tried == 1 else f" after {tried} tries"
-    raise UserError(f"{shown(url)}: {what}{times}: {failed.reason}; {failed.advice}")
+    raise UserError(f"{shown(url)}: {failing}{times}: {failed.reason}; {failed.advice}")

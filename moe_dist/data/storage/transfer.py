@@ -37,8 +37,8 @@ class Failed(Exception):
     lasting: bool = False
 
 
-class Progress(Callback):
-    """How far a transfer is, and when it last moved."""
+class Watch(Callback):
+    """A transfer as it goes on: its bytes, and when the last of them moved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,17 +49,17 @@ class Progress(Callback):
         self.moved = monotonic()
 
 
-def shown(url: str) -> str:
-    """`url` for messages: without a user, a password, or a query, which may carry a signature."""
-    return _without_secrets(url)
-
-
 def protocol(url: str) -> str:
-    """What stands before `://`."""
+    """The part of a URL before `://`."""
     return url.partition("://")[0]
 
 
-def operate(url: str, operation: str, timeout: float, progress: Progress, local: Path | None = None) -> Any:
+def without_secrets(text: str) -> str:
+    """A text without the users, passwords and queries (which may carry a signature) of the URLs in it."""
+    return re.sub(r"\?[^\s'\"]*", "", re.sub(r"(\w://)[^/\s@]*@", r"\1", text))
+
+
+def operate(url: str, operation: str, timeout: float, watch: Watch, local: Path | None = None) -> Any:
     """The result of fsspec's `operation` (info, ls, get_file, put_file) on `url`; `local` is the file got or put.
 
     Raises whatever the file system raises, Failed where it makes no progress for `timeout` seconds, and UserError where
@@ -70,14 +70,14 @@ def operate(url: str, operation: str, timeout: float, progress: Progress, local:
     arguments: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         "info": ((path,), {}),
         "ls": ((path,), {"detail": True}),
-        "get_file": ((path, str(local)), {"callback": progress}),
-        "put_file": ((str(local), path), {"callback": progress, **block}),
+        "get_file": ((path, str(local)), {"callback": watch}),
+        "put_file": ((str(local), path), {"callback": watch, **block}),
     }
-    progress.moved = monotonic()  # loading a protocol's library is no silence of the store
+    watch.moved = monotonic()  # loading a protocol's library is no silence of the store
     future = _start(system, operation, *arguments[operation])
     try:
         while not future.done():
-            silent = monotonic() - progress.moved
+            silent = monotonic() - watch.moved
             if silent >= timeout:
                 raise Failed(f"the store was silent for {timeout:g} s", _NETWORK)
             wait([future], timeout - silent)
@@ -86,7 +86,7 @@ def operate(url: str, operation: str, timeout: float, progress: Progress, local:
         future.cancel()
 
 
-def explain(error: Exception, progress: Progress) -> Failed:
+def explain(error: Exception, watch: Watch) -> Failed:
     """A file system's error in words."""
     if isinstance(error, Failed):
         return error
@@ -105,10 +105,10 @@ def explain(error: Exception, progress: Progress) -> Failed:
     if status is not None:
         lasting = status < 500 and status not in (408, 425, 429)
         return Failed(f"the store answered {status}", "try again later, or raise data.remote.retries", lasting)
-    if progress.value and progress.size:
-        return Failed(f"the connection ended after {progress.value} of {progress.size} bytes", _NETWORK)
+    if watch.value and watch.size:
+        return Failed(f"the connection ended after {watch.value} of {watch.size} bytes", _NETWORK)
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-    words = _without_secrets(" ".join(str(cause).split())) or type(cause).__name__
+    words = without_secrets(" ".join(str(cause).split())) or type(cause).__name__
     return Failed(words, "check the address and the network, or raise data.remote.retries to wait longer")
 
 
@@ -137,9 +137,9 @@ def _open(url: str, timeout: float) -> tuple[Any, str]:
     except ImportError as error:
         extra = _EXTRAS.get(protocol(url))
         install = f"install it with `pip install 'moe-dist[{extra}]'`" if extra else str(error)
-        raise UserError(f"{shown(url)}: the package for {protocol(url)}:// is missing; {install}") from None
+        raise UserError(f"{without_secrets(url)}: the package for {protocol(url)}:// is missing; {install}") from None
     except ValueError as error:
-        raise UserError(f"{shown(url)}: is no address of a store ({_without_secrets(str(error))})") from None
+        raise UserError(f"{without_secrets(url)}: is no address of a store ({without_secrets(str(error))})") from None
     if protocol(url) in ("s3", "s3a"):
         system.retries = 1  # trying again is done, counted and reported here
         system.connect()  # reads S3's definitions, which takes a busy machine a second: no silence of the store
@@ -177,7 +177,3 @@ def _start(system: Any, operation: str, paths: tuple[str, ...], options: dict[st
 
     Thread(target=run, daemon=True).start()
     return future
-
-
-def _without_secrets(text: str) -> str:
-    return re.sub(r"\?[^\s'\"]*", "", re.sub(r"(\w://)[^/\s@]*@", r"\1", text))

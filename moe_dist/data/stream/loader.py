@@ -1,13 +1,17 @@
-"""Batches of decoded images, in this process or by several ahead of time."""
+"""Batches of decoded images: by this process or by several ahead of time, and on their way to a GPU.
+
+Letters: n images of a batch as they are loaded, S image side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from moe_dist.data.batch import Images
 from moe_dist.data.image.crops import CROP_DRAWS, RandomCrop
@@ -15,28 +19,27 @@ from moe_dist.data.order import CROPS, uniform
 from moe_dist.errors import UserError
 
 Wanted = tuple[int, np.ndarray, np.ndarray]
-"""Of a batch: its epoch, its samples [n], and which of its sample's copies in the epoch each is [n]."""
-Numbered = tuple[int, Wanted]
-"""A batch, and the number of its decoder."""
-Decoded = tuple[Tensor, Tensor]
-"""Images [n, 3, S, S] uint8, and which of them are no bad ones [n] bool."""
+"""A batch to load: its epoch, its samples [n], and which of its sample's copies in the epoch each is [n]."""
+Loaded = tuple[Tensor, Tensor]
+"""Images [n, 3, S, S] uint8, and which of them are readable [n] bool."""
+Beside = TypeVar("Beside")
 
 
 class Loader:
-    """Decodes batches by so many `processes` ahead of time; with 0 in this process.
+    """Decodes batches in `processes` ahead of time; with 0 in this process.
 
-    Streams that are read one after another share one: its processes start once and serve the images of all of them.
+    Streams that are read one after another share a loader: its processes start once and serve the images of all.
     """
 
     def __init__(self, processes: int = 0, pin_memory: bool = False) -> None:
         self.processes = processes
-        self._decoders: list[_Decoder] = []
-        self._remaining = _Remaining()
+        self._decoders = _Decoders()
+        self._coming: list[tuple[int, Wanted]] = []
         self._passes = 0
         self._loader = DataLoader(
-            _Batches(self._decoders),
-            batch_size=None,  # a sample of this loader is a batch already
-            sampler=self._remaining,
+            self._decoders,
+            batch_size=None,  # what the decoders return is a batch already
+            sampler=self._coming,
             num_workers=processes,
             persistent_workers=processes > 0,
             pin_memory=pin_memory,
@@ -44,68 +47,72 @@ class Loader:
         )
 
     def add(self, images: Images, seed: int, crop_scale: tuple[float, float] | None) -> int:
-        """Take on the batches of a stream, before the first are loaded; the number by which `load` knows them.
+        """Add the images of a stream before the first batch is loaded; the number by which `load` knows them.
 
-        crop_scale: of random crops, drawn where an image is decoded, so that no more of it is than is needed; None: no
-        crops.
+        crop_scale: shares of the area that random crops keep. A crop is drawn where its image is decoded, so that no
+        more of the image is decoded than it needs. None: no crops.
         """
         assert not self._passes, "processes that have started know of no further images"
-        self._decoders.append(_Decoder(images, seed, crop_scale))
-        return len(self._decoders) - 1
+        self._decoders.streams.append((images, seed, crop_scale))
+        return len(self._decoders.streams) - 1
 
-    def load(self, decoder: int, batches: list[Wanted]) -> Iterator[Decoded]:
-        """What each of `batches` of what `add` called `decoder` is decoded to, in order.
+    def load(self, stream: int, batches: list[Wanted]) -> Iterator[Loaded]:
+        """The images of each of `batches`, in order; stream: the number that `add` returned.
 
-        Raises UserError where one cannot be.
+        Raises UserError where an image cannot be used and the job does not let it pass.
         """
         self._passes += 1
         this = self._passes
-        self._remaining.batches = [(decoder, wanted) for wanted in batches]
-        for decoded in self._loader:
+        self._coming[:] = [(stream, wanted) for wanted in batches]
+        for loaded in self._loader:
             assert this == self._passes, "a pass goes on that another one has ended"
-            if isinstance(decoded, UserError):
-                raise decoded
-            yield decoded
+            if isinstance(loaded, UserError):
+                raise loaded
+            yield loaded
 
 
-class _Remaining(Sampler[Numbered]):
-    """The batches still to come, set anew before every pass over the loader."""
+class _Decoders(Dataset[Loaded | UserError]):
+    """Whole batches of several streams. An error is returned: one that a process raises would carry its traceback."""
 
     def __init__(self) -> None:
-        self.batches: list[Numbered] = []
+        self.streams: list[tuple[Images, int, tuple[float, float] | None]] = []
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Numbered]:
-        return iter(self.batches)
-
-
-class _Batches(Dataset[Decoded | UserError]):
-    """The batches of several decoders."""
-
-    def __init__(self, decoders: list[_Decoder]) -> None:
-        self._decoders = decoders
-
-    def __getitem__(self, numbered: Numbered) -> Decoded | UserError:
-        decoder, wanted = numbered
-        return self._decoders[decoder].decode(wanted)
-
-
-class _Decoder:
-    """Whole batches of one stream; an error travels as a value, or a worker would wrap it in its own traceback."""
-
-    def __init__(self, images: Images, seed: int, crop_scale: tuple[float, float] | None) -> None:
-        self._images = images
-        self._seed = seed
-        self._crop_scale = crop_scale
-
-    def decode(self, wanted: Wanted) -> Decoded | UserError:
-        epoch, samples, repeats = wanted
+    def __getitem__(self, item: tuple[int, Wanted]) -> Loaded | UserError:
+        stream, (epoch, samples, repeats) = item
+        images, seed, crop_scale = self.streams[stream]
         crop = None
-        if self._crop_scale is not None:
-            crop = RandomCrop(self._crop_scale, uniform(self._seed, epoch, samples, CROP_DRAWS, repeats, CROPS))
+        if crop_scale is not None:
+            crop = RandomCrop(crop_scale, uniform(seed, epoch, samples, CROP_DRAWS, repeats, CROPS))
         try:
-            return self._images.uint8(samples, crop), torch.from_numpy(self._images.readable(samples))
+            return images.uint8(samples, crop), torch.from_numpy(images.readable(samples))
         except UserError as error:
             return error
+
+
+def on_device(batches: Iterator[tuple[Tensor, Beside]], device: torch.device) -> Iterator[tuple[Tensor, Beside]]:
+    """`batches` in order, their images (in pinned host memory) on `device`; what lies beside them stays as it is.
+
+    On a CUDA device the next batch is copied, on a stream of its own, while the network works on this one. Before a
+    batch is given out the current stream is told to wait for its copy, and the allocator that this stream uses it;
+    otherwise its memory could be given away too early.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies = torch.cuda.Stream(device)
+    ahead: tuple[Tensor, torch.cuda.Event, Beside] | None = None
+
+    def handed_over(pixels: Tensor, copied: torch.cuda.Event, beside: Beside) -> tuple[Tensor, Beside]:
+        current = torch.cuda.current_stream(pixels.device)
+        current.wait_event(copied)
+        pixels.record_stream(current)
+        return pixels, beside
+
+    for pixels, beside in batches:
+        with torch.cuda.stream(copies):
+            started = (pixels.to(device, non_blocking=True), copies.record_event(), beside)
+        if ahead is not None:
+            yield handed_over(*ahead)
+        ahead = started
+    if ahead is not None:
+        yield handed_over(*ahead)

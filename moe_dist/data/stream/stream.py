@@ -1,12 +1,15 @@
 """A rank's resumable sequence of batches.
 
+Letters: N samples of the training set, B samples of a batch (the rank's share), S image side, F images loaded for a
+batch: its own B first, then those partners for MixUp and CutMix that are not among them.
+
 1. The epoch's order follows from (seed, epoch) alone, and every rank takes its share of each global batch from it
    (order.py), so any number of ranks sees the same global batches.
-2. Only finished steps move the position: what was decoded ahead and never trained on is read again after a restart.
-3. An image's augmentation is drawn from (seed, epoch, sample), so a resumed run sees the pixels an unbroken one sees;
-   where an epoch shows an image several times, each time has draws of its own.
-4. A bad sample that the job lets pass is a black image of weight 0. The others of its batch keep the weights they had,
-   since only its own rank knows of it: the batch's mean counts it as a loss of 0, and no number of batches changes.
+2. Only finished steps move the position: what was decoded ahead and not trained on is read again after a restart.
+3. An image's augmentation is drawn from (seed, epoch, sample), so a resumed run sees the pixels that an unbroken one
+   sees. Where an epoch shows an image several times, each copy has draws of its own.
+4. A bad sample that the job lets pass is a black image of weight 0. The other samples of its batch keep their weights,
+   as only its own rank knows of it: the batch's mean counts it as a loss of 0, and the number of batches stays.
 """
 
 from __future__ import annotations
@@ -20,10 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_dist.data.augment.augment import DRAWS, augment, normalise
-from moe_dist.data.augment.mixing import MIX_DRAWS, mix, mixes, with_partners
+from moe_dist.data.augment.augment import DRAWS, MIX_DRAWS, augment, mix, mixes, normalise
 from moe_dist.data.batch import Batch, Images, TrainingSet
-from moe_dist.data.opened.images import DiskImages
+from moe_dist.data.opened.images import EncodedImages
 from moe_dist.data.order import (
     MIXES,
     Position,
@@ -35,9 +37,9 @@ from moe_dist.data.order import (
     sampled_order,
     steps_per_epoch,
     uniform,
+    with_partners,
 )
-from moe_dist.data.stream.loader import Loader
-from moe_dist.data.stream.prefetch import on_device
+from moe_dist.data.stream.loader import Loader, on_device
 from moe_dist.errors import UserError
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
@@ -47,17 +49,43 @@ COMPANION_REPEATS = 2**40
 """Beyond the copies of any sample in an epoch."""
 
 
+@dataclass(frozen=True)
+class _Order:
+    """An epoch's positions: the row of the set at each [P], which of its row's copies it is, and whether it counts."""
+
+    rows: np.ndarray
+    repeats: np.ndarray
+    valid: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A rank's share of a global batch: B samples, of which F >= B are loaded: its own, partners, companions.
+
+    rows [F]: rows of the training set; repeats [F]: which of its row's copies in the epoch each is; valid [B]: False
+    for padding; valid_in_step: how many of the whole global batch are valid; partners [B]: where the partner of each
+    is among the F, or None; companions [B, k]: rows of the set, -1 for none, or None.
+    """
+
+    rows: np.ndarray
+    repeats: np.ndarray
+    valid: np.ndarray
+    valid_in_step: int
+    partners: np.ndarray | None = None
+    companions: np.ndarray | None = None
+
+
 class Stream:
     """The batches of `training_set` that `rank` of `world` trains on, epoch after epoch.
 
-    images: the split's images; config: normalisation, loader workers and shuffle window; global_batch: samples per step
-    over all ranks; augment: random changes, or None; shuffle: False keeps the order of `training_set`;
-    shard_of [images]: each image's shard, needed with `config.window_shards`; sampling: how often an epoch shows each
-    label of `training_set`, epochs: of the whole stage, which progressive sampling goes through; order: the epochs'
-    batches themselves, instead (methods/phases.py's EpochOrder); beside: a stream that
-    is not read at the same time, whose loader processes work for this one, too.
-    Raises UserError where global_batch is no multiple of world, the set is empty, or its classes are sampled and the
-    epoch is shuffled in windows of shards.
+    images: the split's images; config: normalisation, loader workers and shuffle window; global_batch: samples of a
+    step over all ranks; augment: random changes, or None; shuffle: False keeps the order of `training_set`; shard_of:
+    the shard of each of `images`, needed with `config.window_shards`; sampling: how often an epoch shows each label of
+    `training_set`; epochs: those of the whole stage, which progressive sampling needs; order: makes the epochs' batches
+    instead (methods/phases.py's EpochOrder); beside: a stream that is not read at the same time, whose loader processes
+    work for this one, too.
+    Raises UserError where global_batch is not a multiple of world, the set is empty, or its classes are sampled and
+    the epoch is shuffled in windows of shards.
     """
 
     def __init__(
@@ -85,7 +113,10 @@ class Stream:
             raise UserError("a training stage was given no samples; look at the steps before it")
         self.position = Position()
         self._set = training_set
-        self._columns = {name: _column(values) for name, values in training_set.columns.items()}
+        self._columns = {
+            name: values.astype(np.float32 if np.issubdtype(values.dtype, np.floating) else np.int64)
+            for name, values in training_set.columns.items()
+        }
         self._config = config
         self._seed = seed
         self._global_batch = global_batch
@@ -99,14 +130,13 @@ class Stream:
         self._own_steps: int | None = None
         self._device = torch.device(device)
         self._shard_of = None if shard_of is None else shard_of[training_set.samples]
-        crop_scale = None if augment is None else augment.resized_crop
-        processes = config.loader_workers if isinstance(images, DiskImages) else 0
+        processes = config.loader_workers if isinstance(images, EncodedImages) else 0
         self._loader: Loader
         if beside is not None and beside._loader.processes == processes:
             self._loader = beside._loader
         else:
             self._loader = Loader(processes, pin_memory=self._device.type == "cuda")
-        self._decoder = self._loader.add(images, seed, crop_scale)
+        self._number = self._loader.add(images, seed, None if augment is None else augment.resized_crop)
 
     def __len__(self) -> int:
         """Steps of one epoch, the same on every rank and in every epoch."""
@@ -136,7 +166,7 @@ class Stream:
         beside = None if companions is None else arrays[companions]
         shares = [self._share(order, step, beside) for step in range(first, last)]
         wanted = [(epoch, self._set.samples[share.rows], share.repeats) for share in shares]
-        loaded = on_device(self._loader.load(self._decoder, wanted), self._device)
+        loaded = on_device(self._loader.load(self._number, wanted), self._device)
         for share, (images, readable) in zip(shares, loaded):
             yield self._batch(epoch, share, images, readable.numpy(), arrays)
 
@@ -145,7 +175,7 @@ class Stream:
         self.position = self.position.next(len(self))
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands and what it streams, in plain values; the number of ranks is no part of it."""
+        """Where the stream stands and what it streams, in plain values; the number of ranks is not among them."""
         return {"epoch": self.position.epoch, "steps": self.position.steps, **self._identity()}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -159,14 +189,19 @@ class Stream:
         self.position = Position(state["epoch"], state["steps"])
 
     def _identity(self) -> dict[str, Any]:
+        """What the stream streams. digest: over the samples, their labels and their columns, in order."""
+        digest = hashlib.sha256(self._set.samples.astype(np.int64).tobytes())
+        digest.update(self._set.labels.astype(np.int64).tobytes())
+        for name, values in sorted(self._columns.items()):
+            digest.update(name.encode())
+            digest.update(values.tobytes())
+        progressive = self._sampling == "progressive"
         return {
             "seed": self._seed,
             "global_batch": self._global_batch,
             "samples": len(self._set.samples),
-            "digest": _digest(self._set),
-            "sampling": f"progressive over {self._epochs} epochs"
-            if self._sampling == "progressive"
-            else self._sampling,
+            "digest": digest.hexdigest(),
+            "sampling": f"progressive over {self._epochs} epochs" if progressive else self._sampling,
         }
 
     def _order(self, epoch: int) -> _Order:
@@ -261,7 +296,7 @@ def require_divisible(global_batch: int, world: int) -> None:
 
 
 def require_no_window(sampling: Sampling, config: DataConfig) -> None:
-    """Raise UserError where classes are to be sampled from windows of shards."""
+    """Raise UserError where a job samples classes and shuffles in windows of shards."""
     if sampling != "instance" and config.window_shards:
         raise UserError(
             f"data.window_shards = {config.window_shards} shows every image once, window after window, and cannot be "
@@ -280,7 +315,7 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """The batches of `samples` [N] with `labels` [N] once, in order and unchanged; the last is padded with weight 0.
 
-    None has more than N rows: padding is computed like any image.
+    A batch has at most N rows, because a network computes padding like any image.
     """
     stream = Stream(
         images,
@@ -310,29 +345,3 @@ def _digest(training_set: TrainingSet) -> str:
         digest.update(name.encode())
         digest.update(_column(training_set.columns[name]).tobytes())
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Order:
-    """An epoch's positions: the row of the set at each [P], which of its row's copies it is, and whether it counts."""
-
-    rows: np.ndarray
-    repeats: np.ndarray
-    valid: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Share:
-    """A rank's share of a global batch of B images a rank, of which L >= B are loaded: its own, partners, companions.
-
-    rows [L]: of the training set; repeats [L]: which of its row's copies in the epoch each is; valid [B]: False for
-    padding; valid_in_step: of the whole global batch; partners [B]: where each one's partner for MixUp and CutMix is
-    among the L, or None; companions [B, k]: rows of the set, -1 for none, or None.
-    """
-
-    rows: np.ndarray
-    repeats: np.ndarray
-    valid: np.ndarray
-    valid_in_step: int
-    partners: np.ndarray | None = None
-    companions: np.ndarray | None = None

@@ -14,7 +14,8 @@ from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.phases import Progress, Stage, StepResult
 from moe_dist.models.backbones import classifier
-from moe_dist.models.makers import Makers, seeded
+from moe_dist.models.experts import seeded
+from moe_dist.models.makers import Makers
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.schema import Count, Positive
 from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig, Weights

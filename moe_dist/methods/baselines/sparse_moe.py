@@ -22,7 +22,8 @@ from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.phases import Progress, Stage, StepResult
-from moe_dist.models.makers import Makers, seeded
+from moe_dist.models.experts import seeded
+from moe_dist.models.makers import Makers
 from moe_dist.models.sparse import Routing, gate_logits, route
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.schema import Count, NonNegative, Positive

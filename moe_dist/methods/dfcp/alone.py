@@ -1,19 +1,22 @@
-"""Experts by themselves: each learns "mine or not" on its cluster and a portion of the others, all at the same time."""
+"""Experts by themselves: each learns "mine or not" on its cluster and a portion of the others, several in one bank.
+
+Letters in shapes: B samples of a batch, N samples of the training set, E experts, S image side.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from moe_dist.bank.bank import Bank
-from moe_dist.bank.batches import Lesson
+from moe_dist.bank.batches import EpochData, ImagesOf
 from moe_dist.bank.stack import Member
 from moe_dist.data.batch import DatasetInfo
 from moe_dist.errors import UserError
@@ -27,6 +30,8 @@ from moe_dist.models.lenet import LeNet
 from moe_dist.settings.schema import settings_of
 
 STEP = "experts"
+AUGMENTED_AT_ONCE = 1024
+"""Images: augmentation needs several times their memory for what it computes in between."""
 
 
 def train_experts_alone(config: DfcpConfig, info: DatasetInfo) -> Step:
@@ -40,7 +45,7 @@ def train_experts_alone(config: DfcpConfig, info: DatasetInfo) -> Step:
 
 
 def expert_weights(results: Mapping[str, StepResult], expert: int) -> dict[str, Tensor] | None:
-    """The weights an expert left its training alone with, by parameter name; None where that has not happened."""
+    """The weights an expert had after its training alone, by parameter name; None where it was not trained alone."""
     if STEP not in results:
         return None
     prefix = f"{expert}/"
@@ -50,19 +55,20 @@ def expert_weights(results: Mapping[str, StepResult], expert: int) -> dict[str, 
 
 @dataclass(frozen=True)
 class _AloneTask:
+    """What all tasks of the step share: samples [N] of training, as numbers in `views.images`, and classes [N]."""
+
     views: Views
     config: AloneConfig
     experts: tuple[ExpertConfig, ...]
     samples: np.ndarray
     classes: np.ndarray
-    seed: int
 
 
 def _train_all(config: AloneConfig, experts: tuple[ExpertConfig, ...], workspace: Workspace) -> StepResult:
     """Weights as arrays "<expert>/<parameter>"; the experts of every bank and its seconds as values."""
     samples, classes = members(workspace.results, workspace.labels)
     views = Views(workspace.images, workspace.data, workspace.seed)
-    task = _AloneTask(views, config, experts, samples, classes, workspace.seed)
+    task = _AloneTask(views, config, experts, samples, classes)
     banks = banks_of(expert_costs(experts, 1, workspace.data.image_size), config.bank)
     trained = list(workspace.run_tasks(_train_bank, banks, task))
     arrays = {
@@ -75,7 +81,7 @@ def _train_all(config: AloneConfig, experts: tuple[ExpertConfig, ...], workspace
 
 
 def banks_of(costs: Sequence[float], largest: int) -> list[list[int]]:
-    """The experts, by their costs [E], in as few banks of at most `largest` as can be, all of about the same work."""
+    """The experts, by their costs [E], in as few banks of at most `largest` as possible, all of about the same cost."""
     count = -(-len(costs) // largest)
     dearest_first = sorted(range(len(costs)), key=lambda expert: -costs[expert])
     return [sorted(dearest_first[bank::count]) for bank in range(count)]
@@ -89,19 +95,14 @@ def _train_bank(
     Raises UserError where an expert diverged.
     """
     started = time.perf_counter()
-    bank = Bank([_member(task, expert) for expert in experts], task.views.data.image_size, device=context.device)
-    randoms = [np.random.default_rng([task.seed, expert]) for expert in experts]
-    chosen = [
-        chosen_samples(task.classes, expert, task.config.others_fraction, random)
-        for expert, random in zip(experts, randoms)
-    ]
-    images_of = _held_images(task, np.unique(np.concatenate(chosen)))
+    size, seed = task.views.data.image_size, task.views.seed
+    bank = Bank(
+        [bank_member(task.experts[expert], expert, size, seed) for expert in experts], size, device=context.device
+    )
+    data = ExpertData(experts, task.config, task.views, task.samples, task.classes, torch.device("cpu"))
     for epoch in range(task.config.epochs):
-        lessons = {
-            member: _lesson(task, expert, rows[random.permutation(len(rows))])
-            for member, (expert, rows, random) in enumerate(zip(experts, chosen, randoms))
-        }
-        bank.train_epoch(lessons, partial(images_of, epoch))
+        by_expert = data.next_epoch()
+        bank.train_epoch({member: by_expert[expert] for member, expert in enumerate(experts)}, data.images)
         context.progress(epoch + 1, task.config.epochs)
     if diverged := bank.diverged():
         expert = experts[diverged[0]]
@@ -113,32 +114,74 @@ def _train_bank(
     return weights, time.perf_counter() - started
 
 
-def _member(task: _AloneTask, expert: int) -> Member:
-    config = task.experts[expert]
-    network = seeded_member(lambda: LeNet(widths(config), 1, task.views.data.image_size), expert, task.seed)
-    return Member(widths(config), expert_optimiser(config), config.batch_size, network.state_dict())
+def initial_network(config: ExpertConfig, expert: int, image_size: int, seed: int) -> LeNet:
+    """The binary network of an expert before its training, initialised from (seed, expert)."""
+    return cast(LeNet, seeded_member(lambda: LeNet(widths(config), 1, image_size), expert, seed))
 
 
-def _lesson(task: _AloneTask, expert: int, rows: np.ndarray) -> Lesson:
-    """An epoch of an expert that sees `rows` in this order; its target is 1 for its own class."""
-    return Lesson(rows, (task.classes[rows] == expert).astype(np.float32))
+def bank_member(config: ExpertConfig, expert: int, image_size: int, seed: int, data_group: int | None = None) -> Member:
+    """An expert as a member of a bank."""
+    weights = initial_network(config, expert, image_size, seed).state_dict()
+    return Member(widths(config), expert_optimiser(config), config.batch_size, weights, data_group)
 
 
-def _held_images(task: _AloneTask, rows: np.ndarray) -> Callable[[int, np.ndarray], Tensor]:
-    """(epoch, some of the sorted `rows`) -> their augmented images; read once here, for a disk decodes every time."""
-    images = task.views.images.uint8(task.samples[rows])
+class ExpertData:
+    """What each of some experts trains on alone, epoch by epoch: its samples, their order and augmented images.
 
-    def images_of(epoch: int, wanted: np.ndarray) -> Tensor:
-        held = images[np.searchsorted(rows, wanted)]
-        return task.views.augmented(held, task.samples[wanted], epoch, task.config.augment)
+    experts: their numbers; samples [N]: the training's, as numbers in `views.images`; classes [N]: their classes. A row
+    is a number from 0 to N - 1. The random numbers follow from (views.seed, expert), so an expert's data do not depend
+    on the other experts. All images that are needed are decoded once, here, and held on `device`.
+    """
 
-    return images_of
+    def __init__(
+        self,
+        experts: Sequence[int],
+        config: AloneConfig,
+        views: Views,
+        samples: np.ndarray,
+        classes: np.ndarray,
+        device: torch.device,
+    ) -> None:
+        self._views, self._config, self._classes = views, config, classes
+        self._randoms = {expert: np.random.default_rng([views.seed, expert]) for expert in experts}
+        self._rows = {
+            expert: chosen_samples(classes, expert, config.others_fraction, random)
+            for expert, random in self._randoms.items()
+        }
+        self._held_rows = np.unique(np.concatenate(list(self._rows.values())))
+        self._samples = samples[self._held_rows]
+        self._images = views.images.uint8(self._samples).to(device)
+        self._epoch = -1
+
+    def next_epoch(self) -> dict[int, EpochData]:
+        """Begin the next epoch; every expert's rows in the order of training, and targets: 1 for its own class."""
+        self._epoch += 1
+        data = {}
+        for expert, random in self._randoms.items():
+            rows = self._rows[expert][random.permutation(len(self._rows[expert]))]
+            data[expert] = EpochData(rows, (self._classes[rows] == expert).astype(np.float32))
+        return data
+
+    def images(self, rows: np.ndarray) -> Tensor:
+        """The augmented images of `rows` [B] in this epoch, [B, 3, S, S], on the device."""
+        held = np.searchsorted(self._held_rows, rows)
+        return self._views.augmented(self._images[held], self._samples[held], self._epoch, self._config.augment)
+
+    def shared_images(self) -> ImagesOf:
+        """`images` for many networks that see the same ones: each image is augmented once in this epoch."""
+        held = self._held_rows
+        parts = [
+            self.images(held[start : start + AUGMENTED_AT_ONCE]) for start in range(0, len(held), AUGMENTED_AT_ONCE)
+        ]
+        # Channels last, as a bank's convolutions want them: they are gathered many times.
+        augmented = torch.cat(parts).permute(0, 2, 3, 1).contiguous()
+        return lambda rows: augmented[np.searchsorted(held, rows)].permute(0, 3, 1, 2)
 
 
 def chosen_samples(classes: np.ndarray, expert: int, others_fraction: float, random: np.random.Generator) -> np.ndarray:
     """Rows an expert trains on: all of its class, and `others_fraction` of the rest, as evenly over classes as can be.
 
-    classes [n] -> sorted row numbers.
+    classes [N] -> sorted row numbers.
     """
     mine, rest = np.flatnonzero(classes == expert), np.flatnonzero(classes != expert)
     wanted = max(1, round(others_fraction * len(rest)))

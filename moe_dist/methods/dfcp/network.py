@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from moe_dist.methods.dfcp.config import ExpertConfig, GateConfig
+from moe_dist.models.experts import seeded
 from moe_dist.models.lenet import LeNet, LeNetWidths, ManagingNetwork
-from moe_dist.models.makers import MakeExperts, seeded
+from moe_dist.models.makers import MakeExperts
 from moe_dist.settings.training import OptimiserConfig
 
 GATE_SEED = 7_919

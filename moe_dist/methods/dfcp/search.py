@@ -2,35 +2,31 @@
 
 A trial learns "mine or not" on its cluster's pseudo-labelled images and a portion of the others. It is scored by the F1
 of "mine" on the validation split, with its true labels. The test split is never looked at.
+
+Letters in shapes: B samples of a batch, S image side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_dist.bank.bank import Bank
-from moe_dist.bank.batches import ImagesOf, Lesson
-from moe_dist.bank.stack import Member
+from moe_dist.bank.batches import EpochData
 from moe_dist.data.augment.augment import normalise
-from moe_dist.methods.dfcp.alone import chosen_samples
+from moe_dist.methods.dfcp.alone import ExpertData, bank_member, initial_network
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
-from moe_dist.methods.dfcp.network import expert_optimiser, widths
-from moe_dist.methods.dfcp.views import EVALUATION_BATCH, Views
-from moe_dist.methods.search import Candidate, Candidates, ExpertSearch, Score, SearchData
-from moe_dist.models.experts import seeded_member
-from moe_dist.models.lenet import LeNet
+from moe_dist.methods.dfcp.network import expert_optimiser
+from moe_dist.methods.dfcp.views import IMAGES_AT_ONCE, Views
+from moe_dist.methods.search import ExpertSearch, ExpertTrial, RunningTrials, Score, SearchData
 from moe_dist.optimisers import torch_optimiser
 
-AUGMENTED_AT_ONCE = 1024
-"""Images: what augmentation needs in between is much larger than they are."""
 TREND_SAMPLES = (210, 600, 1400, 2200)
 """Sizes of clusters at which Table 1's trend is read off."""
 TREND = {
@@ -75,157 +71,112 @@ class DfcpExpertSearch(ExpertSearch):
             "batch_size": 16 if samples < 400 else 32 if samples < 700 else 64,
         }
 
-    def candidates(
-        self, candidates: Sequence[Candidate], seed: int, data: SearchData, device: torch.device, together: bool
-    ) -> Candidates:
-        """A bank of them all, or each a network and optimiser of torch's by itself."""
-        lessons = _Lessons(sorted({each.expert for each in candidates}), self._alone, data, seed, device)
-        kind = _InABank if together else _OneByOne
-        return kind(candidates, lessons, seed, data, device)
+    def start(
+        self, trials: Sequence[ExpertTrial], seed: int, data: SearchData, device: torch.device, together: bool
+    ) -> RunningTrials:
+        """A bank of all trials, or a network and an optimiser of torch's for each."""
+        kind = _TrialsInABank if together else _TrialsOneByOne
+        return kind(trials, self._alone, seed, data, device)
 
 
-class _Lessons:
-    """What each of some experts is taught in every epoch: as alone.py teaches it, whatever is tried."""
-
-    def __init__(
-        self, experts: Sequence[int], config: AloneConfig, data: SearchData, seed: int, device: torch.device
-    ) -> None:
-        self._views = Views(data.train, data.config, seed)
-        self._config, self._classes = config, data.training_set.labels
-        self._randoms = {expert: np.random.default_rng([seed, expert]) for expert in experts}
-        self._rows = {
-            expert: chosen_samples(self._classes, expert, config.others_fraction, random)
-            for expert, random in self._randoms.items()
-        }
-        self._held_rows = np.unique(np.concatenate(list(self._rows.values())))
-        self._samples = data.training_set.samples[self._held_rows]
-        self._images = data.train.uint8(self._samples).to(device)
-        self._epoch = 0
-
-    def next_epoch(self) -> dict[int, Lesson]:
-        """Expert -> its rows in the order of training, and 1 for those of its own class."""
-        lessons = {}
-        for expert, random in self._randoms.items():
-            rows = self._rows[expert][random.permutation(len(self._rows[expert]))]
-            lessons[expert] = Lesson(rows, (self._classes[rows] == expert).astype(np.float32))
-        self._epoch += 1
-        return lessons
-
-    def images(self, rows: np.ndarray) -> Tensor:
-        """The augmented images of `rows` [n] in this epoch, [n, 3, S, S], on the device."""
-        held = np.searchsorted(self._held_rows, rows)
-        return self._views.augmented(self._images[held], self._samples[held], self._epoch - 1, self._config.augment)
-
-    def all_images(self) -> ImagesOf:
-        """`images` for many candidates, which all see the same ones: each is augmented once an epoch."""
-        rows = self._held_rows
-        parts = [
-            self.images(rows[start : start + AUGMENTED_AT_ONCE]) for start in range(0, len(rows), AUGMENTED_AT_ONCE)
-        ]
-        # Channels last, as a bank's convolutions want them: they are gathered many times.
-        augmented = torch.cat(parts).permute(0, 2, 3, 1).contiguous()
-        return lambda wanted: augmented[np.searchsorted(rows, wanted)].permute(0, 3, 1, 2)
+def _training_data(
+    trials: Sequence[ExpertTrial], config: AloneConfig, seed: int, data: SearchData, device: torch.device
+) -> ExpertData:
+    """What the trials' experts train on: the same as in the step that trains them alone, whatever is tried."""
+    experts = sorted({trial.expert for trial in trials})
+    views = Views(data.train, data.config, seed)
+    return ExpertData(experts, config, views, data.training_set.samples, data.training_set.labels, device)
 
 
-class _InABank:
-    """Candidates trained together. Two of one expert are taught the same images in the same order."""
+class _TrialsInABank:
+    """Trials trained together. Two of one expert see the same images in the same order."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], lessons: _Lessons, seed: int, data: SearchData, device: torch.device
+        self, trials: Sequence[ExpertTrial], config: AloneConfig, seed: int, data: SearchData, device: torch.device
     ) -> None:
-        self._candidates, self._lessons, self._data = candidates, lessons, data
-        members = [
-            Member(
-                widths(each.config),
-                expert_optimiser(each.config),
-                each.config.batch_size,
-                _initialised(each, seed, data).state_dict(),
-                course=each.expert,
-            )
-            for each in candidates
-        ]
-        self._bank = Bank(members, data.config.image_size, device=device)
+        self._trials, self._data = trials, data
+        self._training_data = _training_data(trials, config, seed, data, device)
+        size = data.config.image_size
+        members = [bank_member(trial.config, trial.expert, size, seed, data_group=trial.expert) for trial in trials]
+        self._bank = Bank(members, size, device=device)
 
     def train_epoch(self) -> None:
-        """One epoch of all that were not dropped."""
-        lessons = self._lessons.next_epoch()
-        of_members = {number: lessons[self._candidates[number].expert] for number in self._bank.members}
-        self._bank.train_epoch(of_members, self._lessons.all_images())
+        """See RunningTrials."""
+        by_expert = self._training_data.next_epoch()
+        epoch = {number: by_expert[self._trials[number].expert] for number in self._bank.members}
+        self._bank.train_epoch(epoch, self._training_data.shared_images())
 
     def scores(self) -> dict[int, Score]:
-        """F1 of all that were not dropped, on the validation split."""
+        """See RunningTrials."""
         numbers = self._bank.members
-        experts = [self._candidates[number].expert for number in numbers]
-        batch = max(16, EVALUATION_BATCH // len(numbers))
-        return dict(
-            zip(numbers, _f1_scores(experts, lambda images: self._bank.logits(images)[..., 0], self._data, batch))
-        )
+        experts = [self._trials[number].expert for number in numbers]
+        scores = _f1_scores(experts, self._bank.logits, self._data, max(16, IMAGES_AT_ONCE // len(numbers)))
+        return dict(zip(numbers, scores))
 
     def drop(self, numbers: Collection[int]) -> None:
-        """End the training of these."""
+        """See RunningTrials."""
         self._bank.drop(numbers)
 
 
-@dataclass
-class _Alone:
-    network: LeNet
-    optimiser: torch.optim.Optimizer
-
-
-class _OneByOne:
-    """Candidates trained one after another, batch by batch, each by its own optimiser of torch's."""
+class _TrialsOneByOne:
+    """Trials trained one after another, each by its own optimiser of torch's."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], lessons: _Lessons, seed: int, data: SearchData, device: torch.device
+        self, trials: Sequence[ExpertTrial], config: AloneConfig, seed: int, data: SearchData, device: torch.device
     ) -> None:
-        self._candidates, self._lessons, self._data, self._device = candidates, lessons, data, device
-        self._alive: dict[int, _Alone] = {}
-        for number, each in enumerate(candidates):
-            network = _initialised(each, seed, data).to(device)
-            self._alive[number] = _Alone(network, torch_optimiser(network.parameters(), expert_optimiser(each.config)))
+        self._trials, self._data, self._device = trials, data, device
+        self._training_data = _training_data(trials, config, seed, data, device)
+        self.networks = {
+            number: initial_network(trial.config, trial.expert, data.config.image_size, seed).to(device)
+            for number, trial in enumerate(trials)
+        }
+        self._optimisers = {
+            number: torch_optimiser(network.parameters(), expert_optimiser(trials[number].config))
+            for number, network in self.networks.items()
+        }
 
     def train_epoch(self) -> None:
-        """One epoch of all that were not dropped."""
-        lessons = self._lessons.next_epoch()
-        for number, alone in self._alive.items():
-            self._train(alone, lessons[self._candidates[number].expert], self._candidates[number].config.batch_size)
+        """See RunningTrials."""
+        by_expert = self._training_data.next_epoch()
+        for number in self.networks:
+            self._train(number, by_expert[self._trials[number].expert])
 
-    def _train(self, alone: _Alone, lesson: Lesson, batch_size: int) -> None:
-        targets = torch.from_numpy(lesson.targets).to(self._device)
+    def _train(self, number: int, epoch: EpochData) -> None:
+        network, optimiser = self.networks[number], self._optimisers[number]
+        targets = torch.from_numpy(epoch.targets).to(self._device)
+        batch_size = self._trials[number].config.batch_size
         for start in range(0, len(targets), batch_size):
             rows = slice(start, start + batch_size)
-            logits = alone.network(self._lessons.images(lesson.samples[rows])).squeeze(1)
+            logits = network(self._training_data.images(epoch.samples[rows])).squeeze(1)
             functional.binary_cross_entropy_with_logits(logits, targets[rows]).backward()
-            alone.optimiser.step()
-            alone.optimiser.zero_grad()
+            optimiser.step()
+            optimiser.zero_grad()
 
     def scores(self) -> dict[int, Score]:
-        """F1 of all that were not dropped, on the validation split."""
-        return {number: self._score(number, alone.network) for number, alone in self._alive.items()}
-
-    def _score(self, number: int, network: LeNet) -> Score:
-        expert = self._candidates[number].expert
-        logits = partial(_logits_of_one, network, self._device)
-        return _f1_scores([expert], logits, self._data, EVALUATION_BATCH)[0]
+        """See RunningTrials."""
+        scores = {}
+        for number, network in self.networks.items():
+            expert = self._trials[number].expert
+            logits_of = partial(_logits_of_one, network, self._device)
+            (scores[number],) = _f1_scores([expert], logits_of, self._data, IMAGES_AT_ONCE)
+        return scores
 
     def drop(self, numbers: Collection[int]) -> None:
-        """End the training of these."""
-        self._alive = {number: alone for number, alone in self._alive.items() if number not in numbers}
+        """See RunningTrials."""
+        for number in numbers:
+            del self.networks[number], self._optimisers[number]
 
 
-def _initialised(candidate: Candidate, seed: int, data: SearchData) -> LeNet:
-    size = data.config.image_size
-    return cast(LeNet, seeded_member(lambda: LeNet(widths(candidate.config), 1, size), candidate.expert, seed))
-
-
-@torch.no_grad()
-def _logits_of_one(network: LeNet, device: torch.device, images: Tensor) -> Tensor:
-    """[1, n]"""
+def _logits_of_one(network: nn.Module, device: torch.device, images: Tensor) -> Tensor:
+    """One network's logits [1, B] of images [B, 3, S, S]."""
     return network(images.to(device)).squeeze(1)[None]
 
 
-def _f1_scores(experts: Sequence[int], logits_of: Any, data: SearchData, batch: int) -> list[Score]:
-    """A score for each of the `experts`; logits_of: images [n, 3, S, S] -> logits [experts, n]."""
+@torch.no_grad()
+def _f1_scores(
+    experts: Sequence[int], logits_of: Callable[[Tensor], Tensor], data: SearchData, batch: int
+) -> list[Score]:
+    """The validation score of each of the `experts`; logits_of: images [B, 3, S, S] -> logits [experts, B]."""
     counts = torch.zeros(3, len(experts), dtype=torch.float64)
     losses = torch.zeros(len(experts), dtype=torch.float64)
     own = torch.tensor(experts)[:, None]
@@ -236,9 +187,8 @@ def _f1_scores(experts: Sequence[int], logits_of: Any, data: SearchData, batch: 
         chosen = logits > 0
         counts += torch.stack([(chosen & mine).sum(1), (chosen & ~mine).sum(1), (~chosen & mine).sum(1)])
         losses += functional.binary_cross_entropy_with_logits(logits, mine.double(), reduction="none").sum(1)
-    return [
-        Score(f1(*column), loss / len(data.val_samples)) for column, loss in zip(counts.T.tolist(), losses.tolist())
-    ]
+    means = losses / len(data.val_samples)
+    return [Score(f1(*column), loss) for column, loss in zip(counts.T.tolist(), means.tolist())]
 
 
 def f1(hits: float, false_alarms: float, misses: float) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, TrainingSet
-from moe_dist.data.order import split
+from moe_dist.data.order import divide
 from moe_dist.errors import UserError
 from moe_dist.methods.dfcp.config import PseudoLabelsConfig
 from moe_dist.methods.dfcp.views import Views
@@ -34,7 +34,8 @@ from moe_dist.methods.phases import (
     TaskContext,
     Workspace,
 )
-from moe_dist.models.makers import Makers, seeded
+from moe_dist.models.experts import seeded
+from moe_dist.models.makers import Makers
 from moe_dist.models.siamese import Siamese, SiameseConfig, balanced_batch, embed, pair_loss
 from moe_dist.settings.schema import settings_of
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
@@ -64,7 +65,7 @@ def siamese_phases(config: PseudoLabelsConfig, classes: int) -> tuple[Phase, ...
 def _hold_out(fraction: float, workspace: Workspace) -> StepResult:
     """Which of the trusted images ([M] bool) are held out, and the sample numbers of the others."""
     trusted = workspace.results["split"].arrays["trusted"]
-    training, held = split(workspace.labels[trusted], workspace.groups[trusted], fraction, workspace.seed + 2)
+    training, held = divide(workspace.labels[trusted], workspace.groups[trusted], fraction, workspace.seed + 2)
     held_out = np.zeros(len(trusted), bool)
     held_out[held] = True
     return StepResult(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.nn import functional
 
-from moe_dist.data.order import split
+from moe_dist.data.order import divide
 from moe_dist.errors import UserError
 from moe_dist.methods.dfcp.clusters import Clustering, davies_bouldin, kmeans, purity, scan_radii
 from moe_dist.methods.dfcp.config import ClustersConfig, DfcpConfig, FeaturesConfig
@@ -75,7 +75,7 @@ def _split(trusted_fraction: float, workspace: Workspace) -> StepResult:
     assert workspace.true_labels is not None
     samples = workspace.samples
     labels, groups = workspace.true_labels[samples], workspace.groups[samples]
-    clustered, trusted = split(labels, groups, trusted_fraction, workspace.seed + 1)
+    clustered, trusted = divide(labels, groups, trusted_fraction, workspace.seed + 1)
     missing = sorted(set(range(workspace.info.classes)) - set(labels[trusted].tolist()))
     if missing:
         names = ", ".join(workspace.info.class_names[label] for label in missing)

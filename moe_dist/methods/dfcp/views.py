@@ -16,7 +16,7 @@ from moe_dist.data.order import CROPS, uniform
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
 
-EVALUATION_BATCH = 512
+IMAGES_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,6 @@ class Views:
 
     def batches(self, samples: np.ndarray) -> Iterator[Tensor]:
         """The `samples` in order, without changes; normalised float32 batches."""
-        for start in range(0, len(samples), EVALUATION_BATCH):
-            images = self.images.uint8(samples[start : start + EVALUATION_BATCH])
+        for start in range(0, len(samples), IMAGES_AT_ONCE):
+            images = self.images.uint8(samples[start : start + IMAGES_AT_ONCE])
             yield normalise(images, self.data.mean, self.data.std)

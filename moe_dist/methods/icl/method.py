@@ -20,7 +20,7 @@ from moe_dist.methods.longtail.losses import cross_entropies
 from moe_dist.methods.longtail.method import BranchMethod
 from moe_dist.methods.phases import Progress, StepResult
 from moe_dist.methods.ranks import global_mean
-from moe_dist.models.branches import BranchOutputs, feature_count
+from moe_dist.models.branches import BranchOutputs
 from moe_dist.models.makers import Makers
 
 
@@ -35,8 +35,8 @@ class Icl(BranchMethod):
         """The branches, and with DOL their memory."""
         network = super().build(make, results, seed)
         if self.config.dol:
-            width = feature_count(self.config.network)
-            network.add_module("memory", Memory(self.config.experts, self.info.classes, width))
+            memory = Memory(self.config.experts, self.info.classes, self.config.network.features)
+            network.add_module("memory", memory)
         return network
 
     def search_space(self) -> Mapping[str, Any]:

@@ -25,7 +25,6 @@ from moe_dist.models.branches import (
     BranchOutputs,
     branch_costs,
     build_branches,
-    feature_count,
     last_convolutions,
 )
 from moe_dist.models.makers import ExpertMaps, Makers
@@ -74,7 +73,7 @@ class BranchMethod(Method):
 
     def expert_outputs(self) -> int:
         """Features and the logits of two sets of classifiers."""
-        return feature_count(self.config.network) + 2 * self.info.classes
+        return self.config.network.features + 2 * self.info.classes
 
     def phases(self) -> Sequence[Stage]:
         """Features, then the fresh classifiers, where there is a second stage."""

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from moe_dist.data.augment.mixing import MIX_DRAWS, mix, with_partners
+from moe_dist.data.augment.augment import MIX_DRAWS, mix
 from moe_dist.data.batch import Batch, TrainingSet
-from moe_dist.data.order import partner_positions
+from moe_dist.data.order import partner_positions, with_partners
 from moe_dist.data.stream.stream import Stream
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
@@ -221,7 +221,7 @@ def test_the_loss_counts_both_labels_by_their_shares():
         share=torch.tensor([0.25, 1.0]),
     )
     assert batch.mean_over_labels(lambda labels: labels.float()) == 2.25
-    halves = batch.split(2)
+    halves = batch.micro_batches(2)
     assert sum(half.mean_over_labels(lambda labels: labels.float()) for half in halves) == 2.25
     plain = Batch(batch.images, batch.labels, batch.samples, batch.weight)
     assert plain.mean_over_labels(lambda labels: labels.float()) == 1.5

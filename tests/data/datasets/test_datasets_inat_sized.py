@@ -43,7 +43,7 @@ def test_the_index_holds_every_image_of_every_class(twentieth: Path):
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_an_epoch_from_disk_shows_every_image_once_over_the_ranks(twentieth: Path, world: int):
     shards = ShardSet.open(twentieth)
-    config = DataConfig(image_size=8, hold="disk")
+    config = DataConfig(image_size=8, decode="each_time")
     images = open_images(shards, config, twentieth)
     everything = TrainingSet(np.arange(len(shards)), shards.labels)
     settings = {"seed": 0, "global_batch": 384, "world": world}

@@ -102,10 +102,10 @@ def test_an_image_too_thin_for_a_centre_square_is_refused():
 
 
 def streamed(
-    shards: ShardSet, folder: Path, hold: str, rank: int = 0, world: int = 1, **settings
+    shards: ShardSet, folder: Path, decode: str, rank: int = 0, world: int = 1, **settings
 ) -> dict[int, torch.Tensor]:
     """Every sample's image in the second epoch of a stream that crops."""
-    config = DataConfig(image_size=8, hold=hold, mean=(0, 0, 0), std=(1, 1, 1), **settings)
+    config = DataConfig(image_size=8, decode=decode, mean=(0, 0, 0), std=(1, 1, 1), **settings)
     images = open_images(shards, config, folder)
     whole = TrainingSet(np.arange(len(shards)), shards.labels)
     augment = AugmentConfig(resized_crop=(0.3, 0.9))
@@ -119,7 +119,7 @@ def streamed(
 
 def test_a_stream_crops_every_image_by_its_own_draws_wherever_it_is_decoded(shards: Path, tmp_path: Path):
     opened = ShardSet.open(shards / "train")
-    alone = streamed(opened, tmp_path, "disk")
+    alone = streamed(opened, tmp_path, "each_time")
     assert sorted(alone) == list(range(len(opened)))
     for sample, image in alone.items():
         draws = uniform(5, 1, np.array([sample]), CROP_DRAWS, purpose=CROPS)[0]
@@ -127,11 +127,13 @@ def test_a_stream_crops_every_image_by_its_own_draws_wherever_it_is_decoded(shar
         picture = Image.open(io.BytesIO(opened.read(sample))).convert("RGB")
         expected = picture.crop(region).resize((8, 8), Image.Resampling.BILINEAR)
         assert np.abs(image.numpy() - np.asarray(expected).transpose(2, 0, 1)).max() <= 1.01
-    shared = streamed(opened, tmp_path, "disk", 0, 2, loader_workers=1) | streamed(opened, tmp_path, "disk", 1, 2)
+    shared = streamed(opened, tmp_path, "each_time", 0, 2, loader_workers=1) | streamed(
+        opened, tmp_path, "each_time", 1, 2
+    )
     assert all(torch.equal(shared[sample], alone[sample]) for sample in alone)
 
 
-def test_a_held_square_is_cropped_as_an_image_of_its_size(tmp_path: Path, shards: Path):
+def test_a_decoded_square_is_cropped_as_an_image_of_its_size(tmp_path: Path, shards: Path):
     pixels = np.random.default_rng(2).integers(0, 256, (4, 3, 16, 16), np.uint8)
     crop = RandomCrop((0.2, 0.8), np.random.default_rng(3).random((4, CROP_DRAWS)))
     found = cropped(torch.from_numpy(pixels), crop)
@@ -140,9 +142,9 @@ def test_a_held_square_is_cropped_as_an_image_of_its_size(tmp_path: Path, shards
         picture = Image.fromarray(image.transpose(1, 2, 0)).crop(region).resize((16, 16), Image.Resampling.BILINEAR)
         assert np.abs(found[row].numpy().astype(int) - np.asarray(picture).transpose(2, 0, 1)).max() <= 1
     opened = ShardSet.open(shards / "train")
-    memory = streamed(opened, tmp_path, "memory")
-    held = open_images(opened, DataConfig(image_size=8, hold="memory"), tmp_path)
+    decoded = streamed(opened, tmp_path, "once")
+    squares = open_images(opened, DataConfig(image_size=8, decode="once"), tmp_path)
     draws = uniform(5, 1, np.arange(24), CROP_DRAWS, purpose=CROPS)
-    expected = cropped(held.uint8(np.arange(24)), RandomCrop((0.3, 0.9), draws))
+    expected = cropped(squares.uint8(np.arange(24)), RandomCrop((0.3, 0.9), draws))
     for sample in range(24):
-        assert torch.allclose(memory[sample], expected[sample].float(), atol=1e-3)
+        assert torch.allclose(decoded[sample], expected[sample].float(), atol=1e-3)

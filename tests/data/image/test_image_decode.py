@@ -165,7 +165,8 @@ def test_pillow_alone_reads_and_refuses_every_format(kind: str):
 
 def test_the_package_imports_without_fast_decoders():
     hidden = "import sys; sys.modules['simplejpeg'] = sys.modules['imagecodecs'] = None\n"
-    script = hidden + "import moe_dist.cli, moe_dist.data.decode as room; print(room.simplejpeg, room.imagecodecs)"
+    script = f"{hidden}import moe_dist.cli, moe_dist.data.image.decode as room\n"
+    script += "print(room.simplejpeg, room.imagecodecs)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["None", "None"], done.stderr
 

@@ -1,4 +1,4 @@
-"""Images in memory and on disk: the same pixels, written once, shared."""
+"""Images decoded once and each time: the same pixels; the array is written once and shared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.datasets.samples import Sample
 from moe_dist.data.image.crops import CROP_DRAWS, RandomCrop
 from moe_dist.data.opened import images as images_room
-from moe_dist.data.opened.images import DiskImages, MemoryImages, open_images
+from moe_dist.data.opened.images import DecodedImages, EncodedImages, open_images
 from moe_dist.data.shards.shard_set import ShardSet
 from moe_dist.data.storage import locks
 from moe_dist.errors import UserError
@@ -49,20 +49,20 @@ def test_pixels_are_pillows_resized_images(train: ShardSet, tmp_path: Path):
         assert np.abs(found[row].numpy().astype(int) - np.array(expected).transpose(2, 0, 1)).max() <= 1
 
 
-def test_memory_and_disk_hold_the_same_pixels(train: ShardSet, tmp_path: Path):
-    memory = open_images(train, config(hold="memory"), tmp_path / "cache")
-    disk = open_images(train, config(hold="disk"), tmp_path / "cache")
-    assert isinstance(memory, MemoryImages) and isinstance(disk, DiskImages)
-    assert len(memory) == len(disk) == 24
-    assert torch.equal(memory.uint8(np.arange(24)), disk.uint8(np.arange(24)))
+def test_images_decoded_once_and_each_time_have_the_same_pixels(train: ShardSet, tmp_path: Path):
+    once = open_images(train, config(decode="once"), tmp_path / "cache")
+    each_time = open_images(train, config(decode="each_time"), tmp_path / "cache")
+    assert isinstance(once, DecodedImages) and isinstance(each_time, EncodedImages)
+    assert len(once) == len(each_time) == 24
+    assert torch.equal(once.uint8(np.arange(24)), each_time.uint8(np.arange(24)))
 
 
-def test_auto_is_memory_up_to_the_limit(train: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_auto_is_once_up_to_the_limit(train: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     size_bytes = 24 * 3 * 8 * 8
-    monkeypatch.setattr(images_room, "MEMORY_LIMIT_BYTES", size_bytes)
-    assert isinstance(open_images(train, config(), tmp_path / "cache"), MemoryImages)
-    monkeypatch.setattr(images_room, "MEMORY_LIMIT_BYTES", size_bytes - 1)
-    assert isinstance(open_images(train, config(), tmp_path / "cache"), DiskImages)
+    monkeypatch.setattr(images_room, "DECODED_LIMIT_BYTES", size_bytes)
+    assert isinstance(open_images(train, config(), tmp_path / "cache"), DecodedImages)
+    monkeypatch.setattr(images_room, "DECODED_LIMIT_BYTES", size_bytes - 1)
+    assert isinstance(open_images(train, config(), tmp_path / "cache"), EncodedImages)
 
 
 def test_the_array_is_written_once_and_serves_without_the_shards(shards: Path, train: ShardSet, tmp_path: Path):
@@ -84,10 +84,10 @@ def test_another_size_crop_or_frame_has_an_array_of_its_own(train: ShardSet, tmp
     assert not torch.equal(stretched.uint8(EVERY_OTHER), framed.uint8(EVERY_OTHER))
 
 
-@pytest.mark.parametrize("hold", ["memory", "disk"])
-def test_a_centre_frame_is_cut_from_the_resized_image(train: ShardSet, tmp_path: Path, hold: str):
+@pytest.mark.parametrize("decode", ["once", "each_time"])
+def test_a_centre_frame_is_cut_from_the_resized_image(train: ShardSet, tmp_path: Path, decode: str):
     """12 x 10 pixels: the short side becomes round(8 * 8 / 7) = 9, the long one 9 * 12 // 10 = 10; cut at (1, 0)."""
-    found = open_images(train, config(hold=hold, frame="centre_crop"), tmp_path / "cache").uint8(EVERY_OTHER)
+    found = open_images(train, config(decode=decode, frame="centre_crop"), tmp_path / "cache").uint8(EVERY_OTHER)
     for row, sample in enumerate(EVERY_OTHER.tolist()):
         picture = Image.open(io.BytesIO(train.read(sample))).convert("RGB").resize((10, 9), Image.Resampling.BILINEAR)
         expected = np.array(picture.crop((1, 0, 9, 8))).transpose(2, 0, 1)
@@ -105,13 +105,13 @@ def test_a_random_crop_comes_from_the_region_of_interest(tmp_path: Path, monkeyp
     crop = RandomCrop((0.1, 0.9), np.random.default_rng(8).random((1, CROP_DRAWS)))
     x1, y1, x2, y2 = crop.region(0, roi)
     picture = Image.fromarray(pixels).crop((x1, y1, x2, y2)).resize((8, 8), Image.Resampling.BILINEAR)
-    found = DiskImages(opened, 8, crop_roi=True).uint8(np.array([0]), crop)[0].numpy().astype(int)
+    found = EncodedImages(opened, 8, crop_roi=True).uint8(np.array([0]), crop)[0].numpy().astype(int)
     assert np.abs(found - np.array(picture).transpose(2, 0, 1)).max() <= 1
 
 
-@pytest.mark.parametrize("hold", ["memory", "disk"])
-def test_images_travel_as_where_they_come_from(train: ShardSet, tmp_path: Path, hold: str):
-    images = open_images(train, config(hold=hold), tmp_path / "cache")
+@pytest.mark.parametrize("decode", ["once", "each_time"])
+def test_images_travel_as_where_they_come_from(train: ShardSet, tmp_path: Path, decode: str):
+    images = open_images(train, config(decode=decode), tmp_path / "cache")
     packed = pickle.dumps(images)
     assert len(packed) < 24 * 3 * 8 * 8 + 4000  # the shards' index, not the pixels beside it
     assert torch.equal(pickle.loads(packed).uint8(EVERY_OTHER), images.uint8(EVERY_OTHER))
@@ -125,8 +125,8 @@ def test_a_region_is_cut_where_the_sample_has_one(tmp_path: Path, monkeypatch: p
     samples = [Sample("a", 0, data, "png", roi=(3, 4, 11, 12)), Sample("b", 1, data, "png")]
     build_listed(monkeypatch, tmp_path / "out", samples)
     opened = ShardSet.open(tmp_path / "out/train")
-    cut = DiskImages(opened, 8, crop_roi=True).uint8(np.arange(2))
-    whole = DiskImages(opened, 8, crop_roi=False).uint8(np.arange(2))
+    cut = EncodedImages(opened, 8, crop_roi=True).uint8(np.arange(2))
+    whole = EncodedImages(opened, 8, crop_roi=False).uint8(np.arange(2))
     (first,), (second,) = np.flatnonzero(opened.labels == 0), np.flatnonzero(opened.labels == 1)
     assert np.array_equal(cut[first].permute(1, 2, 0).numpy(), pixels[4:12, 3:11])
     assert torch.equal(cut[second], whole[second]) and torch.equal(whole[0], whole[1])
@@ -141,19 +141,19 @@ def flip_a_bit(shards: Path, sample: int) -> bytes:
     return whole
 
 
-@pytest.mark.parametrize("hold", ["memory", "disk"])
+@pytest.mark.parametrize("decode", ["once", "each_time"])
 def test_a_bad_image_is_black_where_the_job_skips_and_an_error_where_it_fails(
-    shards: Path, train: ShardSet, tmp_path: Path, hold: str
+    shards: Path, train: ShardSet, tmp_path: Path, decode: str
 ):
-    before = open_images(train, config(hold=hold), tmp_path / "before").uint8(np.arange(24))
+    before = open_images(train, config(decode=decode), tmp_path / "before").uint8(np.arange(24))
     flip_a_bit(shards, 12)
-    skipping = open_images(train, config(hold=hold), tmp_path / "cache", BadSamples(limit=1))
+    skipping = open_images(train, config(decode=decode), tmp_path / "cache", BadSamples(limit=1))
     found = skipping.uint8(np.arange(24))
     good = skipping.readable(np.arange(24))
     assert np.flatnonzero(~good).tolist() == [12]
     assert not found[12].any() and torch.equal(found[good], before[good])
     with pytest.raises(UserError, match=r"train-000001.tar: \S+.png: changed or cut short"):
-        open_images(train, config(hold=hold), tmp_path / "cache").uint8(np.arange(24))
+        open_images(train, config(decode=decode), tmp_path / "cache").uint8(np.arange(24))
 
 
 def test_a_second_job_that_finds_the_array_knows_its_bad_images_too(shards: Path, train: ShardSet, tmp_path: Path):
@@ -174,7 +174,7 @@ def test_a_second_job_that_finds_the_array_knows_its_bad_images_too(shards: Path
 def test_an_image_that_does_not_decode_is_a_bad_sample(monkeypatch: pytest.MonkeyPatch, train: ShardSet):
     monkeypatch.setattr(images_room, "decode_resized", lambda *_: (_ for _ in ()).throw(ValueError("damaged image")))
     bad_samples = BadSamples(limit=3)
-    images = DiskImages(train, 8, False, bad_samples)
+    images = EncodedImages(train, 8, False, bad_samples)
     assert not images.uint8(np.array([4, 4, 7])).any()
     assert [sentence.rpartition(": ")[2] for sentence in bad_samples.sentences()] == ["damaged image"] * 2
 
@@ -186,25 +186,25 @@ def test_a_full_disk_says_what_to_do_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np.lib.format, "write_array_header_1_0", no_space)
-    with pytest.raises(UserError, match=r"No space left on device.*free space or set data.hold=disk"):
+    with pytest.raises(UserError, match=r"No space left on device.*free space or set data.decode=each_time"):
         open_images(train, config(), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def decode(train: ShardSet, cache: Path, inside: Any, go_on: Any, waiting: Any) -> None:
     """Open the images in a process that stops inside its decoding, and tells when it is about to wait for a lock."""
-    flock, uint8 = fcntl.flock, DiskImages.uint8
+    flock, uint8 = fcntl.flock, EncodedImages.uint8
 
     def told(file: Any, operation: int) -> None:
         waiting.set()
         flock(file, operation)
 
-    def held_up(self: DiskImages, samples: np.ndarray, crop: Any = None) -> torch.Tensor:
+    def held_up(self: EncodedImages, samples: np.ndarray, crop: Any = None) -> torch.Tensor:
         inside.set()
         go_on.wait()
         return uint8(self, samples, crop)
 
-    fcntl.flock, DiskImages.uint8 = told, held_up  # type: ignore[method-assign]
+    fcntl.flock, EncodedImages.uint8 = told, held_up  # type: ignore[method-assign]
     open_images(train, config(), cache)
 
 
@@ -232,7 +232,7 @@ def test_of_two_processes_one_decodes_and_a_killed_one_holds_up_nobody(
     killed = first.exitcode != 0
     assert second.exitcode == 0 and inside[1].is_set() == killed
     images = open_images(train, config(), tmp_path / "cache")
-    assert torch.equal(images.uint8(np.arange(24)), DiskImages(train, 8, False).uint8(np.arange(24)))
+    assert torch.equal(images.uint8(np.arange(24)), EncodedImages(train, 8, False).uint8(np.arange(24)))
     assert len([path for path in (tmp_path / "cache").iterdir() if path.suffix in (".npy", ".lock")]) == 1
 
 
@@ -241,8 +241,8 @@ def test_images_are_decoded_where_there_are_no_locks(train: ShardSet, tmp_path: 
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", none)
-    images = open_images(train, config(hold="memory"), tmp_path / "cache")
-    assert torch.equal(images.uint8(np.arange(24)), DiskImages(train, 8, False).uint8(np.arange(24)))
+    images = open_images(train, config(decode="once"), tmp_path / "cache")
+    assert torch.equal(images.uint8(np.arange(24)), EncodedImages(train, 8, False).uint8(np.arange(24)))
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 

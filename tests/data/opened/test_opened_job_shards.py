@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from built_data import built_data
 
 from moe_dist.data.longtail import LongTail
-from moe_dist.data.opened.job_shards import ensure_shards, open_shards, shards_place
-from moe_dist.data.opened.opened import open_data
+from moe_dist.data.opened.job_shards import ensure_shards, shards_place
+from moe_dist.data.opened.opened import open_data, open_shards
 from moe_dist.data.shards.build.build import build_shards
 from moe_dist.data.shards.index import read_index
 from moe_dist.errors import UserError
@@ -22,7 +24,7 @@ def config(source: Path, **settings: object) -> DataConfig:
 
 def test_a_long_tail_goes_from_the_job_to_its_shards(image_folder: Path, tmp_path: Path):
     data = config(image_folder, imbalance=4, imbalance_choice="random", imbalance_seed=5, val_fraction=0)
-    opened = open_data(data, seed=0, cache=tmp_path / "cache")
+    opened = built_data(data, seed=0, cache=tmp_path / "cache")
     # int(8 * (1 / 4) ** (c / 2)) for c = 0, 1, 2
     assert opened.info.class_counts == (8, 4, 2)
     (folder,) = (tmp_path / "cache/shards").iterdir()
@@ -47,14 +49,14 @@ def test_shards_of_another_long_tail_are_refused(image_folder: Path, tmp_path: P
         ("cut", {"imbalance": 4, "imbalance_choice": "random"}, r"first images\), .* \(random images by seed 0"),
     ]:
         with pytest.raises(UserError, match=said):
-            open_data(config(image_folder, shards=str(tmp_path / folder), **settings), 0, tmp_path / "cache")
-    again = open_data(config(image_folder, shards=str(tmp_path / "cut"), imbalance=4), 0, tmp_path / "cache")
+            built_data(config(image_folder, shards=str(tmp_path / folder), **settings), 0, tmp_path / "cache")
+    again = built_data(config(image_folder, shards=str(tmp_path / "cut"), imbalance=4), 0, tmp_path / "cache")
     assert np.bincount(again.train.labels).tolist() == [8, 4, 2]
 
 
 def test_shards_of_another_dataset_are_refused(shards: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"shards of image_folder, the job says data.dataset = digits"):
-        open_data(DataConfig(dataset="digits", shards=str(shards)), 0, tmp_path)
+        built_data(DataConfig(dataset="digits", shards=str(shards)), 0, tmp_path)
 
 
 def test_a_build_that_was_broken_off_is_not_taken_for_whole(image_folder: Path, tmp_path: Path):
@@ -68,7 +70,7 @@ def test_a_build_that_was_broken_off_is_not_taken_for_whole(image_folder: Path, 
     data = config(image_folder, shards=str(tmp_path / "out"))
     with pytest.raises(Broken):
         ensure_shards(data, tmp_path / "cache", stop)
-    opened = open_data(data, 0, tmp_path / "cache")
+    opened = built_data(data, 0, tmp_path / "cache")
     assert len(opened.train.labels) == 24 and len(opened.test.labels) == 9
 
 
@@ -79,3 +81,15 @@ def test_shards_under_a_url_are_opened_and_not_built(image_folder: Path, shards:
     stored = open_shards(data, ensure_shards(data, tmp_path / "cache"), tmp_path / "cache")["train"]
     local = open_shards(config(image_folder, shards=str(shards)), str(shards), tmp_path / "cache")["train"]
     assert sorted(stored.read(sample) for sample in range(24)) == sorted(local.read(sample) for sample in range(24))
+
+
+def test_a_rank_walks_no_source_and_says_where_no_shards_are(image_folder: Path, tmp_path: Path):
+    """The driver's place is opened whatever became of the source; where it is gone, nothing is built in its stead."""
+    data, cache = config(image_folder), tmp_path / "cache"
+    place = ensure_shards(data, cache)
+    shutil.rmtree(image_folder)
+    assert len(open_data(data, 0, cache, place).train.labels) == 24
+    shutil.rmtree(place)
+    with pytest.raises(UserError, match=rf"{place}: holds no whole shards as \S+ sees it; name a place"):
+        open_data(data, 0, cache, place)
+    assert not Path(place).exists()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built_data import built_data
 from listed import build_listed, picture
 
 from moe_dist.data.datasets.samples import Sample
-from moe_dist.data.opened.opened import OpenedData, OpenedSplit, open_data
+from moe_dist.data.opened.opened import OpenedData, OpenedSplit
 from moe_dist.settings.data import DataConfig
 
 
@@ -27,7 +28,7 @@ def one_track(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def opened(shards: Path, **settings: object) -> OpenedData:
     config = DataConfig.model_validate({"dataset": "listed", "shards": str(shards), "image_size": 8} | settings)
-    return open_data(config, 0, shards.parent / "cache")
+    return built_data(config, 0, shards.parent / "cache")
 
 
 def counts(split: OpenedSplit, samples: np.ndarray) -> list[int]:
@@ -47,7 +48,7 @@ def test_a_limit_of_a_published_validation_split_loses_no_class(image_folder: Pa
         for number in range(1 if name == "cat" else 3):
             (image_folder / "val" / name / f"{number}.png").write_bytes(picture(number))
     config = {"dataset": "image_folder", "source": image_folder, "image_size": 8, "max_test_images": 3}
-    data = open_data(DataConfig.model_validate(config), 0, tmp_path / "cache")
+    data = built_data(DataConfig.model_validate(config), 0, tmp_path / "cache")
     assert np.bincount(data.val.labels[data.val_samples]).tolist() == [1, 1, 1]
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from built_data import built_data
 from fault_server import FaultServer, serving
 from fsspec.implementations.memory import MemoryFileSystem
 
 from moe_dist.data.batch import TrainingSet
-from moe_dist.data.opened.images import DiskImages
-from moe_dist.data.opened.opened import open_data
+from moe_dist.data.opened.images import EncodedImages
 from moe_dist.data.shards.cache import ShardCache
 from moe_dist.data.shards.index import ShardInfo, read_index
 from moe_dist.data.shards.shard_set import ShardSet
@@ -370,18 +370,18 @@ def test_a_job_reads_its_splits_from_a_url(server: FaultServer, image_folder: Pa
     """The same splits, images and digest as from the folder."""
     local = DataConfig(dataset="image_folder", shards=str(shards), image_size=8, val_fraction=0.25)
     stored = local.model_copy(update={"shards": server.url, "remote": RemoteConfig(timeout_seconds=30, retries=0)})
-    expected, opened = (open_data(config, 0, tmp_path / "cache") for config in (local, stored))
+    expected, opened = (built_data(config, 0, tmp_path / "cache") for config in (local, stored))
     assert opened.split_digest == expected.split_digest
     np.testing.assert_array_equal(opened.val_samples, expected.val_samples)
     shutil.rmtree(tmp_path / "cache/decoded")
-    images = open_data(stored, 0, tmp_path / "cache").test.images
+    images = built_data(stored, 0, tmp_path / "cache").test.images
     np.testing.assert_array_equal(images.uint8(np.arange(9)), expected.test.images.uint8(np.arange(9)))
 
 
 def test_nothing_is_built_to_an_address_without_shards(server: FaultServer, tmp_path: Path):
     config = DataConfig(dataset="digits", shards=f"{server.url}/digts", remote=PATIENT)
     with pytest.raises(UserError, match=r"/digts: holds no whole shards; check the address, or build them with `moe-"):
-        open_data(config, 0, tmp_path)
+        built_data(config, 0, tmp_path)
 
 
 def test_a_small_cache_serves_an_epoch_of_windows(server: FaultServer, shards: Path, tmp_path: Path):
@@ -424,7 +424,7 @@ def test_an_epoch_streams_from_a_url(server: FaultServer, shards: Path, tmp_path
 
     def batches(opened: ShardSet) -> list[np.ndarray]:
         training_set = TrainingSet(np.arange(24), opened.labels)
-        images = DiskImages(opened, 8, crop_roi=False)
+        images = EncodedImages(opened, 8, crop_roi=False)
         stream = Stream(images, training_set, config, seed=0, global_batch=5, rank=0, world=1, shard_of=opened.shard_of)
         return [batch.images.numpy() for batch in stream.epoch()]
 

@@ -283,7 +283,7 @@ def test_evaluation_of_few_samples_is_not_padded_to_a_whole_batch():
 
 def disk_stream(shards: Path, workers: int, split: str = "train", beside: Stream | None = None) -> Stream:
     opened = ShardSet.open(shards / split)
-    config = DataConfig(image_size=8, hold="disk", loader_workers=workers)
+    config = DataConfig(image_size=8, decode="each_time", loader_workers=workers)
     images = open_images(opened, config, shards / "cache")
     everything = TrainingSet(np.arange(len(opened)), opened.labels)
     return Stream(images, everything, config, seed=0, global_batch=5, rank=0, world=1, augment=AUGMENT, beside=beside)
@@ -341,16 +341,16 @@ def test_a_damaged_image_stops_the_stream_with_one_sentence(shards: Path, worker
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("hold", ["memory", "disk"])
+@pytest.mark.parametrize("decode", ["once", "each_time"])
 def test_a_skipped_image_is_black_and_weighs_nothing_and_the_others_weigh_what_they_did(
-    shards: Path, tmp_path: Path, hold: str, workers: int
+    shards: Path, tmp_path: Path, decode: str, workers: int
 ):
     whole = [batch for batch in disk_stream(shards, 0).epoch()]
     damage(shards, sample=12)
     noted = BadSamples(limit=1)
     noted.write_to(tmp_path / "noted")
     opened = ShardSet.open(shards / "train")
-    config = DataConfig(image_size=8, hold=hold, loader_workers=workers)
+    config = DataConfig(image_size=8, decode=decode, loader_workers=workers)
     images = open_images(opened, config, tmp_path / "cache", noted)
     everything = TrainingSet(np.arange(len(opened)), opened.labels)
     found = list(Stream(images, everything, config, seed=0, global_batch=5, rank=0, world=1).epoch())
@@ -368,7 +368,7 @@ def test_more_bad_images_than_the_limit_end_the_stream_with_one_sentence(shards:
     for sample in (3, 12, 20):
         damage(shards, sample)
     opened = ShardSet.open(shards / "train")
-    config = DataConfig(image_size=8, hold="disk", loader_workers=workers)
+    config = DataConfig(image_size=8, decode="each_time", loader_workers=workers)
     images = open_images(opened, config, shards, BadSamples(limit=2))
     everything = TrainingSet(np.arange(len(opened)), opened.labels)
     stream = Stream(images, everything, config, seed=0, global_batch=6, rank=0, world=1)

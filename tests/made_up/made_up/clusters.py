@@ -29,7 +29,8 @@ from moe_dist.methods.phases import (
     Workspace,
 )
 from moe_dist.metrics.clustering import clustering_metrics
-from moe_dist.models.makers import Makers, seeded
+from moe_dist.models.experts import seeded
+from moe_dist.models.makers import Makers
 from moe_dist.settings.schema import Count, settings_of
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
 

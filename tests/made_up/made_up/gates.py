@@ -14,7 +14,8 @@ from moe_dist.data.batch import Batch
 from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.phases import Losses, Progress, Results, Stage
-from moe_dist.models.makers import Makers, seeded
+from moe_dist.models.experts import seeded
+from moe_dist.models.makers import Makers
 from moe_dist.settings.schema import Count
 from moe_dist.settings.training import OptimiserConfig
 

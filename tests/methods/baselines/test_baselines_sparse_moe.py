@@ -57,7 +57,7 @@ def test_a_micro_batch_weighs_as_much_as_its_valid_images() -> None:
     """10 of 12 images are valid; of every third one from the first on 4 are, of the two other parts 3."""
     sparse = method(balance=1.0)
     network = network_of(sparse)
-    for part, share in zip(batch(valid=10).split(3), (0.4, 0.3, 0.3), strict=True):
+    for part, share in zip(batch(valid=10).micro_batches(3), (0.4, 0.3, 0.3), strict=True):
         _, balance = network(part.images)
         torch.testing.assert_close(sparse.loss(network, part, PROGRESS)["balance"], share * balance)
 

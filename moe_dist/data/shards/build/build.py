@@ -20,20 +20,20 @@ from typing import Any
 import numpy as np
 
 from moe_dist.data.datasets.catalog import open_contents
+from moe_dist.data.datasets.samples import SPLITS
 from moe_dist.data.longtail import LongTail
-from moe_dist.data.shards.build.destination import Destination, destination_at
-from moe_dist.data.shards.build.plan import SAMPLES_PER_SHARD, Plan, source_fingerprint
+from moe_dist.data.shards.build.destination import SHARDS, Destination, destination_at
+from moe_dist.data.shards.build.plan import PLAN_FILE, SAMPLES_PER_SHARD, Plan, source_fingerprint
 from moe_dist.data.shards.build.shard_writer import OnSamples, ShardWriter, WrittenShard
 from moe_dist.data.shards.build.working_folder import (
-    SHARDS,
     build_in,
     only_builder,
     read_record,
     remove_left_over,
     save_record,
 )
-from moe_dist.data.shards.index import Index, write_index
-from moe_dist.data.shards.shrink import Shrink
+from moe_dist.data.shards.index import INDEX_FILE, Index, Shrink, read_index, write_index
+from moe_dist.data.storage.store import exists, get_bytes, join, shown
 from moe_dist.errors import UserError
 from moe_dist.settings.data import RemoteConfig
 from moe_dist.signals import keeping_handlers
@@ -42,9 +42,9 @@ OnProgress = Callable[[str, int, int], None]
 """Called with (split, samples done, samples in the split)."""
 Write = Callable[[str, Sequence[int], OnSamples], Generator[WrittenShard, None, None]]
 """Writes the shards of a split with the given numbers, and yields each when it is in place, in any order."""
-_REMOTE = RemoteConfig()
+_DEFAULTS = RemoteConfig()
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Of a Ray that is started here (its default is 30 % of the memory): it carries lists of files and no images."""
+"""The object store of a Ray that is started here (Ray's default: 30 % of the memory). It carries lists of files."""
 
 
 def build_shards(
@@ -57,7 +57,7 @@ def build_shards(
     samples_per_shard: int = SAMPLES_PER_SHARD,
     workers: int = 1,
     cache: Path = Path("runs/cache"),
-    remote: RemoteConfig = _REMOTE,
+    remote: RemoteConfig = _DEFAULTS,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Index]:
     """Write the dataset's splits as shards to out/train, out/val (where it has one), out/test; return their indexes.
@@ -84,24 +84,28 @@ def build_shards(
         return indexes
     except OSError as error:
         raise UserError(
-            f"{destination.place}: cannot build shards: {error}; check the source, the place and its free space, and "
+            f"{shown(out)}: cannot build shards: {error}; check the source, the place and its free space, and "
             "run it again: it goes on where it stood"
         ) from None
 
 
 def _whole(destination: Destination, plan: Plan) -> dict[str, Index] | None:
-    """The indexes of the whole shards of `plan` at the destination, None where it is free.
+    """The indexes of the whole shards of `plan` at the destination, by split; None where it is free.
 
     Raises UserError where it holds something else.
     """
     if not destination.in_use():
         return None
-    if destination.plan() != plan.text():
-        raise UserError(f"{destination.place}: already holds something; name another folder or remove it")
-    return destination.indexes()
+    place, remote = destination.place, destination.remote
+    built = join(place, PLAN_FILE)
+    if not exists(built, remote) or get_bytes(built, remote).decode() != plan.text():
+        raise UserError(f"{shown(place)}: already holds something; name another folder or remove it")
+    splits = [split for split in SPLITS if exists(join(place, split, INDEX_FILE), remote)]
+    return {split: read_index(join(place, split), remote) for split in splits}
 
 
 def _build(writer: ShardWriter, workers: int, on_progress: OnProgress | None) -> dict[str, Index]:
+    """Write all shards and indexes and put them in place; the indexes by split."""
     indexes = {}
     with _writing(writer, workers) as write:
         for split, total in writer.contents.counts.items():
@@ -117,9 +121,14 @@ def _build(writer: ShardWriter, workers: int, on_progress: OnProgress | None) ->
 
 
 def _build_split(writer: ShardWriter, split: str, write: Write, on_progress: OnProgress | None) -> Index:
-    """Write the shards of `split` that are not finished; the index of all."""
+    """Write the shards of `split` that no earlier run of this build finished; the index of all."""
     work, total, count = writer.destination.work, writer.contents.counts[split], writer.shards(split)
-    shards = {number: kept for number in range(count) if (kept := _kept(writer, split, number)) is not None}
+    shards: dict[int, WrittenShard] = {}
+    for number in range(count):
+        name = writer.name(split, number)
+        record = read_record(work, split, name)
+        if record is not None and writer.destination.holds(f"{split}/{name}", record.info):
+            shards[number] = record
     done = sum(len(shard.keys) for shard in shards.values())
 
     def advance(samples: int) -> None:
@@ -135,7 +144,7 @@ def _build_split(writer: ShardWriter, split: str, write: Write, on_progress: OnP
             save_record(work, split, shard)
             shards[int(shard.rows["shard"][0])] = shard
     in_order = [shards[number] for number in range(count)]
-    _demand_unique_keys(writer, split, in_order)
+    _require_unique_keys(writer, split, in_order)
     kinds = sum((Counter(shard.image_kinds) for shard in in_order), Counter[str]())
     return Index(
         dataset=writer.plan.dataset,
@@ -149,14 +158,7 @@ def _build_split(writer: ShardWriter, split: str, write: Write, on_progress: OnP
     )
 
 
-def _kept(writer: ShardWriter, split: str, number: int) -> WrittenShard | None:
-    """A shard that an earlier run of this build finished."""
-    name = writer.name(split, number)
-    record = read_record(writer.destination.work, split, name)
-    return record if record is not None and writer.destination.holds(f"{split}/{name}", record.info) else None
-
-
-def _demand_unique_keys(writer: ShardWriter, split: str, shards: Sequence[WrittenShard]) -> None:
+def _require_unique_keys(writer: ShardWriter, split: str, shards: Sequence[WrittenShard]) -> None:
     """Raise UserError where two shards hold the same key."""
     keys = [key for shard in shards for key in shard.keys]
     if len(set(keys)) == len(keys):
@@ -170,7 +172,7 @@ def _demand_unique_keys(writer: ShardWriter, split: str, shards: Sequence[Writte
 
 @contextmanager
 def _writing(writer: ShardWriter, workers: int) -> Iterator[Write]:
-    """What writes shards: this process, or `workers` Ray tasks at a time."""
+    """A function that writes shards, in this process or as `workers` Ray tasks at a time."""
     if workers == 1:
         yield lambda split, numbers, on_samples: (writer.write(split, number, on_samples) for number in numbers)
         return
@@ -181,7 +183,7 @@ def _writing(writer: ShardWriter, workers: int) -> Iterator[Write]:
 
 @contextmanager
 def _connected_ray(workers: int) -> Iterator[Any]:
-    """Ray as it runs; where it does not, the cluster that RAY_ADDRESS names or one started here, left at the end."""
+    """Ray as it runs here; else connected for the block to the cluster that RAY_ADDRESS names, or to one of its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -241,6 +243,7 @@ def _write_in_task(reference: list[Any], split: str, number: int) -> WrittenShar
 
 @lru_cache(maxsize=1)
 def _received(reference: Any) -> ShardWriter:
+    """The writer that the driver put into Ray's store, fetched once a process."""
     import ray
 
     return ray.get(reference)

@@ -1,4 +1,4 @@
-"""What a build of shards is to give: everything that decides their bytes."""
+"""The plan of a build of shards: everything that decides their bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 from moe_dist.data.datasets.catalog import dataset
 from moe_dist.data.datasets.source import fingerprint_parts
 from moe_dist.data.longtail import LongTail
-from moe_dist.data.shards.index import INDEX_VERSION
-from moe_dist.data.shards.shrink import Shrink
+from moe_dist.data.shards.index import INDEX_VERSION, Shrink
 from moe_dist.errors import UserError
 
 PLAN_FILE = "plan.json"
@@ -36,15 +35,15 @@ class Plan:
         """The plan as JSON, one setting a line."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
-    def demand_same(self, text: str, where: str) -> None:
-        """Raise UserError, naming what differs, where the plan in `text`, found at `where`, is another."""
+    def require_same(self, text: str, where: str) -> None:
+        """Raise UserError, naming what differs, where the plan in `text`, which was found at `where`, is another."""
         try:
             other = dict(json.loads(text))
         except (ValueError, TypeError):
             other = {}
         ours = asdict(self)
         differing = [
-            f"{name} {_shown(other.get(name))}, not {_shown(ours[name])}"
+            f"{name} {_in_words(other.get(name))}, not {_in_words(ours[name])}"
             for name in ours
             if other.get(name) != ours[name]
         ]
@@ -54,7 +53,8 @@ class Plan:
             )
 
 
-def _shown(value: Any) -> str:
+def _in_words(value: Any) -> str:
+    """A setting for messages: a mapping as its names and values, None as "none"."""
     if isinstance(value, dict):
         return " ".join(f"{name} {part}" for name, part in value.items())
     return "none" if value is None else str(value)
@@ -66,9 +66,3 @@ def source_fingerprint(dataset_name: str, source: Path | None, long_tail: LongTa
     tail = [] if long_tail is None else [asdict(long_tail)]
     content = json.dumps([INDEX_VERSION, dataset_name, dataset(dataset_name).version(), parts, *tail])
     return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def default_name(dataset_name: str, source: Path | None, long_tail: LongTail | None) -> str:
-    """What a job's shards are called in the cache: digits-<fingerprint>, cifar100-lt100-<fingerprint>."""
-    tail = "" if long_tail is None else f"-lt{long_tail.imbalance:g}"
-    return f"{dataset_name}{tail}-{source_fingerprint(dataset_name, source, long_tail)}"

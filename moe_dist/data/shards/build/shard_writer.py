@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from moe_dist.data.datasets.samples import Contents, Sample
+from moe_dist.data.datasets.samples import Contents, Sample, scaled_region
 from moe_dist.data.image.decode import decode
 from moe_dist.data.order import epoch_order
 from moe_dist.data.shards.build.destination import Destination
 from moe_dist.data.shards.build.plan import Plan
-from moe_dist.data.shards.index import ShardInfo
+from moe_dist.data.shards.index import ShardInfo, Shrink
 from moe_dist.data.shards.scan import MEMBER_NAME, label_problem, region_problem, scan_shard
-from moe_dist.data.shards.shrink import Shrink, shrunk
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
 
 NAMED_SAMPLES = 20
-"""Bad samples that a message names, at most; the rest is counted."""
+"""Most bad samples that a message names; the others are counted."""
 OnSamples = Callable[[int], None]
 """Called with the number of samples that were written since the last call."""
 
@@ -39,7 +39,7 @@ class WrittenShard:
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Writes any shard of a dataset, each on its own: it is sent to a process once and then given numbers."""
+    """Writes the shards of a dataset, each on its own; it can be sent to another process, which then writes some."""
 
     contents: Contents
     plan: Plan
@@ -54,14 +54,14 @@ class ShardWriter:
         return f"{split}-{shard:06d}.tar"
 
     def numbers(self, split: str, shard: int) -> np.ndarray:
-        """The dataset's own numbers [n] of a shard's samples, mixed so that every shard holds all classes."""
+        """The dataset's own numbers [n] of a shard's samples, shuffled so that every shard holds all classes."""
         size = self.plan.samples_per_shard
-        return _mixed(self.contents.counts[split])[shard * size : (shard + 1) * size]
+        return _shuffled(self.contents.counts[split])[shard * size : (shard + 1) * size]
 
     def write(self, split: str, shard: int, on_samples: OnSamples = lambda samples: None) -> WrittenShard:
         """Write one shard and put it in place; equal plans and sources give equal bytes.
 
-        Raises UserError where the source or samples are bad (their files are named), OSError where disk or store are.
+        Raises UserError, naming the files, where the source or samples are bad, and OSError where disk or store fail.
         """
         name, classes = self.name(split, shard), len(self.contents.class_names)
         with self.destination.new_file(f"{split}/{name}") as path:
@@ -72,7 +72,7 @@ class ShardWriter:
         return WrittenShard(info, scan.rows, scan.keys, dict(scan.image_kinds))
 
     def _samples(self, split: str, shard: int, on_samples: OnSamples) -> Iterator[Sample]:
-        """The shard's samples as they are stored. Raises one UserError for all of them that are bad, after the last."""
+        """The shard's samples as they are stored. Raises, after the last, one UserError for all that are bad."""
         classes = len(self.contents.class_names)
         keys: set[str] = set()
         problems: list[str] = []
@@ -89,16 +89,13 @@ class ShardWriter:
             yield prepared
             on_samples(1)
         if problems:
-            raise UserError(_named(problems))
-
-
-def _named(problems: list[str]) -> str:
-    further = f"; and {len(problems) - NAMED_SAMPLES} more" if len(problems) > NAMED_SAMPLES else ""
-    return "; ".join(problems[:NAMED_SAMPLES]) + further
+            further = len(problems) - NAMED_SAMPLES
+            raise UserError("; ".join(problems[:NAMED_SAMPLES]) + (f"; and {further} more" if further > 0 else ""))
 
 
 @lru_cache(maxsize=4)
-def _mixed(samples_count: int) -> np.ndarray:
+def _shuffled(samples_count: int) -> np.ndarray:
+    """The order in which a split's samples go to its shards."""
     return epoch_order(samples_count, seed=0, epoch=0)
 
 
@@ -117,7 +114,27 @@ def _prepared(sample: Sample, classes: int, shrink: Shrink | None) -> Sample:
     return sample if shrink is None else shrunk(sample, pixels, shrink)
 
 
+def shrunk(sample: Sample, pixels: np.ndarray, shrink: Shrink) -> Sample:
+    """`sample`, whose image is `pixels` [H, W, 3], made smaller; itself, byte for byte, where it is small enough.
+
+    The aspect ratio is kept to the nearest pixel, Pillow's bicubic filter is antialiased, and the region of interest
+    is scaled with the image and grown to whole pixels.
+    """
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    if short <= shrink.short_side:
+        return sample
+    import simplejpeg  # the package imports without it
+
+    size = (round(width * shrink.short_side / short), round(height * shrink.short_side / short))
+    resized = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(resized), shrink.quality, colorsubsampling="420")
+    roi = None if sample.roi is None else scaled_region(sample.roi, (width, height), size)
+    return replace(sample, image=encoded, extension="jpg", roi=roi)
+
+
 def _write_tar(path: Path, samples: Iterator[Sample]) -> None:
+    """Write the samples to a tar as WebDataset lays them out."""
     from webdataset.writer import TarWriter  # the package imports without it
 
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as writer:

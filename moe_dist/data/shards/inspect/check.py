@@ -2,136 +2,73 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from moe_dist.data.datasets.samples import SPLITS
-from moe_dist.data.shards.files import fetch_index
 from moe_dist.data.shards.index import INDEX_FILE, Index, read_index
-from moe_dist.data.shards.inspect.rows import row_states
-from moe_dist.data.shards.scan import scan_shard
-from moe_dist.data.storage.store import exists, get_file, is_url, join, list_names
+from moe_dist.data.shards.scan import image_problem, label_problem, scan_shard
+from moe_dist.data.storage.store import exists, is_url, join, list_names, local_file, shown
+from moe_dist.data.storage.tars import BLOCK, member_name
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
 from moe_dist.settings.data import RemoteConfig
 
+_DEFAULTS = RemoteConfig()
 
-def check_shards(place: str | Path, remote: RemoteConfig | None = None) -> list[str]:
+
+def check_shards(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[str]:
     """Everything that is wrong with the shards at `place` (a split, or train, val and test), as "shard: key: reason".
 
     An empty list says that every image decodes and every byte is the one that was indexed. Shards under a URL are
     fetched one by one, and not kept. Raises UserError where there is no such folder.
     """
-    return [problem for split in splits_at(place, remote or RemoteConfig()) for problem in _check_split(split)]
+    return [problem for split in splits_at(place, remote) for problem in _check_split(split, remote)]
 
 
-@dataclass(frozen=True)
-class SplitFolder:
-    """A split in a folder."""
-
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The split's name."""
-        return self.folder.name
-
-    def names(self) -> list[str]:
-        """The files there."""
-        return sorted(path.name for path in self.folder.iterdir())
-
-    def holds(self, name: str) -> bool:
-        """Whether there is a file called `name`."""
-        return (self.folder / name).is_file()
-
-    def index(self) -> Index:
-        """The split's index. Raises UserError."""
-        return read_index(self.folder)
-
-    @contextmanager
-    def file(self, name: str) -> Iterator[Path]:
-        """The path of a file."""
-        yield self.folder / name
-
-
-@dataclass(frozen=True)
-class SplitUrl:
-    """A split under a URL."""
-
-    url: str
-    remote: RemoteConfig
-
-    @property
-    def name(self) -> str:
-        """The split's name."""
-        return self.url.rstrip("/").rpartition("/")[2]
-
-    def names(self) -> list[str]:
-        """The files there; none where the store shows no listing, as most web servers."""
-        return list_names(self.url, self.remote)
-
-    def holds(self, name: str) -> bool:
-        """Whether there is a file called `name`. Raises UserError where the store does not say."""
-        return exists(join(self.url, name), self.remote)
-
-    def index(self) -> Index:
-        """The split's index. Raises UserError."""
-        return fetch_index(self.url, self.remote)
-
-    @contextmanager
-    def file(self, name: str) -> Iterator[Path]:
-        """The path of a temporary copy of a file. Raises UserError where it cannot be fetched."""
-        with tempfile.TemporaryDirectory() as folder:
-            get_file(join(self.url, name), Path(folder) / name, self.remote)
-            yield Path(folder) / name
-
-
-Split = SplitFolder | SplitUrl
-
-
-def splits_at(place: str | Path, remote: RemoteConfig) -> list[Split]:
-    """`place` itself, where it is a split; else its train, val (where there is one) and test.
+def splits_at(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[str]:
+    """The places of the splits at `place`: itself, where it is a split; else its train, val (if there is one) and test.
 
     Raises UserError where there is no such folder.
     """
-    if is_url(place):
-        url = SplitUrl(str(place), remote)
-        if url.holds(INDEX_FILE):
-            return [url]
-        below = [SplitUrl(join(url.url, split), remote) for split in SPLITS]
-        return [split for split in below if split.name != "val" or split.holds(INDEX_FILE)]
-    folder = Path(place)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of shards")
-    if (folder / INDEX_FILE).is_file():
-        return [SplitFolder(folder)]
-    return [SplitFolder(folder / split) for split in SPLITS if split != "val" or (folder / split).is_dir()]
+    if not is_url(place) and not Path(place).is_dir():
+        raise UserError(f"{place}: no such folder of shards")
+    if exists(join(place, INDEX_FILE), remote):
+        return [str(place)]
+    val = join(place, "val")
+    has_val = exists(join(val, INDEX_FILE), remote) if is_url(place) else Path(val).is_dir()
+    return [join(place, split) for split in SPLITS if split != "val" or has_val]
 
 
-def _check_split(split: Split) -> list[str]:
+def split_name(place: str) -> str:
+    """The name of the split at `place`."""
+    return shown(place).rstrip("/").rpartition("/")[2]
+
+
+def _check_split(split: str, remote: RemoteConfig) -> list[str]:
+    """What is wrong with the split at the place `split`."""
     try:
-        index = split.index()
+        index = read_index(split, remote)
     except UserError as error:
         return [str(error)]
+    tars = [name for name in list_names(split, remote) if name.endswith(".tar")]
     known = {shard.name for shard in index.shards} | index.dropped.keys()
-    problems = [f"{name}: not in the index" for name in split.names() if name.endswith(".tar") and name not in known]
+    problems = [f"{name}: not in the index" for name in tars if name not in known]
     shard_of_key: dict[str, str] = {}
     for number, shard in enumerate(index.shards):
         try:
-            if not split.holds(shard.name):
+            if not exists(join(split, shard.name), remote):
                 problems.append(f"{shard.name}: the shard is missing")
                 continue
-            with split.file(shard.name) as path:
+            with local_file(join(split, shard.name), remote) as path:
                 found = shard_problems(path, index, number, shard_of_key)
         except UserError as error:
             found = [str(error)]
         problems += [f"{shard.name}: {problem}" for problem in found]
-    return [f"{split.name}/{problem}" for problem in problems]
+    return [f"{split_name(split)}/{problem}" for problem in problems]
 
 
 def shard_problems(path: Path, index: Index, number: int, shard_of_key: dict[str, str]) -> list[str]:
@@ -154,3 +91,38 @@ def shard_problems(path: Path, index: Index, number: int, shard_of_key: dict[str
         for key in keys
         if shard_of_key.setdefault(key, shard.name) != shard.name
     ]
+
+
+@dataclass(frozen=True)
+class RowState:
+    """A row's image: the name of its member ("00001/a.png"; "byte 512" where that is damaged) and what is wrong."""
+
+    name: str
+    problem: str | None
+
+    @property
+    def key(self) -> str:
+        """The sample's key."""
+        return self.name.rpartition(".")[0]
+
+
+def row_states(path: Path, rows: np.ndarray, classes: int) -> list[RowState]:
+    """The states of the samples `rows` [n] of ROW of the shard at `path`, in their order.
+
+    They are looked at where the index says that they lie, whatever lies between them.
+    """
+    states = []
+    with path.open("rb") as file:
+        for row in rows:
+            offset = int(row["offset"])
+            file.seek(offset - BLOCK)
+            name = member_name(file.read(BLOCK), offset)
+            data = file.read(int(row["length"]))
+            if zlib.crc32(data) != row["crc32"]:
+                states.append(RowState(name, "changed or cut short since it was indexed"))
+                continue
+            x1, y1, x2, y2 = (int(side) for side in row["roi"])
+            problem = label_problem(int(row["label"]), classes)
+            problem = problem or image_problem(data, None if x1 < 0 else (x1, y1, x2, y2))
+            states.append(RowState(name, problem))
+    return states

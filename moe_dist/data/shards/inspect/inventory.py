@@ -28,18 +28,20 @@ def cached_shards(cache: Path) -> list[CachedShards]:
 
     whole: indexes and shards fit together by their sizes; `moe-dist shards check` reads every byte.
     """
-    folders = sorted(folder for folder in (cache / "shards").glob("*") if folder.is_dir())
-    return [_begun(folder) if folder.name.endswith(_BEGUN) else _finished(folder) for folder in folders]
-
-
-def _begun(folder: Path) -> CachedShards:
-    name = folder.name.removeprefix(".").removesuffix(_BEGUN)
-    return CachedShards(folder.with_name(name), _dataset_of(name), "building")
+    found = []
+    for folder in sorted(folder for folder in (cache / "shards").glob("*") if folder.is_dir()):
+        if folder.name.endswith(_BEGUN):
+            name = folder.name.removeprefix(".").removesuffix(_BEGUN)
+            found.append(CachedShards(folder.with_name(name), name.partition("-")[0], "building"))
+        else:
+            found.append(_finished(folder))
+    return found
 
 
 def _finished(folder: Path) -> CachedShards:
+    """The shards of a build that has ended; where an index cannot be read, their dataset is taken from the name."""
     counts = {}
-    dataset = _dataset_of(folder.name)
+    dataset = folder.name.partition("-")[0]  # cifar100-lt100-<fingerprint>
     try:
         for split in SPLITS:
             if split != "val" or (folder / split).is_dir():
@@ -48,8 +50,3 @@ def _finished(folder: Path) -> CachedShards:
     except UserError as error:
         return CachedShards(folder, dataset, f"damaged: {error}", counts)
     return CachedShards(folder, dataset, "whole", counts)
-
-
-def _dataset_of(name: str) -> str:
-    """The dataset in the name of a folder of the cache (cifar100-lt100-<fingerprint>)."""
-    return name.partition("-")[0]

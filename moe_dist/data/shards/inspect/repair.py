@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from moe_dist.data.shards.index import INDEX_FILE, ROWS_FILE, Index, ShardInfo, read_index, write_index
-from moe_dist.data.shards.inspect.check import SplitFolder, shard_problems, splits_at
-from moe_dist.data.shards.inspect.rows import RowState, row_states
+from moe_dist.data.shards.inspect.check import row_states, shard_problems, splits_at
 from moe_dist.data.shards.scan import label_problem
 from moe_dist.data.storage.store import is_url, shown
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
-from moe_dist.settings.data import RemoteConfig
 
 BACKUP = ".before-repair"
 
@@ -40,18 +38,25 @@ def repair_shards(place: str | Path) -> list[RepairedSplit]:
     """
     if is_url(place):
         raise UserError(
-            f"{shown(str(place))}: only a folder can be repaired; repair a copy and build or upload the shards again"
+            f"{shown(place)}: only a folder can be repaired; repair a copy and build or upload the shards again"
         )
-    folders = [split.folder for split in splits_at(place, RemoteConfig()) if isinstance(split, SplitFolder)]
+    folders = [Path(split) for split in splits_at(place)]
     repairs = {folder: _repair(folder, read_index(folder)) for folder in folders}
     for folder, repair in repairs.items():
-        _demand_every_class(folder, repair)
+        _require_every_class(folder, repair)
     damaged = {folder: repair for folder, repair in repairs.items() if repair.damaged}
     for folder, repair in damaged.items():
         _keep_old_index(folder)
         write_index(folder, repair.new_index())
     return [
-        RepairedSplit(folder, int(repair.kept.sum()), int((~repair.kept).sum()), repair.reasons(folder.name))
+        RepairedSplit(
+            folder,
+            kept=int(repair.kept.sum()),
+            dropped=int((~repair.kept).sum()),
+            reasons=[
+                f"{folder.name}/{shard}: {sample}" for shard, samples in repair.dropped.items() for sample in samples
+            ],
+        )
         for folder, repair in damaged.items()
     ]
 
@@ -65,10 +70,6 @@ class _Repair:
     dropped: dict[str, list[str]] = field(default_factory=dict)
     damaged: dict[str, ShardInfo] = field(default_factory=dict)
     image_kinds: Counter[str] = field(default_factory=Counter)
-
-    def reasons(self, split: str) -> list[str]:
-        """Every sample that is left out and why."""
-        return [f"{split}/{shard}: {sample}" for shard, samples in self.dropped.items() for sample in samples]
 
     def new_index(self) -> Index:
         """The index of what is kept: shards without samples are gone from it, the others numbered anew."""
@@ -92,7 +93,7 @@ class _Repair:
 
 
 def _repair(folder: Path, index: Index) -> _Repair:
-    """Look at every shard of the split in `folder`."""
+    """What is to be kept of every shard of the split in `folder`."""
     repair = _Repair(index, np.ones(len(index.rows), bool))
     shard_of_key: dict[str, str] = {}
     for number, shard in enumerate(index.shards):
@@ -105,7 +106,9 @@ def _repair(folder: Path, index: Index) -> _Repair:
         damaged = bool(shard_problems(path, index, number, shard_of_key))
         states = row_states(path, index.rows[places], len(index.class_names))
         if damaged:
-            states = [_unique(state, shard.name, shard_of_key) for state in states]
+            for place, state in enumerate(states):
+                if (other := shard_of_key.setdefault(state.key, shard.name)) != shard.name:
+                    states[place] = replace(state, problem=f"the key is also in {other}")
             repair.damaged[shard.name] = replace(shard, bytes=path.stat().st_size, sha256=file_sha256(path))
             repair.dropped[shard.name] = [f"{state.name}: {state.problem}" for state in states if state.problem]
             repair.kept[places] = [state.problem is None for state in states]
@@ -113,13 +116,7 @@ def _repair(folder: Path, index: Index) -> _Repair:
     return repair
 
 
-def _unique(state: RowState, shard: str, shard_of_key: dict[str, str]) -> RowState:
-    """`state`, with a problem where another shard has its key, too."""
-    other = shard_of_key.setdefault(state.key, shard)
-    return state if other == shard else replace(state, problem=f"the key is also in {other}")
-
-
-def _demand_every_class(folder: Path, repair: _Repair) -> None:
+def _require_every_class(folder: Path, repair: _Repair) -> None:
     """Raise UserError where a class that has samples would have none."""
     labels, classes = repair.index.rows["label"], len(repair.index.class_names)
     known = np.array([label_problem(label, classes) is None for label in labels.tolist()], bool)

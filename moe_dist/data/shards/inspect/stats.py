@@ -9,13 +9,15 @@ import numpy as np
 
 from moe_dist.data.image.decode import image_size
 from moe_dist.data.longtail import imbalance_factor, shot_groups
-from moe_dist.data.shards.index import Index
-from moe_dist.data.shards.inspect.check import Split, splits_at
+from moe_dist.data.shards.index import Index, read_index
+from moe_dist.data.shards.inspect.check import split_name, splits_at
+from moe_dist.data.storage.store import join, local_file, shown
 from moe_dist.errors import UserError
 from moe_dist.settings.data import RemoteConfig
 
 LARGEST_SAMPLE = 1000
-"""Images whose sides are looked at, at most."""
+"""Most images whose sides are looked at."""
+_DEFAULTS = RemoteConfig()
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class SplitStats:
             "imbalance factor": f"{self.imbalance:.4g}",
             "many, medium, few": ", ".join(f"{len(classes):,}" for classes in groups.values()) or "-",
             "kinds": ", ".join(f"{count:,} {kind}" for kind, count in self.index.image_kinds.items()),
-            "widths": _three(self.sides.widths),
-            "heights": _three(self.sides.heights),
+            "widths": ", ".join(map(str, self.sides.widths)),
+            "heights": ", ".join(map(str, self.sides.heights)),
             "shards": f"{len(self.index.shards):,}, {self.bytes / 2**20:,.1f} MiB",
             "left out by repairs": f"{sum(len(samples) for samples in self.index.dropped.values()):,}",
             "split hash": self.index.digest[:16],
@@ -65,29 +67,26 @@ class SplitStats:
         )
 
 
-def _three(values: tuple[int, int, int]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
-def shard_stats(place: str | Path, remote: RemoteConfig | None = None) -> list[SplitStats]:
+def shard_stats(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[SplitStats]:
     """The numbers of every split at `place` (a folder or URL of a split, or of train, val and test).
 
     Sides are read from the headers of the first shard's images, up to 1,000: shards are mixed when they are built.
     Raises UserError where an index or that shard cannot be read.
     """
-    return [_stats(split) for split in splits_at(place, remote or RemoteConfig())]
+    found = []
+    for split in splits_at(place, remote):
+        index = read_index(split, remote)
+        counts = index.class_counts
+        total = sum(shard.bytes for shard in index.shards)
+        shard = join(split, index.shards[0].name)
+        with local_file(shard, remote) as path:
+            sides = _sides(path, index.rows[index.rows["shard"] == 0][:LARGEST_SAMPLE], shown(shard))
+        found.append(SplitStats(split_name(split), index, counts, imbalance_factor(counts[counts > 0]), total, sides))
+    return found
 
 
-def _stats(split: Split) -> SplitStats:
-    index = split.index()
-    counts = index.class_counts
-    total = sum(shard.bytes for shard in index.shards)
-    with split.file(index.shards[0].name) as path:
-        sides = _sides(path, index.rows[index.rows["shard"] == 0][:LARGEST_SAMPLE])
-    return SplitStats(split.name, index, counts, imbalance_factor(counts[counts > 0]), total, sides)
-
-
-def _sides(path: Path, rows: np.ndarray) -> Sides:
+def _sides(path: Path, rows: np.ndarray, where: str) -> Sides:
+    """The sides of the images `rows` [n] of ROW of the shard at `path`, from their headers; `where` is for messages."""
     sizes = []
     with path.open("rb") as file:
         for row in rows:
@@ -96,11 +95,11 @@ def _sides(path: Path, rows: np.ndarray) -> Sides:
                 sizes.append(image_size(file.read(int(row["length"]))))
             except ValueError as error:
                 raise UserError(
-                    f"{path}: byte {row['offset']}: {error}; `moe-dist shards check` says all that is wrong"
+                    f"{where}: byte {row['offset']}: {error}; `moe-dist shards check` says all that is wrong"
                 ) from None
+
+    def spread(values: np.ndarray) -> tuple[int, int, int]:
+        return int(values.min()), int(np.median(values)), int(values.max())
+
     widths, heights = np.array(sizes).T
-    return Sides(len(sizes), _spread(widths), _spread(heights))
-
-
-def _spread(values: np.ndarray) -> tuple[int, int, int]:
-    return int(values.min()), int(np.median(values)), int(values.max())
+    return Sides(len(sizes), spread(widths), spread(heights))

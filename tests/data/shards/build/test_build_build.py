@@ -15,10 +15,9 @@ from moe_dist.data.image.decode import decode
 from moe_dist.data.longtail import LongTail
 from moe_dist.data.shards.build.build import build_shards
 from moe_dist.data.shards.build.plan import source_fingerprint
-from moe_dist.data.shards.index import read_index
+from moe_dist.data.shards.index import Shrink, read_index
 from moe_dist.data.shards.inspect.check import check_shards
 from moe_dist.data.shards.shard_set import ShardSet
-from moe_dist.data.shards.shrink import Shrink
 from moe_dist.errors import UserError
 
 

@@ -19,9 +19,8 @@ from moe_dist.data.longtail import LongTail
 from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.data.shards.build.build import build_shards
 from moe_dist.data.shards.build.destination import FolderDestination, StoreDestination
-from moe_dist.data.shards.index import Index
+from moe_dist.data.shards.index import Index, Shrink
 from moe_dist.data.shards.inspect.check import check_shards
-from moe_dist.data.shards.shrink import Shrink
 from moe_dist.errors import UserError
 from moe_dist.settings.data import DataConfig, RemoteConfig
 

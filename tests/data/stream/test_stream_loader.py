@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_dist.data.stream.prefetch import on_device
+from moe_dist.data.stream.loader import on_device
 
 
 class Device:

@@ -1,4 +1,4 @@
-"""The figures of long-tail methods and their experts, each drawn where a run has results for it."""
+"""The figures of long-tailed sets and of the experts of a model, each drawn if the run has results for it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import numpy as np
 
 from moe_dist.metrics.classification import class_means
 from moe_dist.plots import longtail as plots
-from moe_dist.report.drawing import Drawing, test_split
+from moe_dist.report.drawing import Drawing
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
 
 SCHEDULE = ("t_ad", "t_cl")
+"""The settings of ICL's schedule: the epoch AD ends at, and the epoch CCL begins at."""
 
 
 def draw_longtail(run: RunDirectory) -> Iterator[Drawing]:
-    """Accuracy by class size, gradient shares, divergence of experts, schedules, t-SNE, Grad-CAM."""
+    """Draw accuracy by class size, gradient shares, divergence of experts, schedules, t-SNE and Grad-CAM."""
     counts = run.class_counts
     if counts is not None and run.evaluated and run.class_groups:
         yield _accuracy_by_size(run, counts)
-    logs = {model.title: model.log for model in run.models.values() if _has_shares(model)}
+    # One expert alone has all of the gradient, so its shares are not shown.
+    several = f"{plots.SHARE}1"
+    logs = {model.title: model.log for model in run.models.values() if any(several in record for record in model.log)}
     if logs:
         yield _gradient_shares(run, logs)
     if counts is not None and any(evaluation.divergence is not None for _, evaluation in run.evaluated):
@@ -36,13 +39,8 @@ def draw_longtail(run: RunDirectory) -> Iterator[Drawing]:
             yield _grad_cam(run, model, evaluation)
 
 
-def _has_shares(model: ModelRun) -> bool:
-    """Whether the log tells shares of several experts; one alone has all of the gradient."""
-    return any(f"{plots.SHARE}1" in record for record in model.log)
-
-
 def _accuracy_by_size(run: RunDirectory, counts: np.ndarray) -> Drawing:
-    heading = f"Accuracy by class size ({test_split(run)})"
+    heading = f"Accuracy by class size ({run.test_split})"
     models = {model.title: evaluation.metrics["recall"] for model, evaluation in run.evaluated}
     return Drawing(
         "accuracy_by_class_size",
@@ -68,7 +66,7 @@ def _gradient_shares(run: RunDirectory, logs: Mapping[str, list[dict[str, Any]]]
 
 
 def _divergence(run: RunDirectory, counts: np.ndarray) -> Drawing:
-    heading = f"How far the experts' predictions lie apart, by class ({test_split(run)})"
+    heading = f"How far the experts' predictions lie apart, by class ({run.test_split})"
     models = {
         model.title: class_means(evaluation.divergence, evaluation.labels, len(counts))
         for model, evaluation in run.evaluated
@@ -84,7 +82,7 @@ def _divergence(run: RunDirectory, counts: np.ndarray) -> Drawing:
 
 
 def _schedule_grids(run: RunDirectory) -> Iterator[dict[tuple[int, int], float]]:
-    """Top-1 by (t_ad, t_cl), for every set of evaluated models that differ in these two alone, and in both."""
+    """Top-1 by (t_ad, t_cl), for every set of evaluated models that differ in these two settings only, and in both."""
     grids: dict[str, dict[tuple[int, int], float]] = {}
     for model, evaluation in run.evaluated:
         if all(field in model.settings for field in SCHEDULE):
@@ -97,7 +95,7 @@ def _schedule_grids(run: RunDirectory) -> Iterator[dict[tuple[int, int], float]]
 
 
 def _schedule_grid(run: RunDirectory, number: int, top1: Mapping[tuple[int, int], float]) -> Drawing:
-    heading = f"Top-1 by ICL's schedule ({test_split(run)})"
+    heading = f"Top-1 by ICL's schedule ({run.test_split})"
     return Drawing(
         f"schedule_grid_{number}",
         heading,
@@ -134,7 +132,7 @@ def _grad_cam(run: RunDirectory, model: ModelRun, evaluation: Evaluation) -> Dra
         for label in looked_at["labels"]
     ]
     return Drawing(
-        f"grad_cam_{model.label}",
+        f"grad_cam_{model.name}",
         heading,
         "The counterpart of ICL's Figure 6: Grad-CAM of the true class's logit on the expert's last map, each scaled "
         "by its own maximum. Images: the first of each class in the test split. Below a map: what the expert takes "

@@ -1,0 +1,98 @@
+"""Figures of values that change with the epochs of a training or the trials of a search, inside style.style()."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from moe_dist.plots.style import ACCENT, COLOURS, MUTED, new_figure
+
+Log = Sequence[Mapping[str, Any]]
+"""The records of a training's log: stage, epoch, step and values by name."""
+
+
+def training_curves(heading: str, log: Log) -> Figure:
+    """Loss terms (mean over each epoch's logged steps), validation loss and validation accuracy, by epoch.
+
+    Without a validation the loss terms stand alone. Epochs are counted through all stages, and a dotted line marks
+    where a stage ends.
+    """
+    epochs = list(dict.fromkeys((record["stage"], record["epoch"]) for record in log))
+    terms = sorted({key for record in log for key in record if key.startswith("loss/")})
+    validated = any("val/loss" in record for record in log)
+    figure = new_figure(heading, 3.6)
+    losses, *beside = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
+    for number, key in enumerate(terms):
+        line = epoch_means(log, epochs, key)
+        alone = "o" if len(line[0]) == 1 else ""  # a single epoch makes no line
+        losses.plot(*line, color=COLOURS[number % len(COLOURS)], marker=alone, label=key.removeprefix("loss/"))
+    if validated:
+        losses.plot(*epoch_means(log, epochs, "val/loss"), color=MUTED, linestyle="--", label="validation")
+    losses.set_title("Loss")
+    if all(value > 0 for line in losses.lines for value in np.asarray(line.get_ydata())):
+        _log_scale(losses)
+    losses.legend()
+    for accuracy in beside:
+        accuracy.plot(*epoch_means(log, epochs, "val/top1"), color=ACCENT, marker="o", markersize=3)
+        accuracy.set_title("Top-1 accuracy on the validation split")
+    for axes in (losses, *beside):
+        mark_stages(axes, [stage for stage, _ in epochs])
+    return figure
+
+
+def _log_scale(axes: Axes) -> None:
+    """Make the y axis logarithmic, labelled with plain numbers: several even if the values span less than a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def epoch_means(log: Log, epochs: Sequence[tuple[str, int]], key: str) -> tuple[list[int], list[float]]:
+    """The numbers, from 1, of those `epochs` (stage, epoch) whose records have `key`, and its mean in each of them.
+
+    A step that is logged twice counts once.
+    """
+    steps: dict[tuple[str, int], dict[int, float]] = {}
+    for record in log:
+        if key in record:
+            steps.setdefault((record["stage"], record["epoch"]), {})[record["step"]] = record[key]
+    known = [(number, steps[epoch]) for number, epoch in enumerate(epochs, 1) if epoch in steps]
+    return [number for number, _ in known], [float(np.mean(list(values.values()))) for _, values in known]
+
+
+def mark_stages(axes: Axes, stages: Sequence[str]) -> None:
+    """Draw a dotted line between two stages, with their names on either side. stages: the stage of every epoch."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    look: Any = {"va": "top", "transform": axes.get_xaxis_transform(), "color": MUTED, "fontsize": 8}
+    for number, (stage, following) in enumerate(pairwise(stages), 1):
+        if stage != following:
+            axes.axvline(number + 0.5, color=MUTED, linestyle=":", linewidth=1.2)
+            axes.text(number + 0.5, 1.0, f"{stage} ", ha="right", **look)
+            axes.text(number + 0.5, 1.0, f" {following}", ha="left", **look)
+
+
+def score_curves(heading: str, along: str, curves: Sequence[tuple[list[int], list[float]]]) -> Figure:
+    """The scores of several studies as thin lines, and their median as a thick one.
+
+    curves: places on the horizontal axis, which `along` names, and the scores there. The median is drawn at the places
+    that all curves have.
+    """
+    figure = new_figure(heading, 3.4)
+    axes = figure.subplots()
+    for places, scores in curves:
+        axes.plot(places, scores, color=MUTED, alpha=0.45, linewidth=0.8)
+    common = sorted(set.intersection(*(set(places) for places, _ in curves)))
+    median = [float(np.median([scores[places.index(place)] for places, scores in curves])) for place in common]
+    axes.plot(common, median, color=ACCENT, linewidth=2.2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(along)
+    axes.set_ylabel("score")
+    return figure
