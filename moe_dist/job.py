@@ -59,7 +59,7 @@ class Job(Strict):
     tune: Annotated[TuneConfig | None, Part.NONE] = None
     """The search of a job of kind `tune`: its spaces and its budget."""
     paper_table: Annotated[str | None, Part.NONE] = None
-    """Key of the paper's table that the report shows beside this run's figures (moe_dist/report/paper.yaml)."""
+    """Key of the paper's table that the report shows beside this run's figures (methods/*/paper.yaml)."""
     parallel: ParallelConfig = ParallelConfig()
     resources: ResourceConfig = ResourceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -76,6 +76,12 @@ def look_at_images(method: Method, network: nn.Module, data: OpenedData, device:
     return {name: np.concatenate(parts) for name, parts in collected.items()}
 
 
+@torch.inference_mode()
+def own_pictures(method: Method, network: nn.Module, data: OpenedData, device: torch.device) -> dict[str, np.ndarray]:
+    """What the method's own figures show, of the test images that look_at_images looks at."""
+    return dict(method.pictures(network, next(iter(_test_batches(data, LOOKED_AT, 1, device)))))
+
+
 def grad_cam(shown: ExpertMaps, labels: Tensor) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017) of every expert's logit of `labels` [n]: maps [n, M, s, s], not negative.
 

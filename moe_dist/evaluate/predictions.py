@@ -17,7 +17,7 @@ from moe_dist.data.stream.stream import evaluation_batches
 from moe_dist.engine.checkpoint import damaged_file, load_weights
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
-from moe_dist.evaluate.explain import look_at_images, project_features
+from moe_dist.evaluate.explain import look_at_images, own_pictures, project_features
 from moe_dist.evaluate.latency import Latency, measure_latency
 from moe_dist.files import whole_file, write_json
 from moe_dist.methods.base import Method
@@ -54,12 +54,13 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
     parameters = sum(parameter.numel() for parameter in network.parameters())
     pictures = {"tsne": project_features(method, network, data, context.device)}
     pictures["grad_cam"] = look_at_images(method, network, data, context.device)
+    pictures["own"] = own_pictures(method, network, data, context.device)
     if chosen == last:
         arrays["chosen_argmax"] = arrays["log_probs"].argmax(1).astype(np.int16)
     elif chosen is not None:
         load_weights(Path(chosen), network)
         arrays["chosen_argmax"] = choose_classes(method, network, data, context.device)
-    about = {"latency": latency, "parameters": parameters, "hardware": hardware()}
+    about = {"predicts": method.predicts, "latency": latency, "parameters": parameters, "hardware": hardware()}
     return {"arrays": arrays, "pictures": pictures, "about": about}
 
 
@@ -131,7 +132,7 @@ def _of_experts(experts: Tensor | None, images: int) -> dict[str, Tensor]:
 
 
 def save_evaluation(folder: Path, outcome: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write predictions.npz, what pictures are drawn from (tsne.npz, grad_cam.npz) and, last, evaluation.json."""
+    """Write predictions.npz, a file a kind of picture, from whose arrays it is drawn, and last evaluation.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
     for name, arrays in {"predictions": outcome["arrays"], **outcome["pictures"]}.items():

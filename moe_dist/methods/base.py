@@ -139,6 +139,13 @@ class Method(ABC):
         """Where each expert looks in images [B, 3, S, S]; None: the method shows nothing of it."""
         return None
 
+    def pictures(self, network: nn.Module, batch: Batch) -> Mapping[str, np.ndarray]:
+        """Arrays that the method's own figures are drawn from, of the trained network and a few test images.
+
+        They are `own` among the pictures that its report sees (methods/reporting.py). Default: none.
+        """
+        return {}
+
     def search_space(self) -> Mapping[str, Any]:
         """Of the method as a whole: parameter, by its path in the configuration -> values, as in a job; empty: none."""
         return {}

@@ -18,3 +18,10 @@ class MethodConfig(Strict):
     def notices(self) -> Sequence[str]:
         """What the user should know of settings that are allowed and do nothing: a sentence each."""
         return ()
+
+    def slow_here(self, field: str) -> Sequence[str]:
+        """What of these settings is slow on this machine's processor, a sentence each; asked where tasks use no GPU.
+
+        field: where these settings are in the job.
+        """
+        return ()

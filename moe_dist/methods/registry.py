@@ -14,13 +14,14 @@ and, where the method has its own part of the report (methods/reporting.py),
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from moe_dist.errors import UserError
 
 if TYPE_CHECKING:
     from moe_dist.methods.base import Method
+    from moe_dist.methods.reporting import MethodReport
 
 METHODS = {
     "dfcp": "moe_dist.methods.dfcp.method:Dfcp",
@@ -36,7 +37,11 @@ METHODS = {
     "shike": "moe_dist.methods.longtail.shike:Shike",
     "balpoe": "moe_dist.methods.longtail.balpoe:Balpoe",
 }
-GROUP = "moe_dist.methods"
+REPORTS = {
+    "dfcp": "moe_dist.methods.dfcp.report:REPORT",
+    "icl": "moe_dist.methods.icl.report:REPORT",
+}
+GROUP, REPORTS_GROUP = "moe_dist.methods", "moe_dist.reports"
 
 
 def method_names() -> list[str]:
@@ -49,21 +54,35 @@ def method_class(name: str) -> type[Method]:
 
     Raises UserError where there is none, or an installed package's cannot be imported.
     """
-    if name in METHODS:
-        module, _, attribute = METHODS[name].partition(":")
-        return getattr(import_module(module), attribute)
-    points = entry_points(group=GROUP, name=name)
-    if not points:
+    found = _found(name, METHODS, GROUP)
+    if found is None:
         raise UserError(f"method.name: no method is called {name!r}; choose one of {', '.join(method_names())}")
-    return _load(next(iter(points)))
+    return found
 
 
-def _load(point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
-        package = point.dist.name if point.dist else point.module
-        raise UserError(
-            f"method {point.name}: the installed package {package} names {point.value} for it, which cannot be "
-            f"imported ({error}); mend that package, or remove it"
-        ) from error
+def method_report(name: str) -> MethodReport | None:
+    """The own part of the report of the method called `name`; None where it has none, or is not installed here."""
+    return _found(name, REPORTS, REPORTS_GROUP)
+
+
+def method_reports() -> dict[str, MethodReport]:
+    """All methods' own parts of the report, by the method's name."""
+    names = {*REPORTS, *(point.name for point in entry_points(group=REPORTS_GROUP))}
+    return {name: report for name in sorted(names) if (report := method_report(name))}
+
+
+def _found(name: str, ours: dict[str, str], group: str) -> Any:
+    """The object called `name` that we have, or an installed package brings in `group`; None where there is none."""
+    if name in ours:
+        module, _, attribute = ours[name].partition(":")
+        return getattr(import_module(module), attribute)
+    for point in entry_points(group=group, name=name):
+        try:
+            return point.load()
+        except (ImportError, AttributeError) as error:
+            package = point.dist.name if point.dist else point.module
+            raise UserError(
+                f"method {name}: the installed package {package} names {point.value} for it, which cannot be "
+                f"imported ({error}); mend that package, or remove it"
+            ) from error
+    return None

@@ -103,11 +103,13 @@ def cluster_sizes(heading: str, sizes: np.ndarray, names: Sequence[str]) -> Figu
     return figure
 
 
-def confusion(heading: str, counts: np.ndarray, names: Sequence[str], columns: str) -> Figure:
-    """A confusion matrix [C, C] of counts, coloured by the shares of each row, which is a true class.
+def confusion(
+    heading: str, counts: np.ndarray, names: Sequence[str], columns: str, column_names: Sequence[str] | None = None
+) -> Figure:
+    """A confusion matrix [C, columns] of counts, coloured by the shares of each row, which is a true class.
 
     The colour follows the square root of the share, so that a single error in a hundred can be seen. columns: what the
-    matrix's columns are, written below them.
+    matrix's columns are, written below them; column_names: their names, by default those of the classes.
     """
     width = 5.6 if len(names) <= 20 else WIDTH
     figure = new_figure(heading, 0.87 * width, width)
@@ -121,7 +123,7 @@ def confusion(heading: str, counts: np.ndarray, names: Sequence[str], columns: s
                 colour = "white" if shares[row, column] > 0.4 else "black"
                 axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
     _matrix_axes(axes, names)
-    class_ticks(axes, list(names), "x")
+    class_ticks(axes, list(names if column_names is None else column_names), "x")
     axes.set_xlabel(columns)
     axes.set_ylabel("true class")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class", ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])

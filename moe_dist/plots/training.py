@@ -18,29 +18,35 @@ Log = Sequence[Mapping[str, Any]]
 
 
 def training_curves(heading: str, log: Log) -> Figure:
-    """Loss terms (mean over each epoch's logged steps), validation loss and validation accuracy, by epoch.
+    """Loss terms (mean over each epoch's logged steps), validation loss and validation scores, by epoch.
 
     Without a validation the loss terms stand alone. Epochs are counted through all stages, and a dotted line marks
     where a stage ends.
     """
     epochs = list(dict.fromkeys((record["stage"], record["epoch"]) for record in log))
     terms = sorted({key for record in log for key in record if key.startswith("loss/")})
-    validated = any("val/loss" in record for record in log)
+    scores = sorted({key for record in log for key in record if key.startswith("val/") and key != "val/loss"})
     figure = new_figure(heading, 3.6)
-    losses, *beside = figure.subplots(1, 2 if validated else 1, squeeze=False)[0]
+    losses, *beside = figure.subplots(1, 2 if scores else 1, squeeze=False)[0]
     for number, key in enumerate(terms):
         line = epoch_means(log, epochs, key)
         alone = "o" if len(line[0]) == 1 else ""  # a single epoch makes no line
         losses.plot(*line, color=COLOURS[number % len(COLOURS)], marker=alone, label=key.removeprefix("loss/"))
-    if validated:
+    if any("val/loss" in record for record in log):
         losses.plot(*epoch_means(log, epochs, "val/loss"), color=MUTED, linestyle="--", label="validation")
     losses.set_title("Loss")
     if all(value > 0 for line in losses.lines for value in np.asarray(line.get_ydata())):
         _log_scale(losses)
     losses.legend()
-    for accuracy in beside:
-        accuracy.plot(*epoch_means(log, epochs, "val/top1"), color=ACCENT, marker="o", markersize=3)
-        accuracy.set_title("Top-1 accuracy on the validation split")
+    for axes in beside:
+        for number, key in enumerate(scores):
+            look: Any = {"color": ACCENT if len(scores) == 1 else COLOURS[number % len(COLOURS)], "markersize": 3}
+            axes.plot(*epoch_means(log, epochs, key), marker="o", label=key.removeprefix("val/"), **look)
+        names = [key.removeprefix("val/").replace("_", " ").capitalize() for key in scores]
+        name = "Top-1 accuracy" if scores == ["val/top1"] else names[0] if len(names) == 1 else "Scores"
+        axes.set_title(f"{name} on the validation split")
+        if len(scores) > 1:
+            axes.legend()
     for axes in (losses, *beside):
         mark_stages(axes, [stage for stage, _ in epochs])
     return figure
@@ -49,7 +55,9 @@ def training_curves(heading: str, log: Log) -> Figure:
 def _log_scale(axes: Axes) -> None:
     """Make the y axis logarithmic, labelled with plain numbers: several even if the values span less than a decade."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    values = [value for line in axes.lines for value in np.asarray(line.get_ydata())]
+    wide = max(values, default=1) > 1000 * min(values, default=1)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
 
@@ -71,6 +79,8 @@ def mark_stages(axes: Axes, stages: Sequence[str]) -> None:
     """Draw a dotted line between two stages, with their names on either side. stages: the stage of every epoch."""
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(stages) == 1:
+        axes.set_xticks([1])
     look: Any = {"va": "top", "transform": axes.get_xaxis_transform(), "color": MUTED, "fontsize": 8}
     for number, (stage, following) in enumerate(pairwise(stages), 1):
         if stage != following:

@@ -9,10 +9,11 @@ import numpy as np
 
 from moe_dist.files import write_json, write_text
 from moe_dist.metrics.classification import classification_metrics, group_accuracy
+from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.plots.tables import Table, to_markdown
 from moe_dist.report.figures import draw_figures
 from moe_dist.report.page import render_page
-from moe_dist.report.run import Evaluation, RunDirectory, StepRecord
+from moe_dist.report.run import Evaluation, RunDirectory
 from moe_dist.report.seeds import seeds_table
 from moe_dist.report.tables import experts_table, results_table
 from moe_dist.report.tune import search_tables
@@ -25,7 +26,8 @@ def build_report(path: Path) -> Path:
     """
     run = RunDirectory(path)
     metrics = flat_metrics(run)
-    tables = [results_table(run, metrics), experts_table(run, metrics), *search_tables(run)]
+    own = [table for report, models in run.reports() for table in report.tables(run, models)]
+    tables = [results_table(run, metrics), experts_table(run, metrics), *own, *search_tables(run)]
     results = [table for table in tables if table.rows]
     write_json(path / "metrics.json", metrics)
     write_text(path / "results.md", "\n".join(map(to_markdown, results)))
@@ -51,19 +53,24 @@ def flat_metrics(run: RunDirectory) -> dict[str, float]:
     bad_samples counts the samples that all models left out, and is missing if there are none.
     """
     metrics: dict[str, float] = {}
+    own = {model.name: report for report, models in run.reports() for model in models}
     for model in run.models.values():
-        values = dict(_step_metrics(model.steps))
-        if model.evaluation:
-            values |= dict(_evaluation_metrics(model.evaluation))
-            values |= dict(_group_metrics(model.evaluation, run.class_groups))
+        values = dict(own[model.name].numbers(run, model)) if model.name in own else {}
+        if evaluation := model.evaluation:
+            if evaluation.predicts == "classes":
+                values |= dict(_class_metrics(evaluation))
+                values |= dict(_group_metrics(evaluation, run.class_groups))
+            else:
+                values |= dict(_cluster_metrics(evaluation))
+            values |= dict(_cost_metrics(evaluation))
         metrics |= {f"{model.name}/{name}": value for name, value in values.items()}
     if run.bad_samples.count:
         metrics["bad_samples"] = run.bad_samples.count
     return metrics
 
 
-def _evaluation_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
-    """The metrics of a model on the test split, its latency and the cost of its training."""
+def _class_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    """How well a model predicts the classes of the test split."""
     metrics = evaluation.metrics
     yield "top1", metrics["top1"]
     yield "top1_low", metrics["top1_interval"].low
@@ -78,6 +85,23 @@ def _evaluation_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
     yield "test_images", metrics["images"]
     for k, log_probs in sorted(evaluation.top_k.items()):
         yield f"top1_k{k}", classification_metrics(evaluation.labels, log_probs)["top1"]
+
+
+def _cluster_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    """How well a model's clusters of the test split agree with its classes."""
+    metrics = evaluation.clustering
+    yield "accuracy", metrics["accuracy"]
+    yield "nmi", metrics["nmi"]
+    yield "ari", metrics["ari"]
+    yield "clusters", metrics["clusters"]
+    if evaluation.chosen is not None and evaluation.chosen_epoch is not None:
+        yield "accuracy_chosen", clustering_metrics(evaluation.chosen, evaluation.labels)["accuracy"]
+        yield "chosen_epoch", evaluation.chosen_epoch
+    yield "test_images", len(evaluation.labels)
+
+
+def _cost_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:
+    """A model's latency and the cost of its training."""
     for experts, latency in evaluation.latency.items():
         suffix = "" if experts == "all" else f"_k{experts.removeprefix('top')}"
         for name in ("median_ms", "p99_ms", "mean_ms"):
@@ -99,24 +123,3 @@ def _group_metrics(evaluation: Evaluation, groups: Mapping[str, np.ndarray]) -> 
             yield f"{who}top1_{group}", share
     if evaluation.divergence is not None:
         yield "experts_divergence", float(evaluation.divergence.mean(dtype=np.float64))
-
-
-def _step_metrics(steps: Mapping[str, StepRecord]) -> Iterator[tuple[str, float]]:
-    """The numbers of DFCP-MoE's steps; a method without these steps has none."""
-    if "second_stage" in steps:
-        stage = steps["second_stage"].values
-        yield "davies_bouldin_stage1", stage["stage1_davies_bouldin"]
-        yield "davies_bouldin_stage2", stage["davies_bouldin"]
-        yield "purity_stage1", stage["stage1_purity"]
-        for row in stage["scan"]:
-            if row["radius"] == stage["chosen"]:
-                yield "radius", row["radius"]
-                yield "coverage", row["coverage"]
-    if "pseudo_labels" in steps:
-        labels = steps["pseudo_labels"].values
-        yield "pseudo_label_accuracy", labels["accuracy"]
-        yield "cluster_label_accuracy", labels["cluster_label_accuracy"]
-        yield "outliers", labels["outliers"]
-        yield "purity", labels["purity"]
-        yield "threshold", labels["threshold"]
-        yield "threshold_f1", labels["f1"]

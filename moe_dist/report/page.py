@@ -10,9 +10,8 @@ from importlib.resources import files
 from string import Template
 
 from moe_dist import __version__
-from moe_dist.metrics.classification import ClassificationMetrics
+from moe_dist.plots.drawing import Picture
 from moe_dist.plots.tables import Table, to_html
-from moe_dist.report.drawing import Picture
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
 from moe_dist.report.tables import class_table, percent, steps_table
 from moe_dist.terminal import duration
@@ -28,7 +27,7 @@ def render_page(run: RunDirectory, results: Sequence[Table], pictures: Sequence[
     steps = steps_table(run)
     if steps.rows:
         sections.append(_section("steps", "Steps", to_html(steps)))
-    if run.evaluated:
+    if run.classifying:
         classes = _details(f"Precision and recall of {len(run.record['classes'])} classes", to_html(class_table(run)))
         sections.append(_section("classes", "Class by class", classes))
     job = _details("The resolved job, every default written out", f"<pre>{escape(run.job_text)}</pre>")
@@ -74,11 +73,16 @@ def _status(run: RunDirectory) -> str:
 
 
 def _score(model: ModelRun, evaluation: Evaluation) -> str:
-    metrics: ClassificationMetrics = evaluation.metrics
-    low, high = metrics["top1_interval"]
+    if evaluation.predicts == "classes":
+        low, high = evaluation.metrics["top1_interval"]
+        score = evaluation.metrics["top1"]
+        named = f"top-1 on test, 95 % interval {100 * low:.1f}–{100 * high:.1f} %"
+    else:
+        score = evaluation.clustering["accuracy"]
+        named = f"clustering accuracy on test, NMI {evaluation.clustering['nmi']:.3f}"
     return (
-        f'<div class="score"><span>{escape(model.title)}</span><b>{percent(metrics["top1"])}</b>'
-        f"<span>top-1 on test, 95 % interval {100 * low:.1f}–{100 * high:.1f} %</span>"
+        f'<div class="score"><span>{escape(model.title)}</span><b>{percent(score)}</b>'
+        f"<span>{named}</span>"
         f"<span>labels used: {escape(evaluation.labels_used)}</span></div>"
     )
 
@@ -125,7 +129,7 @@ def _notes(run: RunDirectory) -> str:
         "Times belong to the hardware named above. Training by the wall clock includes the steps before it; summed "
         "over experts, trainings that ran side by side are added up, and a model trained in one piece counts once.",
     ]
-    absent = max((evaluation.metrics["classes_absent"] for _, evaluation in run.evaluated), default=0)
+    absent = max((evaluation.metrics["classes_absent"] for _, evaluation in run.classifying), default=0)
     if absent:
         notes.append(f"{absent} of {len(run.record['classes'])} classes have no test image and are in no average.")
     return '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"

@@ -1,14 +1,16 @@
-"""The figures that papers print (paper.yaml), which a report shows beside those of a run."""
+"""The figures that papers print (methods/*/paper.yaml), which a report shows beside those of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
+from typing import Any
 
 import yaml
 
 from moe_dist.errors import UserError
+from moe_dist.methods.registry import method_report, method_reports
+from moe_dist.methods.reporting import MethodReport
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,13 @@ class PaperTable:
 
 def paper_table(key: str) -> PaperTable:
     """The table called `key`, for example dfcp/table3. Raises UserError, with the choices, if there is none."""
-    tables = yaml.safe_load((files("moe_dist.report") / "paper.yaml").read_text(encoding="utf-8"))
+    report = method_report(key.partition("/")[0])
+    tables = _tables(report) if report else {}
     if key not in tables:
-        raise UserError(f"paper_table: no table is called {key!r}; choose one of {', '.join(sorted(tables))}")
+        choices = sorted(name for report in method_reports().values() for name in _tables(report))
+        raise UserError(f"paper_table: no table is called {key!r}; choose one of {', '.join(choices)}")
     return PaperTable(**tables[key])
+
+
+def _tables(report: MethodReport) -> dict[str, Any]:
+    return yaml.safe_load(report.papers.read_text(encoding="utf-8")) if report.papers else {}

@@ -15,7 +15,10 @@ import yaml
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
+from moe_dist.methods.registry import method_report
+from moe_dist.methods.reporting import MethodReport
 from moe_dist.metrics.classification import ClassificationMetrics, classification_metrics, reported_groups
+from moe_dist.metrics.clustering import ClusteringMetrics, clustering_metrics
 from moe_dist.places import ModelFolder, status_of
 from moe_dist.report.paper import PaperTable, paper_table
 
@@ -52,8 +55,10 @@ class Evaluation:
     labels: np.ndarray
     log_probs: np.ndarray
     """The true classes [N], and the prediction with all experts [N, C]."""
-    gate: np.ndarray | None
-    """The gate's weights [N, E]; None if the model has no gate."""
+    predicts: str
+    """What the C are: `classes`, or `clusters`, which are compared with classes up to their names."""
+    gates: Mapping[str, np.ndarray]
+    """Weights [N, E] of each gate's experts, by the gate's name; "" where there is one gate."""
     choices: np.ndarray | None
     divergence: np.ndarray | None
     """The class that each expert predicts by itself [N, E], and how far these predictions lie apart [N] (metrics'
@@ -64,22 +69,28 @@ class Evaluation:
     """By experts, "all" or "top<k>": median_ms, p99_ms, mean_ms, images."""
     chosen: np.ndarray | None
     chosen_epoch: int | None
-    """The classes [N] that the checkpoint of highest top-1 on validation predicts, and its epoch in the last stage,
+    """The classes [N] that the checkpoint of the highest score on validation predicts, and its epoch in the last stage,
     counted from 1; None without a validation."""
     train_seconds: float
     train_seconds_summed: float
     """Time of the training by the wall clock, and added up over experts that were trained side by side."""
     labels_used: str
     parameters: int
-    tsne: Mapping[str, np.ndarray]
-    """points [V, 2] and labels [V]; empty for a method that shows none."""
-    grad_cam: Mapping[str, np.ndarray]
-    """images, labels, predicted and cams, as evaluate/explain.py writes them; empty for a method that shows none."""
+    pictures: Mapping[str, Mapping[str, np.ndarray]]
+    """What figures are drawn from, as evaluate/explain.py writes it, as far as the method shows it: `tsne` (points
+    [V, 2], labels [V]), `grad_cam` (images, labels, predicted, cams), and `own`, which the method's report draws."""
 
     @cached_property
     def metrics(self) -> ClassificationMetrics:
-        """The metrics of the prediction with all experts."""
+        """The metrics of the prediction with all experts, of a method that predicts classes."""
+        assert self.predicts == "classes"
         return classification_metrics(self.labels, self.log_probs)
+
+    @cached_property
+    def clustering(self) -> ClusteringMetrics:
+        """The metrics of the clusters, of a method that predicts clusters."""
+        assert self.predicts == "clusters"
+        return clustering_metrics(self.log_probs.argmax(axis=1), self.labels)
 
 
 class ModelRun:
@@ -100,17 +111,19 @@ class ModelRun:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The records of metrics.jsonl, without a last line that a killed writer cut short; none before training."""
-        path = self._current.training / "metrics.jsonl" if self._current.training else None
-        if path is None or not path.is_file():
-            return []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
+        return _read_log(self._current.training) if self._current.training else []
+
+    @cached_property
+    def earlier_logs(self) -> dict[str, list[dict[str, Any]]]:
+        """The records of trainings of other networks before that, by the name of their first stage."""
+        return {stage: _read_log(folder) for stage, folder in self._current.earlier.items()}
 
     @cached_property
     def made(self) -> list[dict[str, Any]]:
-        """The stretches that made the finished training (record/provenance.py); empty in a run of layout 1."""
-        about = read_json(self._current.training / "training.json") if self._current.training else None
-        return about.get("made", []) if about else []
+        """The stretches that made the finished trainings (record/provenance.py); empty in a run of layout 1."""
+        trainings = [*self._current.earlier.values(), *filter(None, [self._current.training])]
+        finished = filter(None, (read_json(folder / "training.json") for folder in trainings))
+        return [stretch for about in finished for stretch in about.get("made", [])]
 
     @cached_property
     def steps(self) -> dict[str, StepRecord]:
@@ -196,6 +209,19 @@ class RunDirectory:
         """The models that have been evaluated, each with its evaluation."""
         return [(model, model.evaluation) for model in self.models.values() if model.evaluation]
 
+    @property
+    def classifying(self) -> list[tuple[ModelRun, Evaluation]]:
+        """Those of the evaluated models that predict classes."""
+        return [(model, evaluation) for model, evaluation in self.evaluated if evaluation.predicts == "classes"]
+
+    def reports(self) -> list[tuple[MethodReport, list[ModelRun]]]:
+        """The methods' own parts of the report, each with the models of its methods, in the job's order."""
+        found: dict[MethodReport, list[ModelRun]] = {}
+        for model in self.models.values():
+            if report := method_report(model.settings["name"]):
+                found.setdefault(report, []).append(model)
+        return list(found.items())
+
 
 def _read_job(path: Path) -> tuple[str, dict[str, Any]]:
     """The resolved job as text and as plain values. Raises UserError if the file holds no job."""
@@ -209,20 +235,30 @@ def _read_job(path: Path) -> tuple[str, dict[str, Any]]:
     return text, job
 
 
+def _read_log(training: Path) -> list[dict[str, Any]]:
+    path = training / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
 def _read_evaluation(folder: Path) -> Evaluation:
     """The evaluation in `folder`. Raises UserError if one of its files is damaged."""
     predictions = _read_arrays(folder / "predictions.npz")
     about = read_result(folder / "evaluation.json")
-    shown = {
-        name: _read_arrays(folder / f"{name}.npz") if (folder / f"{name}.npz").is_file() else {}
-        for name in ("tsne", "grad_cam")
-    }
+    pictures = {name: folder / f"{name}.npz" for name in ("tsne", "grad_cam", "own")}
     wall, summed = about["training"]["wall_seconds"], about["training"]["summed_expert_seconds"]
     prefix = "log_probs_top"
     return Evaluation(
         labels=predictions["labels"],
         log_probs=predictions["log_probs"],
-        gate=predictions.get("gate"),
+        predicts=about.get("predicts", "classes"),
+        gates={
+            name.removeprefix("gate").removeprefix("."): value
+            for name, value in predictions.items()
+            if name == "gate" or name.startswith("gate.")
+        },
         choices=predictions.get("experts_argmax"),
         divergence=predictions.get("experts_divergence"),
         top_k={int(k.removeprefix(prefix)): value for k, value in predictions.items() if k.startswith(prefix)},
@@ -234,7 +270,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
         train_seconds_summed=wall if summed is None else summed,
         labels_used=about["labels_used"],
         parameters=about["parameters"],
-        **shown,
+        pictures={name: _read_arrays(path) for name, path in pictures.items() if path.is_file()},
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE
 from moe_dist.metrics.classification import LONG_TAIL_FROM
 from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table
-from moe_dist.report.run import ModelRun, RunDirectory
+from moe_dist.report.run import RunDirectory
 from moe_dist.terminal import duration
 
 Metrics = Mapping[str, float]
@@ -36,6 +36,10 @@ SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
         ("top1_many", "Top-1, many", percent),
         ("top1_medium", "Top-1, medium", percent),
         ("top1_few", "Top-1, few", percent),
+        ("accuracy", "Clustering accuracy (ACC)", percent),
+        ("accuracy_chosen", "ACC, chosen on validation", percent),
+        ("nmi", "Normalised mutual information (NMI)", "{:.3f}".format),
+        ("ari", "Adjusted Rand index (ARI)", "{:.3f}".format),
     ),
     (
         ("latency_median_ms", "Time per image, median", milliseconds),
@@ -62,6 +66,8 @@ def results_table(run: RunDirectory, metrics: Metrics) -> Table:
     """
     sections = [[_metric_row(run, metrics, *line) for line in lines] for lines in SECTIONS]
     sections[0].insert(3, Row("Top-1, 95 % interval", _cells(run, _intervals(run, metrics), {})))
+    for report, _ in run.reports():
+        sections[0] += [_metric_row(run, metrics, *line) for line in report.rows]
     for k in _top_ks(run):
         sections[0].append(_metric_row(run, metrics, f"top1_k{k}", f"Top-1, k = {k}", percent))
         key, heading = f"latency_median_ms_k{k}", f"Time per image, median, k = {k}"
@@ -112,7 +118,7 @@ def _intervals(run: RunDirectory, metrics: Metrics) -> dict[str, str]:
     """The interval of top-1 by model."""
     return {
         model.name: f"{100 * metrics[f'{model.name}/top1_low']:.1f}–{100 * metrics[f'{model.name}/top1_high']:.1f} %"
-        for model, _ in run.evaluated
+        for model, _ in run.classifying
     }
 
 
@@ -123,16 +129,23 @@ def _top_ks(run: RunDirectory) -> list[int]:
 
 def _result_notes(run: RunDirectory) -> tuple[str, ...]:
     """Notes on the rows that this run has, and on the paper's figures."""
-    notes = [
-        f"95 % interval: Wilson's, over the test images of this one run (seed {run.job['seed']}); the spread "
-        "between seeds is not in it.",
-        "Time per image: batch size 1 after warm-up, the network alone; p99 is the 99th percentile.",
-    ]
+    notes = []
+    if run.classifying:
+        notes.append(
+            f"95 % interval: Wilson's, over the test images of this one run (seed {run.job['seed']}); the spread "
+            "between seeds is not in it."
+        )
+    if len(run.classifying) < len(run.evaluated):
+        notes.append(
+            "ACC: the share of images in the class that their cluster is matched with, under the best one-to-one "
+            "matching; NMI: mutual information over the geometric mean of both entropies."
+        )
+    notes.append("Time per image: batch size 1 after warm-up, the network alone; p99 is the 99th percentile.")
     chosen = [(model, evaluation.chosen_epoch) for model, evaluation in run.evaluated]
     epochs = [f"{model.title}: {epoch}" for model, epoch in chosen if epoch is not None]
     if epochs:
         notes.append(
-            "Chosen on validation: of the last stage's epochs with a checkpoint, the model of highest top-1 on the "
+            "Chosen on validation: of the last stage's epochs with a checkpoint, the model of the highest score on the "
             f"validation split ({', '.join(epochs)}). All other figures are the last epoch's."
         )
     if run.class_groups:
@@ -178,11 +191,11 @@ def experts_table(run: RunDirectory, metrics: Metrics) -> Table:
 
 
 def class_table(run: RunDirectory) -> Table:
-    """Precision and recall of every class, for every evaluated model; there must be at least one."""
+    """Precision and recall of every class, for every model that predicts classes; there must be at least one."""
     columns = [Column("", "test images")]
-    for model, _ in run.evaluated:
+    for model, _ in run.classifying:
         columns += [Column(model.title, "precision"), Column(model.title, "recall")]
-    metrics = [evaluation.metrics for _, evaluation in run.evaluated]
+    metrics = [evaluation.metrics for _, evaluation in run.classifying]
     rows = []
     for c, name in enumerate(run.record["classes"]):
         values = [value for each in metrics for value in (each["precision"][c], each["recall"][c])]
@@ -202,7 +215,9 @@ def steps_table(run: RunDirectory) -> Table:
     rows: list[Row] = []
     for model in run.models.values():
         lines = [(name.replace("_", " "), step.seconds, _scalars(step.values)) for name, step in model.steps.items()]
-        for place, (name, seconds, left) in enumerate([*lines, *_training_lines(model)]):
+        logs = [*model.earlier_logs.values(), model.log]
+        lines += [line for log in logs for line in _training_lines(log)]
+        for place, (name, seconds, left) in enumerate(lines):
             heading = model.title if place == 0 else ""
             rows.append(Row(heading, (name, duration(seconds), left), begins_section=place == 0 and bool(rows)))
     columns = (Column("", "Step"), Column("", "Time"), Column("", "What it left"))
@@ -210,11 +225,11 @@ def steps_table(run: RunDirectory) -> Table:
     return Table("Steps of this run", columns, tuple(rows), notes, corner="Model", left=True)
 
 
-def _training_lines(model: ModelRun) -> list[tuple[str, float, str]]:
+def _training_lines(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, str]]:
     """The name, the seconds and the extent of each training stage."""
     lines = []
-    for stage in dict.fromkeys(record["stage"] for record in model.log):
-        records = [record for record in model.log if record["stage"] == stage]
+    for stage in dict.fromkeys(record["stage"] for record in log):
+        records = [record for record in log if record["stage"] == stage]
         seconds = records[-1]["time"] - records[0]["time"]
         steps = len({record["step"] for record in records})
         epochs = len({record["epoch"] for record in records})

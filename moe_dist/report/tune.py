@@ -1,4 +1,4 @@
-"""A search in a report: Table 1's layout, tuned against default, importance of the parameters, failures, curves."""
+"""A search in a report: best configurations, tuned against default, importance of parameters, failures, curves."""
 
 from __future__ import annotations
 
@@ -8,30 +8,21 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from moe_dist.plots.drawing import Drawing
 from moe_dist.plots.tables import ABSENT, Column, Row, Table
 from moe_dist.plots.training import score_curves
-from moe_dist.report.drawing import Drawing
 from moe_dist.report.run import RunDirectory, read_result
 from moe_dist.settings.tune import METHOD
-
-TABLE_1 = {
-    "fc1": "FC1",
-    "fc2": "FC2",
-    "learning_rate": "Learning rate",
-    "optimiser": "Optimiser",
-    "batch_size": "Batch size",
-    "conv1": "Conv1",
-    "conv2": "Conv2",
-}
-"""Table 1's columns in its order; the other parameters of a space follow by their own names."""
 
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """A search that has ended: the model it belongs to, and results.json as the search wrote it."""
+    """A search that has ended: the model it belongs to, and `content`, results.json as the search wrote it."""
 
     model: str
     content: Mapping[str, Any]
+    headings: Mapping[str, str]
+    """Parameter -> its heading in tables, in their order; other parameters follow by their own names."""
 
     @property
     def experts(self) -> dict[str, Any]:
@@ -41,10 +32,11 @@ class SearchRecord:
 
 def searches(run: RunDirectory) -> Iterator[SearchRecord]:
     """The searches of a run that have ended; a job of another kind than `tune` has none."""
+    headings = {model.name: report.parameters for report, models in run.reports() for model in models}
     for model in run.models:
         path = run.path / model / "search" / "results.json"
         if path.is_file():
-            yield SearchRecord(model, read_result(path))
+            yield SearchRecord(model, read_result(path), headings.get(model, {}))
 
 
 def search_tables(run: RunDirectory) -> list[Table]:
@@ -58,11 +50,11 @@ def search_tables(run: RunDirectory) -> list[Table]:
 
 
 def best_table(run: RunDirectory, record: SearchRecord) -> Table:
-    """Every expert's best configuration in the layout of the paper's Table 1, with its score and the trials it took."""
+    """Every expert's best configuration, with its score and the trials it took."""
     found = [study["configuration"] for study in record.experts.values() if study["configuration"]]
-    names = [name for name in TABLE_1 if found and name in found[0]]
-    names += [name for name in (found[0] if found else ()) if name not in TABLE_1]
-    columns = ("samples", *(TABLE_1.get(name, name) for name in names), "F1", "trials", "stopped")
+    names = [name for name in record.headings if found and name in found[0]]
+    names += [name for name in (found[0] if found else ()) if name not in record.headings]
+    columns = ("samples", *(record.headings.get(name, name) for name in names), "F1", "trials", "stopped")
     rows = []
     for name, study in record.experts.items():
         best = study["best"]
@@ -89,7 +81,7 @@ def best_table(run: RunDirectory, record: SearchRecord) -> Table:
 
 
 def _value_text(value: Any) -> str:
-    """A parameter's value as in Table 1, with four decimals; a number that they would make 0 gets two digits."""
+    """A parameter's value with four decimals; a number that they would make 0 gets two digits."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
@@ -150,7 +142,7 @@ def _importance_table(record: SearchRecord) -> Iterator[Table]:
     yield Table(
         title="Importance of the parameters",
         columns=(Column("", "share of the variance"),),
-        rows=tuple(Row(TABLE_1.get(name, name), (f"{share:.3f}",)) for name, share in means.items()),
+        rows=tuple(Row(record.headings.get(name, name), (f"{share:.3f}",)) for name, share in means.items()),
         notes=(
             f"fANOVA, mean over {counted} studies with four or more trials of different scores that were trained "
             "to the last epoch.",
@@ -205,6 +197,6 @@ def _best_so_far(run: RunDirectory, record: SearchRecord) -> Drawing:
         f"{record.model}_search_progress",
         heading,
         "The best score among the first trials of a study, a thin line each; the thick line is their median. The first "
-        "trials are the job's own configuration and Table 1's trend, where the search began with them.",
+        "trials are the job's own configuration and the method's suggestion, where the search began with them.",
         score_curves(heading, "trials", lines),
     )

@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moe_dist.job import Job
-from moe_dist.methods.dfcp.config import DfcpConfig
-from moe_dist.processor import has_avx512, multiplies_bf16
+from moe_dist.processor import multiplies_bf16
 
 
 def notices(job: Job) -> list[str]:
     """A sentence each; none of a processor that is not known (processor.py)."""
     if job.tune is not None and "method" not in job.tune.of:
         return []  # a search of experts: their trials are in fp32, and nothing is trained after them
-    return [*_emulated_bf16(job), *_slow_banks(job)]
+    return [*_emulated_bf16(job), *_slow_methods(job)]
 
 
 def _emulated_bf16(job: Job) -> Iterator[str]:
@@ -34,14 +33,7 @@ def _trains_on_cpu(job: Job) -> bool:
     return (resources.gpus_per_task if job.kind == "tune" else resources.gpus_per_worker) == 0
 
 
-def _slow_banks(job: Job) -> Iterator[str]:
-    if job.resources.gpus_per_task or has_avx512() is not False:
-        return
-    for label, config in job.models.items():
-        if isinstance(config, DfcpConfig) and config.alone.epochs and config.alone.bank > 1:
-            field = "method.alone.bank" if job.method is not None else f"methods.{label}.alone.bank"
-            yield (
-                f"{field} = {config.alone.bank}: without AVX-512, as on this machine, 1 is faster for experts of about "
-                "Table 1's widths; banks of them had 0.88 to 0.95 of the speed of one after another, in one process "
-                "(1.03 to 1.3 with a search's widths)"
-            )
+def _slow_methods(job: Job) -> Iterator[str]:
+    if not job.resources.gpus_per_task:
+        for name, config in job.models.items():
+            yield from config.slow_here("method" if job.method is not None else f"methods.{name}")

@@ -29,9 +29,11 @@ def longtail(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(path: Path) -> dict[str, str]:
-    """The headings of the long-tail figures by name."""
+    """The headings of the long-tail figures and of the methods' own by name."""
+    run = RunDirectory(path)
     with style():
-        return {drawing.name: drawing.heading for drawing in draw_longtail(RunDirectory(path))}
+        own = [drawing for report, models in run.reports() for drawing in report.drawings(run, models)]
+        return {drawing.name: drawing.heading for drawing in [*draw_longtail(run), *own]}
 
 
 def test_metrics_by_group_and_expert_are_counted_image_by_image(longtail: Path) -> None:

@@ -12,6 +12,7 @@ from small_jobs import dfcp, traditional
 
 from moe_dist.errors import UserError
 from moe_dist.job import Job, load_job, parse_job
+from moe_dist.methods.dfcp import config as dfcp_config
 from moe_dist.run import notices as module
 from moe_dist.run.notices import notices
 from moe_dist.run.preview import preview
@@ -24,7 +25,7 @@ BF16 = {"precision": "bf16"}
 
 def processor(monkeypatch: pytest.MonkeyPatch, avx512: bool | None, bf16: bool | None) -> None:
     """From now on this machine's processor has them, lacks them, or is not known."""
-    monkeypatch.setattr(module, "has_avx512", lambda: avx512)
+    monkeypatch.setattr(dfcp_config, "has_avx512", lambda: avx512)
     monkeypatch.setattr(module, "multiplies_bf16", lambda: bf16)
 
 

@@ -17,7 +17,9 @@ import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.engine.checkpoint import read_state
 from moe_dist.job import Job
+from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.places import ModelFolder
+from moe_dist.report.build import build_report
 from moe_dist.run.run import run_job
 from moe_dist.train.checkpoints import newest_checkpoint
 
@@ -214,6 +216,26 @@ def test_a_checkpoint_names_its_phase(whole: tuple[Any, Path]) -> None:
     assert newest is not None
     state = read_state(newest)
     assert state["stage"] == ("cluster" if name == "made_up_clusters" else "all") and state["over"] == "its length"
+
+
+def test_the_report_shows_what_the_method_brings(whole: tuple[Any, Path]) -> None:
+    (name, _), model = whole
+    page = build_report(model.parent).read_text()
+    metrics = json.loads((model.parent / "metrics.json").read_text())
+    results = (model.parent / "results.md").read_text()
+    figures = {path.stem for path in (model.parent / "figures").iterdir()}
+    assert 'class="status"' not in page
+    if name == "made_up_clusters":
+        with np.load(evaluation_of(model) / "predictions.npz") as arrays:
+            expected = clustering_metrics(arrays["log_probs"].argmax(1), arrays["labels"])
+        assert {key: metrics[f"{name}/{key}"] for key in expected} == expected
+        assert metrics[f"{name}/spread"] > 0 and f"{name}/top1" not in metrics
+        assert "Clustering accuracy (ACC)" in results and "Spread of the codes" in results and "centres" in results
+        assert figures >= {f"{start}_{name}" for start in ("changed", "clusters", "training")}
+        assert f"training_{name}_pretrain" in figures and "precision_by_class" not in figures
+        assert "clustering accuracy on test" in page
+    else:
+        assert figures >= {f"gate_load_{name}_{gate}" for gate in ("early", "late")} | {f"confusion_{name}"}
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 9])

@@ -186,6 +186,10 @@ class Clusters(Method):
         """Accuracy under the best matching of clusters and classes."""
         return {"accuracy": clustering_metrics(measured["cluster"], labels)["accuracy"]}
 
+    def pictures(self, network: nn.Module, batch: Batch) -> Mapping[str, np.ndarray]:
+        """The centres."""
+        return {"centres": network.centres.detach().cpu().numpy()}
+
     def search_space(self) -> Mapping[str, object]:
         """How long it clusters."""
         return {"steps": [10, 20, 30]}
