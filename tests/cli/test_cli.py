@@ -253,7 +253,7 @@ def test_the_datasets_and_their_shards_are_listed(tmp_path: Path, monkeypatch: p
     in_process("shards", "digits", "cache/shards/digits-1")
     listed = in_process("shards", "list")
     assert all(f"\n{name}\n" in f"\n{listed}" for name in DATASETS)
-    assert "the pickles hold plain arrays alone" in listed and "https://www.cs.toronto.edu/~kriz/cifar.html" in listed
+    assert "the pickles hold only plain arrays" in listed and "https://www.cs.toronto.edu/~kriz/cifar.html" in listed
     assert "cache/shards/digits-1: whole (1,438 train, 359 test)" in listed
 
 

@@ -54,5 +54,5 @@ def open_digits(source: Path | None) -> Digits:
 
 
 def digits_version() -> str:
-    """What the digits' bytes depend on: the package they come with and the one that encodes them."""
+    """The versions on which the digits' bytes depend: of the package they come with and of the encoder."""
     return f"{version('scikit-learn')} {encoder_version()}"
