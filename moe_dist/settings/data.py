@@ -9,10 +9,10 @@ from pydantic import AfterValidator, Field
 
 from moe_dist.settings.schema import AbsolutePath, Count, Part, Positive, Strict
 
-Place = Annotated[
+FolderOrUrl = Annotated[
     str, AfterValidator(lambda place: place if "://" in place else str(Path(place).expanduser().absolute()))
 ]
-"""A folder, made absolute, or a URL (s3://bucket/folder and whatever else fsspec knows)."""
+"""A folder, made absolute, or a URL (s3://bucket/folder, and any other that fsspec knows)."""
 
 
 class RemoteConfig(Strict):
@@ -26,6 +26,9 @@ class RemoteConfig(Strict):
     """Further tries of a fetch, each after a pause twice as long as the one before (1 s, 2 s, ... up to 30 s)."""
 
 
+DEFAULT_REMOTE = RemoteConfig()
+
+
 class DataConfig(Strict):
     """A job's images: which they are, where they are, how they are split and when they are decoded.
 
@@ -36,7 +39,7 @@ class DataConfig(Strict):
     """A name of the catalogue (`moe-dist shards list` shows them)."""
     source: Annotated[AbsolutePath | None, Part.NONE] = None
     """The downloaded dataset: a folder or a tar. Not needed for digits."""
-    shards: Annotated[Place | None, Part.NONE] = None
+    shards: Annotated[FolderOrUrl | None, Part.NONE] = None
     """Its shards: a folder, where they are built if they are not there yet, or a URL, which must hold them. Default:
     runs/cache/shards/<dataset>-<fingerprint>."""
     imbalance: Annotated[float | None, Field(ge=1, allow_inf_nan=False), Part.NONE] = None
@@ -70,6 +73,6 @@ class DataConfig(Strict):
     once where the array takes at most 2 GiB, else each time."""
     loader_workers: Annotated[int, Field(ge=0, le=64), Part.NONE] = 0
     """each_time: decoding processes per rank."""
-    remote: Annotated[RemoteConfig, Part.NONE] = RemoteConfig()
+    remote: Annotated[RemoteConfig, Part.NONE] = DEFAULT_REMOTE
     window_shards: Annotated[int, Field(ge=0)] = 0
     """each_time: shuffle inside a window of so many shuffled shards (slow storage); 0 shuffles the whole epoch."""

@@ -22,7 +22,7 @@ from moe_dist.data.storage.store import get_bytes, join, shown
 from moe_dist.data.storage.tars import BLOCK
 from moe_dist.errors import UserError
 from moe_dist.files import whole_file, write_json
-from moe_dist.settings.data import RemoteConfig
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 
 INDEX_VERSION = 1
 INDEX_FILE, ROWS_FILE = "index.json", "index.npy"
@@ -40,7 +40,6 @@ ROW = np.dtype(
 """One sample: its shard, label, the image's place in the shard and checksum, its track (-1: none) and region (-1)."""
 NO_REGION = (-1, -1, -1, -1)
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
-_DEFAULTS = RemoteConfig()
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def write_index(folder: Path, index: Index) -> None:
     write_json(folder / INDEX_FILE, content)
 
 
-def read_index(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> Index:
+def read_index(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> Index:
     """The index of the split in the folder or under the URL `place`, as it is there now.
 
     Raises UserError where it is missing or cannot be fetched, of another version, or does not fit together.

@@ -35,14 +35,13 @@ from moe_dist.data.shards.build.working_folder import (
 from moe_dist.data.shards.index import INDEX_FILE, Index, Shrink, read_index, write_index
 from moe_dist.data.storage.store import exists, get_bytes, join, shown
 from moe_dist.errors import UserError
-from moe_dist.settings.data import RemoteConfig
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 from moe_dist.signals import keeping_handlers
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (split, samples done, samples in the split)."""
 Write = Callable[[str, Sequence[int], OnSamples], Generator[WrittenShard, None, None]]
 """Writes the shards of a split with the given numbers, and yields each when it is in place, in any order."""
-_DEFAULTS = RemoteConfig()
 OBJECT_STORE_BYTES = 512 * 2**20
 """The object store of a Ray that is started here (Ray's default: 30 % of the memory). It carries lists of files."""
 
@@ -57,7 +56,7 @@ def build_shards(
     samples_per_shard: int = SAMPLES_PER_SHARD,
     workers: int = 1,
     cache: Path = Path("runs/cache"),
-    remote: RemoteConfig = _DEFAULTS,
+    remote: RemoteConfig = DEFAULT_REMOTE,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Index]:
     """Write the dataset's splits as shards to out/train, out/val (where it has one), out/test; return their indexes.

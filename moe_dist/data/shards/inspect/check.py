@@ -15,12 +15,10 @@ from moe_dist.data.storage.store import exists, is_url, join, list_names, local_
 from moe_dist.data.storage.tars import BLOCK, member_name
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
-from moe_dist.settings.data import RemoteConfig
-
-_DEFAULTS = RemoteConfig()
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 
 
-def check_shards(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[str]:
+def check_shards(place: str | Path, remote: RemoteConfig = DEFAULT_REMOTE) -> list[str]:
     """Everything that is wrong with the shards at `place` (a split, or train, val and test), as "shard: key: reason".
 
     An empty list says that every image decodes and every byte is the one that was indexed. Shards under a URL are
@@ -29,7 +27,7 @@ def check_shards(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[st
     return [problem for split in splits_at(place, remote) for problem in _check_split(split, remote)]
 
 
-def splits_at(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[str]:
+def splits_at(place: str | Path, remote: RemoteConfig = DEFAULT_REMOTE) -> list[str]:
     """The places of the splits at `place`: itself, where it is a split; else its train, val (if there is one) and test.
 
     Raises UserError where there is no such folder.

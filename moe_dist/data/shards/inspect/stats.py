@@ -13,11 +13,10 @@ from moe_dist.data.shards.index import Index, read_index
 from moe_dist.data.shards.inspect.check import split_name, splits_at
 from moe_dist.data.storage.store import join, local_file, shown
 from moe_dist.errors import UserError
-from moe_dist.settings.data import RemoteConfig
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 
 LARGEST_SAMPLE = 1000
 """Most images whose sides are looked at."""
-_DEFAULTS = RemoteConfig()
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class SplitStats:
         )
 
 
-def shard_stats(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[SplitStats]:
+def shard_stats(place: str | Path, remote: RemoteConfig = DEFAULT_REMOTE) -> list[SplitStats]:
     """The numbers of every split at `place` (a folder or URL of a split, or of train, val and test).
 
     Sides are read from the headers of the first shard's images, up to 1,000: shards are mixed when they are built.
