@@ -30,11 +30,6 @@ class LongTail:
     seed: int = 0
 
 
-def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
-    """The number of images [C] int64 of every class, from labels [N]."""
-    return np.bincount(labels, minlength=classes)
-
-
 def imbalance_factor(counts: np.ndarray) -> float:
     """Images of the largest class over those of the smallest; infinite where a class has none."""
     return float(counts.max() / counts.min()) if counts.min() else math.inf
@@ -78,7 +73,7 @@ def kept_numbers(labels: np.ndarray, classes: int, long_tail: LongTail) -> np.nd
 
     Raises ValueError as `profile` does, and where a class has fewer images than the profile asks for.
     """
-    counts = class_counts(labels, classes)
+    counts = np.bincount(labels, minlength=classes)
     sizes = profile(int(counts.max()), long_tail.imbalance, classes)
     if (short := np.flatnonzero(counts < sizes)).size:
         label, largest = int(short[0]), int(counts.argmax())

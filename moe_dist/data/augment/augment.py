@@ -74,11 +74,6 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images.to(torch.float32, copy=True).mul_(scale).add_(offset)
 
 
-def mixes(config: AugmentConfig) -> bool:
-    """Whether images are joined with others, and their labels with them."""
-    return bool(config.mixup or config.cutmix)
-
-
 def mix(
     images: Tensor, partners: np.ndarray, usable: np.ndarray, config: AugmentConfig, draws: np.ndarray
 ) -> tuple[Tensor, Tensor]:

@@ -23,12 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_dist.data.augment.augment import DRAWS, MIX_DRAWS, augment, mix, mixes, normalise
+from moe_dist.data.augment.augment import DRAWS, MIX_DRAWS, augment, mix, normalise
 from moe_dist.data.batch import Batch, Images, TrainingSet
 from moe_dist.data.opened.images import EncodedImages
 from moe_dist.data.order import (
     MIXES,
-    Position,
     epoch_order,
     partner_positions,
     rank_batch,
@@ -47,16 +46,24 @@ from moe_dist.settings.training import Sampling
 
 
 @dataclass(frozen=True)
+class Position:
+    """The place of a stream: `steps` of epoch `epoch` are finished on all ranks."""
+
+    epoch: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
 class _Share:
     """A rank's share of a global batch.
 
-    rows [F]: rows of the training set; repeats [F]: which of its row's copies in the epoch each is; valid [B]: False
-    for padding; partners [B]: where the partner of each is among the F, or None.
+    rows [F]: rows of the training set; repeats [F]: which of its row's copies in the epoch each is; weight [B]: see
+    Batch; partners [B]: where the partner of each is among the F, or None.
     """
 
     rows: np.ndarray
     repeats: np.ndarray
-    valid: np.ndarray
+    weight: np.ndarray
     partners: np.ndarray | None = None
 
 
@@ -127,16 +134,16 @@ class Stream:
         """The batches from the current position to the end of its epoch; call `advance` after each finished step."""
         epoch, first = self.position.epoch, self.position.steps
         order, repeats = self._order(epoch)
-        steps = range(first, len(self))
-        shares = [self._share(order, repeats, step) for step in steps]
+        shares = [self._share(order, repeats, step) for step in range(first, len(self))]
         wanted = [(epoch, self._set.samples[share.rows], share.repeats) for share in shares]
         loaded = on_device(self._loader.load(self._number, wanted), self._device)
-        for step, share, (images, readable) in zip(steps, shares, loaded):
-            yield self._batch(epoch, step, share, images, readable.numpy())
+        for share, (images, readable) in zip(shares, loaded):
+            yield self._batch(epoch, share, images, readable.numpy())
 
     def advance(self) -> None:
         """Count one finished step; after the last of an epoch the next epoch begins."""
-        self.position = self.position.next(len(self))
+        steps = self.position.steps + 1
+        self.position = Position(self.position.epoch, steps) if steps < len(self) else Position(self.position.epoch + 1)
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands and what it streams, in plain values; the number of ranks is not among them."""
@@ -183,25 +190,25 @@ class Stream:
         where = (step, self._global_batch, self._rank, self._world)
         rows, valid = rank_batch(order, *where)
         copies, _ = rank_batch(repeats, *where)
-        if self._augment is None or not mixes(self._augment):
-            return _Share(rows, copies, valid)
+        weight = valid * (self._world / valid_in_step(len(order), step, self._global_batch))
+        if self._augment is None or not (self._augment.mixup or self._augment.cutmix):
+            return _Share(rows, copies, weight)
         own = rank_positions(*where)
         further, partners = with_partners(own, partner_positions(own, len(order), self._global_batch))
-        return _Share(np.append(rows, order[further]), np.append(copies, repeats[further]), valid, partners)
+        return _Share(np.append(rows, order[further]), np.append(copies, repeats[further]), weight, partners)
 
-    def _batch(self, epoch: int, step: int, share: _Share, images: Tensor, readable: np.ndarray) -> Batch:
+    def _batch(self, epoch: int, share: _Share, images: Tensor, readable: np.ndarray) -> Batch:
         """The batch of `share` from its images [F, 3, S, S] uint8; readable [F]: False for bad samples."""
         own_share = partner = None
         if self._augment is not None:
             loaded = self._set.samples[share.rows]
             images = augment(images, self._augment, uniform(self._seed, epoch, loaded, DRAWS, share.repeats))
             if share.partners is not None:
-                draws = uniform(self._seed, epoch, loaded, MIX_DRAWS, share.repeats, MIXES)[: len(share.valid)]
+                draws = uniform(self._seed, epoch, loaded, MIX_DRAWS, share.repeats, MIXES)[: len(share.weight)]
                 images, own_share = mix(images, share.partners, readable, self._augment, draws)
                 partner = self._to_device(self._set.labels[share.rows[share.partners]].astype(np.int64))
-        rows, valid = share.rows[: len(share.valid)], share.valid & readable[: len(share.valid)]
-        samples = self._set.samples[rows]
-        weight = valid * (self._world / valid_in_step(len(self._set.samples), step, self._global_batch))
+        rows = share.rows[: len(share.weight)]
+        samples, weight = self._set.samples[rows], share.weight * readable[: len(share.weight)]
         return Batch(
             images=normalise(images, self._config.mean, self._config.std),
             labels=self._to_device(self._set.labels[rows].astype(np.int64)),
