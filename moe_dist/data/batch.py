@@ -1,4 +1,4 @@
-"""What all parts of the program that see images share: a batch, a training set, a split's images, facts of a dataset.
+"""Types shared by all parts of the program that see images: a batch, a training set, a split's images, a dataset.
 
 Letters: B samples of a batch, N samples of a set, n of them, C classes, S image side.
 """

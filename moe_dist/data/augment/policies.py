@@ -153,11 +153,11 @@ def _changed(images: Tensor, variants: tuple[Variant, ...], chosen: np.ndarray) 
 def _prepared(
     variants: tuple[Variant, ...], side: int, device: torch.device
 ) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
-    """What is computed once for all batches: (sources, tables, ends).
+    """Tensors that are computed once and serve all batches: (sources, tables, ends).
 
     sources [moves, S S]: the place in the image from which a move takes each pixel, S S for the grey one behind the
-    last; tables [lookups, 256]: what a look-up makes of each value; ends: where the variants that do nothing, the moves
-    and the look-ups end in `variants`, which are sorted by kind.
+    last; tables [lookups, 256]: what a look-up makes of each value; ends: the numbers of variants before which
+    those that do nothing, the moves and the look-ups end in `variants`, which are sorted by kind.
     """
     kinds = [_kind(name) for name, _ in variants]
     assert kinds == sorted(kinds)
@@ -173,7 +173,7 @@ def _prepared(
 
 
 def _kind(name: str) -> int:
-    """How an operation is done: not at all, as a move, as a look-up, or by torchvision's kernel."""
+    """The kind of an operation: nothing, a move, a look-up, or one that torchvision's kernel does."""
     if name == "Identity":
         return _NOTHING
     return _MOVE if name in _MOVES else _LOOKUP if name in _LOOKUPS else _KERNEL

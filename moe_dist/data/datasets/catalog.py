@@ -1,4 +1,4 @@
-"""The catalogue: every dataset a job can name, where to get it and what is read of it."""
+"""The catalogue of datasets that a job can name: where to get each, and how it is read."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ DATASETS = {
             title="ImageNet-LT: long-tailed ImageNet, 1,000 classes of 1,280 to 5 images",
             where="https://image-net.org: ILSVRC 2012 train and val (val in class folders); "
             "https://github.com/zhmiao/OpenLongTailRecognition-OLTR: ImageNet_LT_train.txt, _val.txt, _test.txt",
-            licence="ImageNet's terms, research alone; lists BSD 3-Clause",
+            licence="ImageNet's terms, only for research; lists BSD 3-Clause",
             reads='a folder or tar of train/, val/ and the lists ("train/n01440764/n01440764_190.JPEG 0")',
             open=partial(open_lists, dataset="imagenet_lt", lists=IMAGENET_LT),
             expected={"train": 115_846, "val": 20_000, "test": 50_000},

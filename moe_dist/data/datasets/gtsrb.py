@@ -69,7 +69,7 @@ _OFFICIAL_COLUMNS = ("Width", "Height", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The tables of one layout: what stands between fields, the file's column, and the numbers' columns."""
+    """The tables of one layout: the delimiter of fields, the column of the file, and the columns of the numbers."""
 
     delimiter: str
     file: str
@@ -169,7 +169,7 @@ def _repacked_rows(tree: Tree) -> dict[str, list[_Row]]:
 
 
 def _rows(tree: Tree, table: str, folder: str, layout: _Layout) -> Iterator[_Row]:
-    """The rows of one table; `folder` is what their file names are relative to."""
+    """The rows of a table, whose file names are relative to `folder`. Raises UserError for one that cannot be read."""
     text = tree.read(table).decode("utf-8-sig", errors="replace")
     reader = csv.DictReader(io.StringIO(text), delimiter=layout.delimiter)
     for row in reader:

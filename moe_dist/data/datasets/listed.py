@@ -136,7 +136,7 @@ def _require_labels(tree: Tree, listings: Mapping[str, Listing], class_names: Se
 
 
 def _resolve(tree: Tree, listing: Listing) -> list[str]:
-    """The listed images' paths in the tree. Raises UserError at the first that is missing, listed twice or no image."""
+    """The listed images' paths in the tree. Raises UserError for one that is missing, listed twice or not an image."""
     root = _root(tree, listing)
     paths = [root + path for path in listing.paths]
     missing = set(paths).difference(tree.files)

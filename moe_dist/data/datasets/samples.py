@@ -1,4 +1,4 @@
-"""What a dataset's reader gives to the shard builder: its samples by number, in the dataset's own order.
+"""The contents of a dataset as the shard builder gets them: samples by number, in the dataset's own order.
 
 Letters: N samples of a split, n of them, C classes.
 """
@@ -62,7 +62,7 @@ class Contents(Protocol):
 
 
 class PathContents:
-    """A dataset that is image files and their labels, and nothing else: compact, for hundreds of thousands of files.
+    """A dataset of image files and their labels. It is compact, for hundreds of thousands of files.
 
     splits: for each split the paths of its files in `tree` and their labels [N], in the dataset's order.
     A sample's key is made of its class, its number in the class and the file's name.
@@ -97,7 +97,7 @@ class PathContents:
 
 
 class KeptContents:
-    """A dataset of whose training split only the samples `kept` [n] are left; its other splits are untouched."""
+    """A dataset with only the samples `kept` [n] of its training split, and all of its other splits."""
 
     def __init__(self, contents: Contents, kept: np.ndarray) -> None:
         self.class_names = contents.class_names

@@ -185,7 +185,7 @@ def _parts(splits: Mapping[str, OpenedSplit], config: DataConfig, seed: int) -> 
 
 
 def _digest(shards: Iterable[ShardSet], parts: Iterable[np.ndarray]) -> str:
-    """A sha256 over the images of `shards` and the sample numbers `parts`."""
+    """The sha256 over the images of `shards` and the sample numbers `parts`."""
     digest = hashlib.sha256(json.dumps([of_split.digest for of_split in shards]).encode())
     for part in parts:
         digest.update(np.ascontiguousarray(part, np.int64).tobytes())

@@ -85,7 +85,7 @@ class Index:
 
     @cached_property
     def digest(self) -> str:
-        """`rows_digest` of the rows."""
+        """The `rows_digest` of the rows."""
         return rows_digest(self.rows)
 
     @property
@@ -134,7 +134,7 @@ def read_index(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> Inde
 def parse_index(where: str, content: bytes, rows: bytes) -> Index:
     """The index made of the bytes of index.json and index.npy; `where` names their place in messages.
 
-    Nothing is unpickled, whatever the bytes are, and names lead nowhere but beside the index.
+    Whatever the bytes are, nothing is unpickled, and the shards' names are files beside the index.
     Raises UserError where they are not an index, are one of another version, or do not belong together.
     """
     try:
@@ -162,6 +162,7 @@ def parse_index(where: str, content: bytes, rows: bytes) -> Index:
 
 
 def _parse_shard(fields: dict[str, Any]) -> ShardInfo:
+    """The entry of one shard. Raises ValueError where a field is not what it should be."""
     shard = ShardInfo(**fields)
     if not re.fullmatch(r"[A-Za-z0-9_-]+\.tar", shard.name) or not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
         raise ValueError(f"{shard.name!r} with sha256 {shard.sha256!r} is not a shard")

@@ -63,7 +63,7 @@ def exists(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> bool:
 def list_names(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> list[str]:
     """The names of the files directly below `place`, sorted. Raises UserError where a store does not say.
 
-    A web server has no listing: there are no names then.
+    There are no names where there is no listing, as on most web servers.
     """
     if not is_url(place):
         return sorted(path.name for path in Path(place).iterdir() if path.is_file())
@@ -102,7 +102,7 @@ def get_file(url: str, to: Path, remote: RemoteConfig = DEFAULT_REMOTE, sha256: 
 
 @contextmanager
 def local_file(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> Iterator[Path]:
-    """The file at `place` as a path of this machine; what is behind a URL is a copy that goes with the block's end.
+    """The file at `place` as a path of this machine: a file behind a URL is copied, and removed when the block ends.
 
     Raises UserError where it cannot be fetched.
     """

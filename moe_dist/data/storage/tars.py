@@ -48,7 +48,7 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def member_name(header: bytes, offset: int) -> str:
-    """The name in a member's `header`; "byte 512" where it is damaged, `offset` being where its content begins."""
+    """The name in a member's `header`; where that is damaged "byte 512", the `offset` at which its content begins."""
     try:
         return tarfile.TarInfo.frombuf(header, "ascii", "replace").name
     except tarfile.HeaderError:  # type: ignore[attr-defined]

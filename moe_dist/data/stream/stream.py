@@ -141,16 +141,16 @@ class Stream:
             yield self._batch(epoch, share, images, readable.numpy())
 
     def advance(self) -> None:
-        """Count one finished step; after the last of an epoch the next epoch begins."""
+        """Count one finished step; after the last step of an epoch the next epoch begins."""
         steps = self.position.steps + 1
         self.position = Position(self.position.epoch, steps) if steps < len(self) else Position(self.position.epoch + 1)
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands and what it streams, in plain values; the number of ranks is not among them."""
+        """The stream's position, settings and data as plain values; the number of ranks is not among them."""
         return {"epoch": self.position.epoch, "steps": self.position.steps, **self._identity()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises UserError where it was taken from another stream."""
+        """Go on from the position of `state`. Raises UserError where it is the state of another stream."""
         for name, value in self._identity().items():
             if state[name] != value:
                 raise UserError(
@@ -160,7 +160,7 @@ class Stream:
         self.position = Position(state["epoch"], state["steps"])
 
     def _identity(self) -> dict[str, Any]:
-        """What the stream streams. digest: over the samples, their labels and their columns, in order."""
+        """The stream's settings and data. digest: over the samples, their labels and their columns, in order."""
         digest = hashlib.sha256(self._set.samples.astype(np.int64).tobytes())
         digest.update(self._set.labels.astype(np.int64).tobytes())
         for name, values in sorted(self._columns.items()):
@@ -228,7 +228,7 @@ def require_divisible(global_batch: int, world: int) -> None:
     if rest := global_batch % world:
         near = f"{global_batch - rest} or {global_batch - rest + world}" if global_batch > world else f"{world}"
         raise UserError(
-            f"batch_size = {global_batch} is the batch over all workers and no multiple of workers = {world}; "
+            f"batch_size = {global_batch} is the batch over all workers and not a multiple of workers = {world}; "
             f"set it to {near}, or change workers"
         )
 

@@ -227,7 +227,7 @@ def test_the_state_of_other_labels_is_refused():
 
 
 def test_a_batch_size_the_workers_do_not_divide_is_refused():
-    with pytest.raises(UserError, match=r"batch_size = 8 .* no multiple of workers = 3"):
+    with pytest.raises(UserError, match=r"batch_size = 8 .* not a multiple of workers = 3"):
         stream(30, 8, 0, 3)
 
 

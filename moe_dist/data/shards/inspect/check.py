@@ -47,7 +47,7 @@ def split_name(place: str) -> str:
 
 
 def _check_split(split: str, remote: RemoteConfig) -> list[str]:
-    """What is wrong with the split at the place `split`."""
+    """Everything that is wrong with the split at the place `split`."""
     try:
         index = read_index(split, remote)
     except UserError as error:
@@ -70,7 +70,7 @@ def _check_split(split: str, remote: RemoteConfig) -> list[str]:
 
 
 def shard_problems(path: Path, index: Index, number: int, shard_of_key: dict[str, str]) -> list[str]:
-    """What is wrong with the `number`-th shard of `index`, at `path`; its keys are added to `shard_of_key`."""
+    """Everything that is wrong with the `number`-th shard of `index`, at `path`; adds its keys to `shard_of_key`."""
     shard, classes = index.shards[number], len(index.class_names)
     rows = index.rows[index.rows["shard"] == number]
     changed = file_sha256(path) != shard.sha256
@@ -107,7 +107,7 @@ class RowState:
 def row_states(path: Path, rows: np.ndarray, classes: int) -> list[RowState]:
     """The states of the samples `rows` [n] of ROW of the shard at `path`, in their order.
 
-    They are looked at where the index says that they lie, whatever lies between them.
+    The samples are read at the places that the index names, so that damage between them does not matter.
     """
     states = []
     with path.open("rb") as file:
