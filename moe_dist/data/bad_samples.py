@@ -1,7 +1,7 @@
-"""What a job does with images that cannot be used: the first one ends the run, or they are left out, noted and counted.
+"""Images that cannot be used: the first one ends the run, or they are left out, noted and counted, as the job says.
 
-A rank, its loader processes and tasks on other nodes all meet bad samples. Each process notes what it met in a file of
-its own in one folder of the run directory; the union of the files is what the run met, and what its limit counts.
+A rank, its loader processes and tasks on other nodes all meet bad samples. Each process notes those that it met in a
+file of its own, in one folder of the run directory. The run met the union of these files, which its limit counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class BadSample(UserError):
 
 
 class BadSamples:
-    """The bad samples a process has met. More than `limit` of the whole run end it; limit None: the first one does."""
+    """The bad samples that a process has met. The run ends when it met more than `limit`; None: at the first one."""
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
@@ -26,7 +26,7 @@ class BadSamples:
         self._folder: Path | None = None
 
     def take(self, problem: BadSample) -> None:
-        """Note `problem`. Raises it where no bad sample is allowed, and UserError where the limit is passed."""
+        """Note `problem`. Raises it where no bad sample is allowed, UserError where there are more than the limit."""
         if self._limit is None:
             raise problem
         sentence = " ".join(str(problem).split())
@@ -41,12 +41,12 @@ class BadSamples:
             )
 
     def write_to(self, folder: Path) -> None:
-        """Keep what was met so far, and from now on, in `folder`, which need not exist yet."""
+        """Write what was met so far, and from now on, to `folder`, which need not exist yet."""
         self._folder = folder
         self._write(sorted(self._met))
 
     def sentences(self) -> list[str]:
-        """One sentence for each bad sample that this process, or another that writes to the folder, has met; sorted."""
+        """One sentence for each bad sample that this process or another one of the run has met, sorted."""
         return sorted(self._met.union(read_bad_samples(self._folder) if self._folder else ()))
 
     def _write(self, sentences: list[str]) -> None:
@@ -61,7 +61,7 @@ NONE_ALLOWED = BadSamples(limit=None)
 
 
 def require_readable(images: float, split: str) -> None:
-    """Raise UserError where of all images of `split` none (`images` of them) could be read."""
+    """Raise UserError where no image of `split` could be read; images: how many of them could."""
     if not images:
         raise UserError(
             f"no image of the {split} split can be read or decoded; look at its shards with `moe-dist shards check`"

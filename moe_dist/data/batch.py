@@ -1,6 +1,6 @@
-"""What the parts of the program that see images speak of: a batch, a training set, a split's images, a dataset.
+"""Types shared by all parts of the program that see images: a batch, a training set, a split's images, a dataset.
 
-Letters used in shapes here: B samples of a batch, N samples of a set, C classes, S image side.
+Letters: B samples of a batch, N samples of a set, n of them, C classes, S image side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moe_dist.data.image.crops import RandomCrop
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a method may know of a dataset before it sees an image.
+    """The facts of a dataset that a method may know before it sees an image.
 
     class_counts [C]: training images of each class, validation left out.
     """
@@ -34,14 +34,14 @@ class DatasetInfo:
 class Batch:
     """One rank's share of a global batch.
 
-    images [B, 3, S, S] float32, normalised; labels [B] int64, the labels this stage may see; samples [B] int64, their
-    numbers in the training (or validation, test) split; rows [B] int64, their rows in the set that is streamed;
+    images [B, 3, S, S] float32, normalised; labels [B] int64, those that this stage may see; samples [B] int64, their
+    numbers in the training (or validation, test) set; rows [B] int64, their rows in the set that is streamed;
     weight [B] float32: 0 for padding, otherwise ranks / valid samples of the *global* batch, so that the ranks' average
     of `mean` is the global batch's mean;
     columns: further int64 or float32 tensors [B, ...] of the training set, by name (a DFCP sample's cluster);
-    companions [B, k, 3, S, S]: the images of each one's companions, black where there is none; None without.
-    partner [B] int64, share [B] float32: under MixUp and CutMix, the label of the image that each is joined with, and
-    how much of it is its own; None without.
+    companions [B, k, 3, S, S]: the images of each sample's companions, black where there is none; None without;
+    partner [B] int64, share [B] float32: under MixUp and CutMix, the label of the image that each one is joined with,
+    and each one's own share; None without.
     """
 
     images: Tensor
@@ -55,11 +55,11 @@ class Batch:
     share: Tensor | None = None
 
     def mean(self, values: Tensor) -> Tensor:
-        """The weighted mean of per-sample `values` [B]: what a loss term reduces with."""
+        """The weighted mean of per-sample `values` [B], as every loss term is reduced."""
         return (self.weight * values).sum()
 
     def mean_over_labels(self, per_sample_loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """The `mean` of a loss of labels [B] -> [B], for mixed images by their shares of both labels."""
+        """The `mean` of a loss [B], a function of labels [B]; of mixed images, by their shares of both labels."""
         if self.partner is None or self.share is None:
             return self.mean(per_sample_loss(self.labels))
         own, other = per_sample_loss(self.labels), per_sample_loss(self.partner)
@@ -68,25 +68,26 @@ class Batch:
     def micro_batches(self, parts: int) -> list[Batch]:
         """The batch in `parts` micro-batches, whose `mean`s add up to the whole's.
 
-        Part p takes every parts-th row from the p-th on, as a rank takes its share of a global batch: so one rank's
-        parts are what several ranks would have been given.
+        Part p takes every parts-th row from the p-th on, as a rank takes its share of a global batch: one rank's parts
+        are the shares that several ranks would have been given.
         """
         if parts == 1:
             return [self]
-        return [self._rows(slice(part, None, parts)) for part in range(parts)]
-
-    def _rows(self, rows: slice) -> Batch:
-        columns = {name: column[rows] for name, column in self.columns.items()}
-        images = self.images[rows].contiguous()  # as a rank of its own has them: convolutions round by memory layout
-        companions = None if self.companions is None else self.companions[rows].contiguous()
-        partner, share = (None if values is None else values[rows] for values in (self.partner, self.share))
-        labels, samples, weight = self.labels[rows], self.samples[rows], self.weight[rows]
-        return Batch(images, labels, samples, weight, self.rows[rows], columns, companions, partner, share)
+        taken = []
+        for part in range(parts):
+            rows = slice(part, None, parts)
+            images = self.images[rows].contiguous()  # as on a rank of its own: convolutions round by memory layout
+            columns = {name: column[rows] for name, column in self.columns.items()}
+            companions = None if self.companions is None else self.companions[rows].contiguous()
+            partner, share = (None if values is None else values[rows] for values in (self.partner, self.share))
+            own = (self.labels[rows], self.samples[rows], self.weight[rows], self.rows[rows])
+            taken.append(Batch(images, *own, columns, companions, partner, share))
+        return taken
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a stage trains on: `samples` [N] numbers in the training set, `labels` [N], further columns [N, ...]."""
+    """The samples of a stage: their numbers in the training set [N], their labels [N], further columns [N, ...]."""
 
     samples: np.ndarray
     labels: np.ndarray
@@ -94,15 +95,13 @@ class TrainingSet:
 
 
 class Images(Protocol):
-    """Random access to a split's images, in memory or on disk."""
-
-    def __len__(self) -> int: ...
+    """Random access to a split's images, decoded before or at every access."""
 
     def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
-        """The decoded images `samples`, [n, 3, S, S] uint8; a bad one that the job lets pass is black.
+        """The images `samples` [n], decoded, [n, 3, S, S] uint8; a bad one that the job lets pass is black.
 
         crop: a random part of each instead of the whole.
         """
 
     def readable(self, samples: np.ndarray) -> np.ndarray:
-        """Which of `samples` [n], which were decoded in this process before, are no bad ones: [n] bool."""
+        """Which of `samples` [n] are readable, [n] bool; all of them were decoded in this process before."""

@@ -1,6 +1,7 @@
-"""Long-tailed forms of a balanced set, and what describes a set's balance: pure arithmetic on labels.
+"""Long-tailed forms of a balanced set, and numbers that describe a set's balance: pure arithmetic on labels.
 
-C classes, n_c images of class c; the imbalance factor is the largest n_c over the smallest. NumPy alone is imported.
+Letters: N images of a set, C classes; n_c images of class c. The imbalance factor is the largest n_c over the smallest.
+Only NumPy is imported here.
 """
 
 from __future__ import annotations
@@ -29,18 +30,13 @@ class LongTail:
     seed: int = 0
 
 
-def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
-    """The number of images [C] int64 of every class, from labels [N]."""
-    return np.bincount(labels, minlength=classes)
-
-
 def imbalance_factor(counts: np.ndarray) -> float:
     """Images of the largest class over those of the smallest; infinite where a class has none."""
     return float(counts.max() / counts.min()) if counts.min() else math.inf
 
 
 def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """The class numbers of the "many", "medium" and "few" groups, from the training images [C] of every class."""
+    """The classes of the "many", "medium" and "few" groups, from the number of training images [C] of every class."""
     many, few = counts > MANY_ABOVE, counts < FEW_BELOW
     return {
         "many": np.flatnonzero(many),
@@ -50,7 +46,7 @@ def shot_groups(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def largest_first(counts: np.ndarray) -> np.ndarray:
-    """The class numbers [C] by their training images [C], the largest first; equal ones in their order."""
+    """The classes [C] by their number of training images [C], the largest first; equal ones keep their order."""
     return np.argsort(-counts, kind="stable")
 
 
@@ -73,11 +69,11 @@ def profile(largest: int, imbalance: float, classes: int) -> np.ndarray:
 
 
 def kept_numbers(labels: np.ndarray, classes: int, long_tail: LongTail) -> np.ndarray:
-    """The numbers, in ascending order, of the images that the long-tailed form keeps of a set with labels [N].
+    """The images, in ascending order, that the long-tailed form keeps of a set with labels [N].
 
     Raises ValueError as `profile` does, and where a class has fewer images than the profile asks for.
     """
-    counts = class_counts(labels, classes)
+    counts = np.bincount(labels, minlength=classes)
     sizes = profile(int(counts.max()), long_tail.imbalance, classes)
     if (short := np.flatnonzero(counts < sizes)).size:
         label, largest = int(short[0]), int(counts.argmax())

@@ -11,7 +11,6 @@ Only NumPy is imported here, so that the arithmetic can be tested and used anywh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,19 +20,6 @@ CROPS, MIXES = np.uint64(16), np.uint64(17)
 """Purposes of random numbers: equal seeds give independent numbers to different purposes."""
 _REPEAT_SHIFT = np.uint64(40)
 """A sample's repeat is written above the bits of its number: no two (sample, repeat) share a state."""
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a stream stands: `steps` of epoch `epoch` are finished on all ranks."""
-
-    epoch: int = 0
-    steps: int = 0
-
-    def next(self, steps_per_epoch: int) -> Position:
-        """The position one finished step later; past the last step, the start of the next epoch."""
-        steps = self.steps + 1
-        return Position(self.epoch, steps) if steps < steps_per_epoch else Position(self.epoch + 1, 0)
 
 
 def splitmix64(values: np.ndarray | np.uint64) -> np.ndarray:

@@ -13,7 +13,6 @@ from torch import nn
 
 from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.data.datasets.catalog import open_contents
-from moe_dist.data.longtail import class_counts
 from moe_dist.data.opened.opened import are_whole, long_tail_of
 from moe_dist.data.shards.index import read_index
 from moe_dist.data.storage.store import join
@@ -60,7 +59,7 @@ def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray]:
         index = read_index(join(job.data.shards, "train"), job.data.remote)
         return index.class_names, index.class_counts
     contents = open_contents(job.data.dataset, job.data.source, long_tail_of(job.data))
-    return contents.class_names, class_counts(contents.labels("train"), len(contents.class_names))
+    return contents.class_names, np.bincount(contents.labels("train"), minlength=len(contents.class_names))
 
 
 def _preview_method(job: Job, method: Method, console: Console) -> None:

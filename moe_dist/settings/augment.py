@@ -1,21 +1,19 @@
-"""Random changes of a training image, as a job may set them."""
+"""Settings of the random changes of training images."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-)
+from pydantic import AfterValidator, Field
 
 from moe_dist.settings.schema import Fraction, NonNegative, Strict
 
 MOST_RANDAUGMENT_OPERATIONS = 8
-"""Random numbers are set aside for so many operations of an image."""
+"""The operations of an image for which random numbers are set aside."""
 
 
 def _ascending(shares: tuple[float, float]) -> tuple[float, float]:
+    """`shares` where the first is the smaller. Raises ValueError, saying what to write, where it is not."""
     if shares[0] > shares[1]:
         raise ValueError(f"the smaller share comes first: write [{shares[1]:g}, {shares[0]:g}]")
     return shares
@@ -37,19 +35,19 @@ class AugmentConfig(Strict):
     """Horizontal flip with probability one half."""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Factors in [1 - v, 1 + v]."""
+    """Factors in [1 - v, 1 + v], of the value v of either."""
     cutout: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Side of one grey square, as a fraction of the image side."""
     pad_crop: Annotated[int, Field(ge=0)] = 0
-    """A crop of the image's own size from the image with so many black pixels added on every side."""
+    """A crop of the image's own size from the image with this many black pixels added on every side."""
     resized_crop: AreaShares | None = None
-    """Least and largest share of the area that a random crop keeps, resized to the side; aspect ratio 3/4 to 4/3."""
+    """Smallest and largest share of the area that a random crop keeps; aspect ratio 3/4 to 4/3; resized to the side."""
     policy: Literal["autoaugment_cifar10", "autoaugment_imagenet", "randaugment"] | None = None
-    """Operations of a published policy, drawn anew for every image."""
+    """A published policy, whose operations are drawn anew for every image."""
     randaugment_operations: Annotated[int, Field(ge=1, le=MOST_RANDAUGMENT_OPERATIONS)] = 2
     randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """randaugment: operations an image gets, and their strength on torchvision's scale of 31."""
     mixup: NonNegative = 0.0
-    """alpha of MixUp: an image and another of the batch, blended by Beta(alpha, alpha), and their labels with them."""
+    """alpha of MixUp: an image and another one of the batch, and their labels, are blended by Beta(alpha, alpha)."""
     cutmix: NonNegative = 0.0
-    """alpha of CutMix: a rectangle of another image of the batch. With both, either is taken with probability 1/2."""
+    """alpha of CutMix: an image gets a rectangle of another one. With both, either is used with probability 1/2."""

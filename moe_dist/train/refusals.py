@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from moe_dist.data.augment.augment import mixes
 from moe_dist.data.stream.stream import require_divisible, require_no_window
 from moe_dist.errors import UserError
 from moe_dist.job import Job
@@ -37,7 +36,7 @@ def refuse_early(job: Job, method: Method, validation_images: int) -> None:
 
 
 def _require_labels_mixed(stage: Stage, method: Method) -> None:
-    if mixes(stage.augment) and not method.mixes_labels:
+    if (stage.augment.mixup or stage.augment.cutmix) and not method.mixes_labels:
         raise UserError(
             f"stage {stage.name}: {method.config.name} has no loss for images of two labels; set augment.mixup and "
             "augment.cutmix to 0, or choose a method that has one (dense, traditional_moe)"

@@ -99,7 +99,7 @@ def test_show_runs_nothing(tmp_path: Path) -> None:
         (["data.dataset=digitz"], "no dataset is called 'digitz'"),
         (["method.experts=[{}, {}]"], "2 experts, but the dataset has 10 classes"),
         (["data.dataset=image_folder", "data.source=absent"], "absent"),
-        (["method.batch_size=33", "workers=2"], "no multiple of workers = 2"),
+        (["method.batch_size=33", "workers=2"], "not a multiple of workers = 2"),
     ],
 )
 def test_a_refusal_is_one_sentence(tmp_path: Path, overrides: list[str], said: str) -> None:
@@ -278,7 +278,7 @@ def test_the_datasets_and_their_shards_are_listed(tmp_path: Path, monkeypatch: p
     in_process("shards", "digits", "cache/shards/digits-1")
     listed = in_process("shards", "list")
     assert all(f"\n{name}\n" in f"\n{listed}" for name in DATASETS)
-    assert "the pickles hold plain arrays alone" in listed and "https://www.cs.toronto.edu/~kriz/cifar.html" in listed
+    assert "the pickles hold only plain arrays" in listed and "https://www.cs.toronto.edu/~kriz/cifar.html" in listed
     assert "cache/shards/digits-1: whole (1,438 train, 359 test)" in listed
 
 
@@ -289,7 +289,7 @@ def test_the_datasets_and_their_shards_are_listed(tmp_path: Path, monkeypatch: p
         (["cifar100", "out"], "dataset cifar100 needs data.source (--from): "),
         (["mnist", "out", "--from", "nowhere"], "nowhere: no such folder or tar; set data.source (--from)"),
         (["check", "nowhere"], "nowhere: no such folder of shards"),
-        (["check", "s4://bucket/set"], "s4://bucket/set/index.json: is no address of a store"),
+        (["check", "s4://bucket/set"], "s4://bucket/set/index.json: is not the address of a store"),
         (["digits", "http://host/out"], "http://host/out: cannot be written over http"),
     ],
 )

@@ -67,7 +67,7 @@ def stream_all(folder: Path, bad_samples: BadSamples) -> list[int]:
         ("a name that leads out and in", [*sample("x/../y"), *GOOD], "x/../y.png: not a member name of a shard"),
         ("label -1", [*sample("x", "-1"), *GOOD], "x: label -1 is outside 0 to 1"),
         ("label 99999", [*sample("x", "99999"), *GOOD], "x: label 99999 is outside 0 to 1"),
-        ("label cat", [*sample("x", "cat"), *GOOD], "x: label b'cat' is no whole number"),
+        ("label cat", [*sample("x", "cat"), *GOOD], "x: label b'cat' is not a whole number"),
         ("an empty shard", [], "the shard is empty"),
     ],
 )

@@ -12,7 +12,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moe_dist.data.order import (
-    Position,
     class_quotas,
     divide,
     epoch_order,
@@ -99,11 +98,6 @@ def test_ranks_divide_a_batch_and_the_last_is_padded():
     assert (samples.tolist(), valid.tolist()) == ([5, 6], [True, True])
     samples, valid = rank_batch(order, 1, 4, 1, 2)
     assert (samples.tolist(), valid.tolist()) == ([2, 3], [True, False])
-
-
-def test_a_position_moves_through_steps_and_epochs():
-    assert Position(2, 1).next(steps_per_epoch=3) == Position(2, 2)
-    assert Position(2, 2).next(steps_per_epoch=3) == Position(3, 0)
 
 
 @given(seeds, st.integers(0, 9), st.lists(st.integers(0, 10**6), min_size=1, max_size=30, unique=True))

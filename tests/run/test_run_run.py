@@ -233,7 +233,7 @@ def test_a_refused_job_touches_neither_the_run_nor_latest(whole: Path, tmp_path:
     folder = tmp_path / "runs" / "small" / "first"
     shutil.copytree(whole, folder)
     before = (folder / "job.yaml").read_text()
-    with pytest.raises(UserError, match="no multiple of workers = 7"):
+    with pytest.raises(UserError, match="not a multiple of workers = 7"):
         run(traditional(workers=7), folder)
     assert (folder / "job.yaml").read_text() == before and not (folder.parent / "latest").exists()
     run(traditional(), folder)

@@ -74,11 +74,6 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images.to(torch.float32, copy=True).mul_(scale).add_(offset)
 
 
-def mixes(config: AugmentConfig) -> bool:
-    """Whether images are joined with others, and their labels with them."""
-    return bool(config.mixup or config.cutmix)
-
-
 def mix(
     images: Tensor, partners: np.ndarray, usable: np.ndarray, config: AugmentConfig, draws: np.ndarray
 ) -> tuple[Tensor, Tensor]:
@@ -149,14 +144,11 @@ def _cut_out(images: Tensor, fraction: float, draws: np.ndarray) -> Tensor:
     """Where each image's grey square lies, [B, 1, S, S] bool; its centre may be any pixel: borders cut it off."""
     side = images.shape[-1]
     length = round(fraction * side)
+    first = np.floor(draws[:, (_CUTOUT_Y, _CUTOUT_X)] * side).astype(np.int64) - length // 2
+    start_y, start_x = torch.from_numpy(first.T.copy()).to(images.device)[..., None]  # [B, 1] each
     pixel = torch.arange(side, device=images.device)
-
-    def inside(column: int) -> Tensor:
-        first = np.floor(draws[:, column] * side).astype(np.int64) - length // 2
-        start = torch.from_numpy(first).to(images.device).view(-1, 1)
-        return (pixel >= start) & (pixel < start + length)
-
-    return inside(_CUTOUT_Y)[:, None, :, None] & inside(_CUTOUT_X)[:, None, None, :]
+    rows, columns = ((pixel >= start) & (pixel < start + length) for start in (start_y, start_x))
+    return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 def _outside_box(share: np.ndarray, centre: np.ndarray, side: int) -> np.ndarray:
@@ -165,10 +157,7 @@ def _outside_box(share: np.ndarray, centre: np.ndarray, side: int) -> np.ndarray
     share [B]; centre [B, 2]: x and y as fractions of the side. Rounded as torchvision's CutMix rounds.
     """
     half = (0.5 * np.sqrt(1 - share) * side).astype(np.int64)[:, None]
+    x, y = np.floor(centre.T[..., None] * side)  # [B, 1] each
     pixel = np.arange(side)
-
-    def inside(column: int) -> np.ndarray:
-        middle = np.floor(centre[:, column, None] * side)
-        return (pixel >= middle - half) & (pixel < middle + half)
-
-    return ~(inside(1)[:, :, None] & inside(0)[:, None, :])
+    columns, rows = ((pixel >= middle - half) & (pixel < middle + half) for middle in (x, y))
+    return ~(rows[:, :, None] & columns[:, None, :])

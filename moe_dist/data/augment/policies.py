@@ -36,6 +36,8 @@ _MOVES = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"})
 _LOOKUPS = frozenset({"Brightness", "Posterize", "Solarize", "Invert"})
 _AUTOAUGMENT_BINS, _RANDAUGMENT_BINS = 10, 31
 _NOTHING, _MOVE, _LOOKUP, _KERNEL = range(4)
+_INTERPRETER = torchvision.transforms.v2.RandAugment()
+"""A policy of torchvision, for what all of them share: they run an operation by its name."""
 
 Variant = tuple[str, float]
 """An operation by torchvision's name, and its signed magnitude."""
@@ -54,9 +56,8 @@ def apply_policy(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Te
     else:
         policy = _autoaugment(str(config.policy).removeprefix("autoaugment_"), side)
         chosen = _choose_sub_policy(policy, draws)
-    operations = _operations(policy.variants, side, images.device)
     for variants in chosen.T:
-        images = operations.apply(images, variants)
+        images = _changed(images, policy.variants, variants)
     return images
 
 
@@ -125,61 +126,57 @@ def _numbered(source: Any, table: list[list[Variant]], chances: np.ndarray) -> _
     return _Policy(tuple(variants), np.array(sequences), chances)
 
 
-class _Operations:
-    """The variants of a policy, ready for batches of images of one side on one device."""
+def _changed(images: Tensor, variants: tuple[Variant, ...], chosen: np.ndarray) -> Tensor:
+    """Each of `images` [B, 3, S, S] uint8 after the one of `variants` [V] whose number is in `chosen` [B].
 
-    def __init__(self, variants: tuple[Variant, ...], side: int, device: torch.device) -> None:
-        self._variants = variants
-        kinds = [_kind(name) for name, _ in variants]
-        assert kinds == sorted(kinds)
-        self._ends = [bisect_right(kinds, kind) for kind in (_NOTHING, _MOVE, _LOOKUP)]
-        numbers = torch.arange(side * side, dtype=torch.float32).view(1, 1, side, side)
-        levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
-        nothing, move, lookup = self._ends
-        self._sources = _made_once(variants[nothing:move], numbers, side * side).long().to(device)  # [moves, S S]
-        self._tables = _made_once(variants[move:lookup], levels, FILL).to(device)  # [lookups, 256]
-
-    def apply(self, images: Tensor, variants: np.ndarray) -> Tensor:
-        """Each of `images` [B, 3, S, S] uint8 after its variant of `variants` [B].
-
-        Sorted by variant, the images of each are a slice, which is cheaper than to pick them out and put them back.
-        """
-        order = np.argsort(variants, kind="stable")
-        ordered = variants[order]
-        changed = images.index_select(0, torch.from_numpy(order).to(images.device))
-        nothing, move, lookup = self._ends
-        for first, end, change in ((nothing, move, self._moved), (move, lookup, self._looked_up)):
-            rows = slice(*np.searchsorted(ordered, (first, end)))
-            if rows.start < rows.stop:
-                changed[rows] = change(changed[rows], torch.from_numpy(ordered[rows] - first).to(images.device))
-        for variant in np.unique(ordered[np.searchsorted(ordered, lookup) :]):
-            rows = slice(*np.searchsorted(ordered, (variant, variant + 1)))
-            changed[rows] = _kernel(changed[rows], self._variants[variant], FILL)
-        return changed.index_select(0, torch.from_numpy(np.argsort(order)).to(images.device))
-
-    def _moved(self, images: Tensor, places: Tensor) -> Tensor:
-        """Every pixel taken from the place that its variant says, or from the grey one behind the last."""
-        padded = functional.pad(images.flatten(2), (0, 1), value=FILL)
-        return padded.gather(2, self._sources[places][:, None].expand(-1, 3, -1)).view_as(images)
-
-    def _looked_up(self, images: Tensor, places: Tensor) -> Tensor:
-        """Every value replaced by the one at its place in the table of its variant."""
-        return self._tables[places].gather(1, images.flatten(1).long()).view_as(images)
+    Sorted by variant, the images of each are a slice, which is cheaper than to pick them out and put them back.
+    """
+    sources, tables, (nothing, move, lookup) = _prepared(variants, images.shape[-1], images.device)
+    order = np.argsort(chosen, kind="stable")
+    ordered = chosen[order]
+    changed = images.index_select(0, torch.from_numpy(order).to(images.device))
+    moves, lookups = (slice(*np.searchsorted(ordered, ends)) for ends in ((nothing, move), (move, lookup)))
+    if moves.start < moves.stop:
+        source = sources[torch.from_numpy(ordered[moves] - nothing).to(images.device)]
+        padded = functional.pad(changed[moves].flatten(2), (0, 1), value=FILL)
+        changed[moves] = padded.gather(2, source[:, None].expand(-1, 3, -1)).view_as(changed[moves])
+    if lookups.start < lookups.stop:
+        table = tables[torch.from_numpy(ordered[lookups] - move).to(images.device)]
+        changed[lookups] = table.gather(1, changed[lookups].flatten(1).long()).view_as(changed[lookups])
+    for variant in np.unique(ordered[np.searchsorted(ordered, lookup) :]):
+        rows = slice(*np.searchsorted(ordered, (variant, variant + 1)))
+        changed[rows] = _kernel(changed[rows], variants[variant], FILL)
+    return changed.index_select(0, torch.from_numpy(np.argsort(order)).to(images.device))
 
 
-_operations = lru_cache(_Operations)
+@lru_cache
+def _prepared(
+    variants: tuple[Variant, ...], side: int, device: torch.device
+) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
+    """Tensors that are computed once and serve all batches: (sources, tables, ends).
+
+    sources [moves, S S]: the place in the image from which a move takes each pixel, S S for the grey one behind the
+    last; tables [lookups, 256]: what a look-up makes of each value; ends: the numbers of variants before which
+    those that do nothing, the moves and the look-ups end in `variants`, which are sorted by kind.
+    """
+    kinds = [_kind(name) for name, _ in variants]
+    assert kinds == sorted(kinds)
+    nothing, move, lookup = (bisect_right(kinds, kind) for kind in (_NOTHING, _MOVE, _LOOKUP))
+
+    def made_of(ramp: Tensor, some: Sequence[Variant], fill: int) -> Tensor:
+        return torch.stack([_kernel(ramp, variant, fill).flatten() for variant in some] or [ramp.flatten()])
+
+    numbers = torch.arange(side * side, dtype=torch.float32).view(1, 1, side, side)
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    sources = made_of(numbers, variants[nothing:move], side * side).long().to(device)
+    return sources, made_of(levels, variants[move:lookup], FILL).to(device), (nothing, move, lookup)
 
 
 def _kind(name: str) -> int:
-    """How an operation is done: not at all, as a move, as a look-up, or by torchvision's kernel."""
+    """The kind of an operation: nothing, a move, a look-up, or one that torchvision's kernel does."""
     if name == "Identity":
         return _NOTHING
     return _MOVE if name in _MOVES else _LOOKUP if name in _LOOKUPS else _KERNEL
-
-
-def _made_once(variants: Sequence[Variant], ramp: Tensor, fill: int) -> Tensor:
-    """The images that `variants` [V] make of an image [1, 1, H, W] of consecutive numbers, [V, H W]."""
-    return torch.stack([_kernel(ramp, variant, fill).flatten() for variant in variants] or [ramp.flatten()])
 
 
 def _kernel(images: Tensor, variant: Variant, fill: int) -> Tensor:
@@ -188,7 +185,7 @@ def _kernel(images: Tensor, variant: Variant, fill: int) -> Tensor:
     if name == "Sharpness":
         return _sharpen(images, 1 + magnitude)
     nearest = torchvision.transforms.InterpolationMode.NEAREST
-    return _interpreter()._apply_image_or_video_transform(images, *variant, nearest, {torch.Tensor: float(fill)})
+    return _INTERPRETER._apply_image_or_video_transform(images, *variant, nearest, {torch.Tensor: float(fill)})
 
 
 def _sharpen(images: Tensor, factor: float) -> Tensor:
@@ -204,9 +201,3 @@ def _sharpen(images: Tensor, factor: float) -> Tensor:
     blurred.add_(inner, alpha=4).mul_(1 / 13).round_()
     inner.add_(blurred.sub_(inner), alpha=1 - factor)
     return changed.clamp_(0, 255).to(torch.uint8)
-
-
-@lru_cache
-def _interpreter() -> Any:
-    """A policy of torchvision, for what all of them share: they run an operation by its name."""
-    return torchvision.transforms.v2.RandAugment()

@@ -1,4 +1,4 @@
-"""The catalogue: every dataset a job can name, where to get it and what is read of it."""
+"""The catalogue of datasets that a job can name: where to get each, and how it is read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moe_dist.errors import UserError
 
 _LISTS_CHECKED = (
     "every listed image is there, listed once and not in both train and test; labels are 0, 1, 2 ... with training "
-    "images each"
+    "images of each"
 )
 _ARRAYS_CHECKED = "sizes and types of all arrays, as many labels as images, labels inside the classes"
 
@@ -31,10 +31,10 @@ _ARRAYS_CHECKED = "sizes and types of all arrays, as many labels as images, labe
 class Dataset:
     """A named source of labelled images.
 
-    where: what to download and where; reads: what its source must look like; checked: what opening it makes sure of
-    (that each image decodes is checked when its shards are built); expected: images of the published splits;
-    open: its contents from a downloaded source (a folder or a tar), or from None where it is embedded;
-    version: what the images' bytes depend on beside a source.
+    where: what to download and from where; reads: the form its source must have; checked: what is checked when it is
+    opened (whether each image decodes is checked when its shards are built); expected: images of the published splits;
+    open: returns its contents from a downloaded source (a folder or a tar), or from None where it is embedded;
+    version: the versions of packages on which its images' bytes depend, beside the source.
     """
 
     name: str
@@ -69,7 +69,7 @@ DATASETS = {
             reads="a folder or tar of train/<class>/*, test/<class>/* and, if you like, val/<class>/* "
             "(jpg, jpeg, png, ppm)",
             open=open_image_folder,
-            checked="no class folder is empty, test and val have no class that train has not, no stray files",
+            checked="no class folder is empty, test and val have only classes that train has, no stray files",
         ),
         Dataset(
             name="mnist",
@@ -112,7 +112,7 @@ DATASETS = {
             reads="the archive as downloaded, its folder cifar-10-batches-py or a tar of it; or train|test/<class>/*",
             open=partial(open_cifar, layout=CIFAR10),
             expected={"train": 50_000, "test": 10_000},
-            checked=f"the pickles hold plain arrays alone; {_ARRAYS_CHECKED}",
+            checked=f"the pickles hold only plain arrays; {_ARRAYS_CHECKED}",
             version=encoder_version,
         ),
         Dataset(
@@ -123,7 +123,7 @@ DATASETS = {
             reads="the archive as downloaded, its folder cifar-100-python or a tar of it; or train|test/<class>/*",
             open=partial(open_cifar, layout=CIFAR100),
             expected={"train": 50_000, "test": 10_000},
-            checked=f"the pickles hold plain arrays alone; {_ARRAYS_CHECKED}",
+            checked=f"the pickles hold only plain arrays; {_ARRAYS_CHECKED}",
             version=encoder_version,
         ),
         Dataset(
@@ -141,7 +141,7 @@ DATASETS = {
             title="ImageNet-LT: long-tailed ImageNet, 1,000 classes of 1,280 to 5 images",
             where="https://image-net.org: ILSVRC 2012 train and val (val in class folders); "
             "https://github.com/zhmiao/OpenLongTailRecognition-OLTR: ImageNet_LT_train.txt, _val.txt, _test.txt",
-            licence="ImageNet's terms, research alone; lists BSD 3-Clause",
+            licence="ImageNet's terms, only for research; lists BSD 3-Clause",
             reads='a folder or tar of train/, val/ and the lists ("train/n01440764/n01440764_190.JPEG 0")',
             open=partial(open_lists, dataset="imagenet_lt", lists=IMAGENET_LT),
             expected={"train": 115_846, "val": 20_000, "test": 50_000},
@@ -185,14 +185,14 @@ DATASETS = {
 
 
 def dataset(name: str) -> Dataset:
-    """The dataset called `name`. Raises UserError with the choices where there is none."""
+    """The dataset called `name`. Raises UserError, naming the choices, where there is none."""
     if name not in DATASETS:
         raise UserError(f"data.dataset: no dataset is called {name!r}; choose one of {', '.join(sorted(DATASETS))}")
     return DATASETS[name]
 
 
 def open_contents(name: str, source: Path | None, long_tail: LongTail | None = None) -> Contents:
-    """What the dataset `name` holds in `source`, its training split cut to `long_tail`.
+    """The contents of the dataset `name` in `source`, its training split cut to `long_tail`.
 
     Raises UserError where there is no such dataset, the source is bad, or it has too few images for that long tail.
     """

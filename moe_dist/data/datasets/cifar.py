@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from moe_dist.data.datasets.image_folder import class_folders
-from moe_dist.data.datasets.paths import PathContents
 from moe_dist.data.datasets.pixels import PixelContents, PixelSplit
 from moe_dist.data.datasets.safe_pickle import load_arrays
+from moe_dist.data.datasets.samples import PathContents
 from moe_dist.data.datasets.source import open_tree
 from moe_dist.errors import UserError
 
@@ -31,7 +31,7 @@ Files = dict[str, Callable[[], bytes]]
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of the two is published: its folder, which files make each split, and what their fields are called."""
+    """How one of the two is published: its folder, the files of each split, and the names of their fields."""
 
     dataset: str
     folder: str
@@ -43,7 +43,7 @@ class Layout:
 
     @property
     def files(self) -> list[str]:
-        """All the files' names."""
+        """The names of all files."""
         return [self.meta, *(file for files in self.splits.values() for file in files)]
 
 
@@ -70,8 +70,8 @@ CIFAR100 = Layout(
 def open_cifar(source: Path | None, layout: Layout) -> PixelContents | PathContents:
     """The images of `layout`, from its pickles or else from train|test/<class>/*.
 
-    Raises UserError where the source holds neither, a file is missing, holds anything but plain arrays or labels that
-    do not fit, or there are not as many classes as there should be.
+    Raises UserError where the source holds neither, a file is missing, holds anything but plain arrays, or labels that
+    do not fit, and where the number of classes is wrong.
     """
     if source is None:
         raise UserError(
@@ -80,8 +80,8 @@ def open_cifar(source: Path | None, layout: Layout) -> PixelContents | PathConte
         )
     files = _find(source, layout)
     if files:
-        names, splits = _class_names(source, files, layout), _splits(source, files, layout)
-        return PixelContents(source, names, splits, partial(_read_splits, layout=layout))
+        names, splits = _class_names(source, files, layout), _splits(source, layout, files)
+        return PixelContents(source, names, splits, partial(_splits, layout=layout))
     contents = class_folders(open_tree(source))
     if len(contents.class_names) != layout.classes:
         raise UserError(f"{source}: {layout.dataset} has {layout.classes} classes, got {len(contents.class_names)}")
@@ -90,21 +90,18 @@ def open_cifar(source: Path | None, layout: Layout) -> PixelContents | PathConte
 
 def _find(source: Path, layout: Layout) -> Files:
     """The published files in `source`; none where it is another layout. Raises UserError where only some are there."""
-    files = _gzip_files(source, layout) if _is_gzip(source) else _tree_files(source, layout)
+    is_gzip = False
+    if source.is_file():
+        with source.open("rb") as file:
+            is_gzip = file.read(len(_GZIP)) == _GZIP
+    files = _gzip_files(source, layout) if is_gzip else _tree_files(source, layout)
     if files and (missing := [file for file in layout.files if file not in files]):
         raise UserError(f"{source}: {layout.folder}/{missing[0]} is missing; get the archive again")
     return files
 
 
-def _is_gzip(source: Path) -> bool:
-    if not source.is_file():
-        return False
-    with source.open("rb") as file:
-        return file.read(len(_GZIP)) == _GZIP
-
-
 def _tree_files(source: Path, layout: Layout) -> Files:
-    """The published files of a folder or tar: in their folder, or on top where the source is that very folder."""
+    """The published files of a folder or tar: in their folder, or at the top where the source is that folder."""
     tree = open_tree(source)
     paths = [PurePosixPath(path) for path in tree.files]
     in_folder = [path for path in paths if (path.parent.name or source.name) == layout.folder]
@@ -129,17 +126,16 @@ def _gzip_files(source: Path, layout: Layout) -> Files:
 
 
 def _class_names(source: Path, files: Files, layout: Layout) -> list[str]:
+    """The classes' names. Raises UserError where the file of names does not list them all."""
     names = _load(source, files, layout.meta).get(layout.names)
     if not isinstance(names, list) or len(names) != layout.classes or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{source}: {layout.meta}: {layout.names} is no list of {layout.classes} names")
+        raise UserError(f"{source}: {layout.meta}: {layout.names} is not a list of {layout.classes} names")
     return names
 
 
-def _read_splits(source: Path, layout: Layout) -> dict[str, PixelSplit]:
-    return _splits(source, _find(source, layout), layout)
-
-
-def _splits(source: Path, files: Files, layout: Layout) -> dict[str, PixelSplit]:
+def _splits(source: Path, layout: Layout, files: Files | None = None) -> dict[str, PixelSplit]:
+    """The images of every split, from the published `files`, which are looked for in `source` where they are None."""
+    files = _find(source, layout) if files is None else files
     splits = {}
     for split, names in layout.splits.items():
         parts = [_batch(source, name, _load(source, files, name), layout) for name in names]
@@ -150,6 +146,7 @@ def _splits(source: Path, files: Files, layout: Layout) -> dict[str, PixelSplit]
 
 
 def _load(source: Path, files: Files, name: str) -> dict[str, Any]:
+    """The content of the file called `name`. Raises UserError where it is not a pickle of plain arrays."""
     try:
         return load_arrays(files[name]())
     except ValueError as error:
@@ -160,9 +157,9 @@ def _batch(source: Path, name: str, content: dict[str, Any], layout: Layout) -> 
     """The images of one file: rows [N, 3072] of a red, a green and a blue plane."""
     data, labels = content.get("data"), content.get(layout.labels)
     if not isinstance(data, np.ndarray) or data.shape[1:] != (3 * _SIDE * _SIDE,):
-        raise UserError(f"{source}: {name}: `data` is no array of N x 3072 bytes")
+        raise UserError(f"{source}: {name}: `data` is not an array of N x 3072 bytes")
     if not isinstance(labels, list) or len(labels) != len(data):
-        raise UserError(f"{source}: {name}: `{layout.labels}` is no list of {len(data)} labels")
+        raise UserError(f"{source}: {name}: `{layout.labels}` is not a list of {len(data)} labels")
     for number, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < layout.classes:
             raise UserError(f"{source}: {name}: image {number}: label {label!r} is outside 0 to {layout.classes - 1}")

@@ -30,8 +30,8 @@ class Digits:
         digits = load_digits()
         self._pixels = np.round(digits.images * (255 / _LARGEST_PIXEL)).astype(np.uint8)
         self._labels = digits.target.astype(np.int64)
-        alone = np.full(len(self._labels), -1)
-        train, test = divide(self._labels, alone, _TEST_FRACTION, _TEST_SEED)
+        groups = np.full(len(self._labels), -1)
+        train, test = divide(self._labels, groups, _TEST_FRACTION, _TEST_SEED)
         self._numbers = {"train": train, "test": test}
         self.counts = {name: len(numbers) for name, numbers in self._numbers.items()}
 
@@ -54,5 +54,5 @@ def open_digits(source: Path | None) -> Digits:
 
 
 def digits_version() -> str:
-    """What the digits' bytes depend on: the package they come with and the one that encodes them."""
+    """The versions on which the digits' bytes depend: of the package they come with and of the encoder."""
     return f"{version('scikit-learn')} {encoder_version()}"

@@ -10,13 +10,16 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from moe_dist.data.datasets.samples import FileContents, FileEntry
+import numpy as np
+
+from moe_dist.data.datasets.samples import Sample, is_image, scaled_region
 from moe_dist.data.datasets.source import Tree, open_tree
-from moe_dist.data.image.decode import EXTENSIONS
+from moe_dist.data.image.crops import Region
+from moe_dist.data.image.decode import image_size
 from moe_dist.errors import UserError
 
 CLASS_NAMES = (
@@ -66,7 +69,7 @@ _OFFICIAL_COLUMNS = ("Width", "Height", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one layout writes its tables: what stands between fields, the file's column, and the numbers' columns."""
+    """The tables of one layout: the delimiter of fields, the column of the file, and the columns of the numbers."""
 
     delimiter: str
     file: str
@@ -77,7 +80,49 @@ _OFFICIAL = _Layout(";", "Filename", _OFFICIAL_COLUMNS)
 _REPACKED = _Layout(",", "path", _COLUMNS)
 
 
-def open_gtsrb(source: Path | None) -> FileContents:
+@dataclass(frozen=True)
+class _Row:
+    """A row of a table: a file of the source, and its region of interest in an image of `size` (width, height)."""
+
+    path: str
+    label: int
+    region: Region
+    size: tuple[int, int]
+    group: int = -1
+
+
+class SignContents:
+    """The signs: image files with tracks and regions of interest, listed by split."""
+
+    class_names = CLASS_NAMES
+    superclasses = None
+
+    def __init__(self, tree: Tree, rows: Mapping[str, Sequence[_Row]]) -> None:
+        self.counts = {split: len(of_split) for split, of_split in rows.items()}
+        self._reader = tree.reader
+        self._rows = rows
+
+    def labels(self, split: str) -> np.ndarray:
+        """The labels [N] of `split`."""
+        return np.array([row.label for row in self._rows[split]], np.int64)
+
+    def sample(self, split: str, number: int) -> Sample:
+        """The `number`-th sample of `split`, its region in pixels of the image as stored.
+
+        Raises UserError where its file cannot be read.
+        """
+        row = self._rows[split][number]
+        path = PurePosixPath(row.path)
+        image, origin = self._reader.read(row.path), f"{self._reader.where}: {row.path}"
+        try:
+            roi = scaled_region(row.region, row.size, image_size(image))
+        except ValueError as error:
+            raise UserError(f"{origin}: {error}") from None
+        key = f"{row.label:05d}/{path.stem}"
+        return Sample(key, row.label, image, path.suffix[1:].lower(), row.group, roi, origin)
+
+
+def open_gtsrb(source: Path | None) -> SignContents:
     """The signs with their regions of interest; frames of one track of the training set form a group.
 
     Raises UserError where no table is found, a row cannot be read, a listed image is missing, an image is not listed,
@@ -89,18 +134,19 @@ def open_gtsrb(source: Path | None) -> FileContents:
         )
     tree = open_tree(source)
     rows = _official_rows(tree) or _repacked_rows(tree)
-    _demand_complete(tree, rows)
+    _require_complete(tree, rows)
     for label, name in enumerate(CLASS_NAMES):
-        if not any(entry.label == label for entry in rows["train"]):
+        if not any(row.label == label for row in rows["train"]):
             raise UserError(f"{source}: class {label} ({name}) has no training images")
-    return FileContents(tree, CLASS_NAMES, {"train": _with_tracks(rows["train"]), "test": rows["test"]})
+    return SignContents(tree, {"train": _with_tracks(rows["train"]), "test": rows["test"]})
 
 
-def _official_rows(tree: Tree) -> dict[str, list[FileEntry]] | None:
+def _official_rows(tree: Tree) -> dict[str, list[_Row]] | None:
+    """The rows of the official layout by split; None where the source has another."""
     train_tables = [path for path in tree.files if _TRAIN_TABLE.fullmatch(path)]
     if not train_tables:
         return None
-    train = [entry for table in train_tables for entry in _rows(tree, table, _folder(table), _OFFICIAL)]
+    train = [row for table in train_tables for row in _rows(tree, table, _folder(table), _OFFICIAL)]
     test_images = _folder(train_tables[0]).replace("Final_Training", "Final_Test").rpartition("/")[0]
     test_table = next((path for path in tree.files if PurePosixPath(path).name == "GT-final_test.csv"), None)
     if test_table is None:
@@ -108,7 +154,8 @@ def _official_rows(tree: Tree) -> dict[str, list[FileEntry]] | None:
     return {"train": train, "test": list(_rows(tree, test_table, test_images, _OFFICIAL))}
 
 
-def _repacked_rows(tree: Tree) -> dict[str, list[FileEntry]]:
+def _repacked_rows(tree: Tree) -> dict[str, list[_Row]]:
+    """The rows of the repacked layout by split. Raises UserError where a table is missing."""
     train_table = next((path for path in tree.files if PurePosixPath(path).name == "train.csv"), None)
     if train_table is None:
         raise UserError(
@@ -121,45 +168,38 @@ def _repacked_rows(tree: Tree) -> dict[str, list[FileEntry]]:
     return {split: list(_rows(tree, table, root, _REPACKED)) for split, table in tables.items()}
 
 
-def _rows(tree: Tree, table: str, folder: str, layout: _Layout) -> Iterator[FileEntry]:
-    """The rows of one table; `folder` is what their file names are relative to."""
+def _rows(tree: Tree, table: str, folder: str, layout: _Layout) -> Iterator[_Row]:
+    """The rows of a table, whose file names are relative to `folder`. Raises UserError for one that cannot be read."""
     text = tree.read(table).decode("utf-8-sig", errors="replace")
     reader = csv.DictReader(io.StringIO(text), delimiter=layout.delimiter)
     for row in reader:
         try:
-            yield _entry(row, folder, layout)
+            width, height, x1, y1, x2, y2, label = (int(row[column]) for column in layout.columns)
+            path = PurePosixPath(folder) / row[layout.file]
+            if not 0 <= label < len(CLASS_NAMES):
+                raise ValueError(f"class {label} is outside 0 to {len(CLASS_NAMES) - 1}")
+            if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+                raise ValueError(f"region {x1},{y1},{x2},{y2} does not lie in an image of {width} x {height}")
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{tree.where}: {table} line {reader.line_num}: unreadable row ({error})") from None
+        yield _Row(str(path), label, (x1, y1, x2, y2), (width, height))
 
 
-def _entry(row: dict[str, str], folder: str, layout: _Layout) -> FileEntry:
-    width, height, x1, y1, x2, y2, label = (int(row[column]) for column in layout.columns)
-    path = PurePosixPath(folder) / row[layout.file]
-    if not 0 <= label < len(CLASS_NAMES):
-        raise ValueError(f"class {label} is outside 0 to {len(CLASS_NAMES) - 1}")
-    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-        raise ValueError(f"region {x1},{y1},{x2},{y2} does not lie in an image of {width} x {height}")
-    return FileEntry(str(path), f"{label:05d}/{path.stem}", label, region=(x1, y1, x2, y2), region_size=(width, height))
-
-
-def _with_tracks(entries: list[FileEntry]) -> list[FileEntry]:
-    """The entries with their track as group: frames of a class whose names agree up to the underscore."""
+def _with_tracks(rows: list[_Row]) -> list[_Row]:
+    """The rows with their track as group: frames of a class whose names are the same up to the underscore."""
     tracks: dict[tuple[int, str], int] = {}
     grouped = []
-    for entry in entries:
-        track = (entry.label, PurePosixPath(entry.path).stem.partition("_")[0])
-        group = tracks.setdefault(track, len(tracks))
-        grouped.append(FileEntry(entry.path, entry.key, entry.label, group, entry.region, entry.region_size))
+    for row in rows:
+        track = (row.label, PurePosixPath(row.path).stem.partition("_")[0])
+        grouped.append(replace(row, group=tracks.setdefault(track, len(tracks))))
     return grouped
 
 
-def _demand_complete(tree: Tree, rows: dict[str, list[FileEntry]]) -> None:
-    """Raise UserError unless tables and the images in their folders name each other."""
-    listed = {entry.path for entries in rows.values() for entry in entries}
+def _require_complete(tree: Tree, rows: dict[str, list[_Row]]) -> None:
+    """Raise UserError unless the tables and the images in their folders name each other."""
+    listed = {row.path for of_split in rows.values() for row in of_split}
     folders = {_folder(path) for path in listed}
-    present = {
-        path for path in tree.files if _folder(path) in folders and path.rpartition(".")[2].lower() in EXTENSIONS
-    }
+    present = {path for path in tree.files if _folder(path) in folders and is_image(path)}
     if missing := sorted(listed - present):
         raise UserError(f"{tree.where}: {missing[0]} is listed but missing ({len(missing)} such images)")
     if unlisted := sorted(present - listed):
@@ -167,4 +207,5 @@ def _demand_complete(tree: Tree, rows: dict[str, list[FileEntry]]) -> None:
 
 
 def _folder(path: str) -> str:
+    """The folder of a file of the source."""
     return str(PurePosixPath(path).parent)

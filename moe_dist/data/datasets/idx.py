@@ -52,8 +52,10 @@ def open_idx(source: Path | None, dataset: str, class_names: Sequence[str]) -> P
 
 def open_usps(source: Path | None) -> PixelContents:
     """The digits of usps.h5 (the file or its folder), else of idx files. Raises UserError like `open_idx`."""
-    if source is not None and (path := _hdf5_file(source)) is not None:
-        return PixelContents(path, DIGIT_NAMES, _read_usps(path), _read_usps)
+    if source is not None:
+        path = source if source.suffix == ".h5" else source / _USPS_FILE
+        if path.is_file():
+            return PixelContents(path, DIGIT_NAMES, _read_usps(path), _read_usps)
     return open_idx(source, "usps", DIGIT_NAMES)
 
 
@@ -74,6 +76,7 @@ def parse_idx(data: bytes) -> np.ndarray:
 
 
 def _read_idx_splits(source: Path, classes: int) -> dict[str, PixelSplit]:
+    """Both splits from their idx files. Raises UserError like `open_idx`."""
     tree = open_tree(source)
     splits = {}
     for split, prefix in _PREFIXES.items():
@@ -84,7 +87,7 @@ def _read_idx_splits(source: Path, classes: int) -> dict[str, PixelSplit]:
 
 
 def _read_file(tree: Tree, name: str, dimensions: int) -> np.ndarray:
-    """The array of the idx file `name`, wherever in the tree; a plain one goes before a .gz."""
+    """The array of the idx file `name`, wherever in the tree; a plain one is read rather than a .gz."""
     found = [path for path in tree.files if PurePosixPath(path).name in (name, f"{name}.gz")]
     if not found:
         raise UserError(f"{tree.where}: no {name} or {name}.gz; download it and set data.source to its folder")
@@ -102,7 +105,7 @@ def _read_file(tree: Tree, name: str, dimensions: int) -> np.ndarray:
 
 
 def _fitting(where: str, pixels: np.ndarray, labels: np.ndarray, classes: int) -> PixelSplit:
-    """A split of images [N, H, W] and labels [N] that fit together."""
+    """The split of images [N, H, W] and labels [N]. Raises UserError where they do not fit together."""
     if len(pixels) != len(labels):
         raise UserError(f"{where}: {len(labels)} labels for {len(pixels)} images")
     if (outside := np.flatnonzero((labels < 0) | (labels >= classes))).size:
@@ -111,12 +114,8 @@ def _fitting(where: str, pixels: np.ndarray, labels: np.ndarray, classes: int) -
     return PixelSplit(pixels, labels.astype(np.int64))
 
 
-def _hdf5_file(source: Path) -> Path | None:
-    path = source if source.suffix == ".h5" else source / _USPS_FILE
-    return path if path.is_file() else None
-
-
 def _read_usps(path: Path) -> dict[str, PixelSplit]:
+    """Both splits of usps.h5. Raises UserError where h5py is missing or the file is of another form or damaged."""
     try:
         import h5py  # an extra: only this file needs it
     except ImportError:
@@ -127,12 +126,12 @@ def _read_usps(path: Path) -> dict[str, PixelSplit]:
                 split: (np.asarray(file[split]["data"]), np.asarray(file[split]["target"])) for split in _PREFIXES
             }
     except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: no usps.h5 (train and test, each data and target), or damaged ({error})") from None
+        raise UserError(f"{path}: not a usps.h5 (train and test, each data and target), or damaged ({error})") from None
     return {split: _usps_split(f"{path}: {split}", *of_split) for split, of_split in arrays.items()}
 
 
 def _usps_split(where: str, data: np.ndarray, target: np.ndarray) -> PixelSplit:
-    """The digits of a split from their grey levels [N, 256] in [0, 1] and labels [N]."""
+    """The split of digits with grey levels [N, 256] in [0, 1] and labels [N]. Raises UserError for anything else."""
     if data.dtype.kind != "f" or data.ndim != 2 or data.shape[1] != _USPS_SIDE**2:
         raise UserError(f"{where}/data: expected N x 256 grey levels, got {data.dtype} {list(data.shape)}")
     if target.dtype.kind not in "iu" or target.ndim != 1:

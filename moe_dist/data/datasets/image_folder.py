@@ -1,4 +1,4 @@
-"""One's own images: a folder or tar of train|val|test/<class>/*."""
+"""A user's own images: a folder or tar of train|val|test/<class>/*."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_dist.data.datasets.paths import PathContents, is_image
-from moe_dist.data.datasets.samples import SPLITS
+from moe_dist.data.datasets.samples import SPLITS, PathContents, is_image
 from moe_dist.data.datasets.source import Tree, open_tree
 from moe_dist.data.image.decode import EXTENSIONS
 from moe_dist.errors import UserError
@@ -16,8 +15,8 @@ from moe_dist.errors import UserError
 def open_image_folder(source: Path | None) -> PathContents:
     """The images below train/, test/ and, where there is one, val/, labelled by the sorted class folders of train/.
 
-    They may lie one folder down. Raises UserError where train or test is missing, a class folder holds no image, test
-    or val has a class that train has not, or a file there is no image in a class folder.
+    These folders may lie one folder down. Raises UserError where train or test is missing, a class folder holds no
+    image, test or val has a class that train does not have, or a file is not an image in a class folder.
     """
     if source is None:
         raise UserError(
@@ -36,7 +35,7 @@ def class_folders(tree: Tree) -> PathContents:
 
 
 def _root(tree: Tree) -> str:
-    """What stands before train/ and test/: nothing, or the one top folder and a slash."""
+    """The prefix of train/ and test/: nothing, or the one top folder and a slash."""
     tops = sorted(folder for folder in tree.folders if "/" not in folder)
     for root in ("", *(f"{top}/" for top in tops if len(tops) == 1)):
         if all(f"{root}{split}" in tree.folders for split in ("train", "test")):
@@ -48,6 +47,7 @@ def _root(tree: Tree) -> str:
 
 
 def _subfolders(tree: Tree, parent: str) -> list[str]:
+    """The names of the folders directly below `parent`, sorted."""
     below = (folder.removeprefix(parent) for folder in tree.folders if folder.startswith(parent))
     return sorted(name for name in below if "/" not in name)
 
@@ -59,16 +59,13 @@ def _images(tree: Tree, parent: str, label_of: dict[str, int]) -> tuple[list[str
         if name not in label_of:
             raise UserError(f"{tree.where}: {parent}{name}: class {name} has no folder in train")
     paths = [path for path in tree.files if path.startswith(parent)]
-    names = [_class_of(tree, path, parent) for path in paths]
+    names = []
+    for path in paths:
+        name, slash, _ = path.removeprefix(parent).partition("/")
+        if not slash or not is_image(path):
+            kinds = ", ".join(EXTENSIONS)
+            raise UserError(f"{tree.where}: {path}: not a {kinds} file in a class folder; convert, move or remove it")
+        names.append(name)
     if empty := sorted(set(folders) - set(names)):
         raise UserError(f"{tree.where}: {parent}{empty[0]}: the class folder holds no images")
     return paths, np.array([label_of[name] for name in names], np.int64)
-
-
-def _class_of(tree: Tree, path: str, parent: str) -> str:
-    name, slash, _ = path.removeprefix(parent).partition("/")
-    if not slash or not is_image(path):
-        raise UserError(
-            f"{tree.where}: {path}: not a {', '.join(EXTENSIONS)} file in a class folder; convert, move or remove it"
-        )
-    return name

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from moe_dist.data.datasets.listed import Listing, find_table, listed_contents, open_lists
-from moe_dist.data.datasets.paths import PathContents
+from moe_dist.data.datasets.samples import PathContents
 from moe_dist.data.datasets.source import Tree, open_tree
 from moe_dist.errors import UserError
 
 JSON_FILES = {"train": "train2018.json", "test": "val2018.json"}
 TEXT_FILES = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
 NAMES_FILE = "categories.json"
-"""The species' real names, published after the competition; the JSON files hold numbers in their place."""
+"""The species' names, published after the competition; the competition's JSON files have numbers in their place."""
 
 _LARGEST_ID = 2**31
 
@@ -29,7 +29,7 @@ def open_inat2018(source: Path | None) -> PathContents:
     """The species of train_val2018/, by train2018.json and val2018.json or by the text lists.
 
     Raises UserError where a file or image is missing, JSON is not of the form above, an image is listed twice, or
-    labels are not 0, 1, 2 ... with training images each.
+    labels are not 0, 1, 2 ... with training images of each.
     """
     if source is None:
         raise UserError("dataset inat2018 needs data.source (--from): the folder of train_val2018/ and train2018.json")
@@ -66,7 +66,7 @@ def _listing(where: str, table: str, content: Any) -> Listing:
     paths = []
     for number, (image, _) in enumerate(annotations, start=1):
         if image not in path_of:
-            raise UserError(f"{where}: annotation {number}: image_id {image} is the id of no image")
+            raise UserError(f"{where}: annotation {number}: image_id {image} is not the id of an image")
         paths.append(path_of[image])
     if len(path_of) < len(images):
         raise UserError(f"{where}: images: an id occurs twice")
@@ -76,7 +76,7 @@ def _listing(where: str, table: str, content: Any) -> Listing:
 
 
 def _class_names(tree: Tree, table: str, content: Any) -> list[str] | None:
-    """The species' names by label: from categories.json, else from the training file's categories, else none."""
+    """The species' names by label: from categories.json, else from the training file's categories, else None."""
     if (real := find_table(tree, NAMES_FILE)) is not None:
         content, table = {"categories": _load(tree, NAMES_FILE)[0]}, real
     elif "categories" not in content:
@@ -89,19 +89,19 @@ def _class_names(tree: Tree, table: str, content: Any) -> list[str] | None:
 
 
 def _pairs(where: str, content: Any, table: str, *fields: tuple[str, type]) -> list[tuple[Any, ...]]:
-    """Two fields of every entry of one of the JSON's lists, which must be there and of their types."""
+    """Two `fields` (name, type) of every entry of the JSON's list `table`. Raises UserError where one is missing.
+
+    Numbers must be 0 to 2^31 - 1.
+    """
     entries = content.get(table) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{where}: no list `{table}`")
     pairs = []
     for number, entry in enumerate(entries, start=1):
         values = tuple(entry.get(field) if isinstance(entry, dict) else None for field, _ in fields)
-        if not all(_is_of(kind, value) for value, (_, kind) in zip(values, fields)):
+        fits = all(type(value) is kind for value, (_, kind) in zip(values, fields))
+        if not fits or not all(0 <= value < _LARGEST_ID for value in values if isinstance(value, int)):
             wanted = " and ".join(f"{field} ({kind.__name__})" for field, kind in fields)
             raise UserError(f"{where}: {table} entry {number}: expected {wanted}, got {str(entry)[:80]}")
         pairs.append(values)
     return pairs
-
-
-def _is_of(kind: type, value: Any) -> bool:
-    return type(value) is kind and not (isinstance(value, int) and not 0 <= value < _LARGEST_ID)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from moe_dist.data.datasets.listed import find_table, listed_contents, read_lines, read_list
-from moe_dist.data.datasets.paths import PathContents
+from moe_dist.data.datasets.samples import PathContents
 from moe_dist.data.datasets.source import Tree, open_tree
 from moe_dist.errors import UserError
 
@@ -45,7 +45,7 @@ def open_ip102(source: Path | None) -> PathContents:
 
 
 def _class_names(tree: Tree) -> list[str]:
-    """The names of classes.txt; where one is given twice, as "alfalfa weevil" is, the later carries its number."""
+    """The names in classes.txt. A name that comes a second time, as "alfalfa weevil" does, is given its number."""
     table = find_table(tree, "classes.txt")
     if table is None:
         raise UserError(f"{tree.where}: no classes.txt; put it beside train.txt")

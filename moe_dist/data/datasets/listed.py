@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from moe_dist.data.datasets.paths import PathContents, is_image
+from moe_dist.data.datasets.samples import PathContents, is_image
 from moe_dist.data.datasets.source import Tree, open_tree
 from moe_dist.data.image.decode import EXTENSIONS
 from moe_dist.errors import UserError
@@ -25,7 +25,7 @@ _LABEL = re.compile(r"\d{1,6}")
 
 @dataclass(frozen=True)
 class Listing:
-    """Images in the order they are listed: their paths as written, their labels [N], and how a message names each."""
+    """Images in the order of a list: their paths as written and labels [N]; table, unit: how a message names a line."""
 
     table: str
     unit: str
@@ -33,15 +33,15 @@ class Listing:
     labels: np.ndarray
 
     def place(self, number: int) -> str:
-        """Where the `number`-th image (from 0) is listed."""
+        """The place of the `number`-th image (from 0) in the list, for messages."""
         return f"{self.table} {self.unit} {number + 1}"
 
 
 def open_lists(source: Path | None, dataset: str, lists: Mapping[str, str]) -> PathContents:
-    """The images of the text files `lists` (by split), classes called after their folders.
+    """The images of the text files `lists` (by split); classes are called after their folders.
 
     Raises UserError where a list or an image is missing, a line cannot be read or occurs twice, test repeats an image
-    of train, or labels are not 0, 1, 2 ... with training images each.
+    of train, or labels are not 0, 1, 2 ... with training images of each.
     """
     if source is None:
         raise UserError(f"dataset {dataset} needs data.source (--from): a folder with the images and {lists['train']}")
@@ -56,9 +56,9 @@ def listed_contents(
     class_names: Sequence[str] | None = None,
     superclasses: Sequence[str] | None = None,
 ) -> PathContents:
-    """The listed images of `tree`; without `class_names` classes are called after folders. Raises as `open_lists`."""
+    """The listed images of `tree`; without `class_names` classes are called after folders. Raises like `open_lists`."""
     names = class_names or _folder_names(listings["train"], _count_classes(tree, listings["train"]))
-    _demand_labels(tree, listings, names)
+    _require_labels(tree, listings, names)
     splits = {split: (_resolve(tree, listing), listing.labels) for split, listing in listings.items()}
     if common := set(splits["train"][0]) & set(splits["test"][0]):
         raise UserError(
@@ -68,7 +68,7 @@ def listed_contents(
 
 
 def find_table(tree: Tree, name: str) -> str | None:
-    """The path of the one file called `name` in the tree, None without. Raises UserError where there are several."""
+    """The path of the file called `name` in the tree, or None. Raises UserError where there are two or more."""
     found = [path for path in tree.files if path.rpartition("/")[2] == name]
     if len(found) > 1:
         raise UserError(f"{tree.where}: both {found[0]} and {found[1]}: remove one, or set data.source more narrowly")
@@ -80,7 +80,7 @@ def read_lines(tree: Tree, table: str) -> list[str]:
     try:
         lines = tree.read(table).decode("utf-8-sig").rstrip().splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{tree.where}: {table}: not a UTF-8 text ({error})") from None
+        raise UserError(f"{tree.where}: {table}: not UTF-8 text ({error})") from None
     if not lines:
         raise UserError(f"{tree.where}: {table} is empty")
     return lines
@@ -113,14 +113,14 @@ def _count_classes(tree: Tree, train: Listing) -> int:
 
 
 def _folder_names(train: Listing, classes: int) -> list[str]:
-    """Every class's name: the folder of its first image where all those differ, else "class 17"."""
+    """The classes' names: the folder of each one's first image where all of these differ, else "class 17"."""
     first = np.unique(train.labels, return_index=True)[1]
     folders = [PurePosixPath(train.paths[number]).parent.name for number in first.tolist()]
     distinct = "" not in folders and len(set(folders)) == classes
     return folders if distinct else [f"class {label}" for label in range(classes)]
 
 
-def _demand_labels(tree: Tree, listings: Mapping[str, Listing], class_names: Sequence[str]) -> None:
+def _require_labels(tree: Tree, listings: Mapping[str, Listing], class_names: Sequence[str]) -> None:
     """Raise UserError unless every label names a class and every class has a training image."""
     classes = len(class_names)
     for listing in listings.values():
@@ -136,7 +136,7 @@ def _demand_labels(tree: Tree, listings: Mapping[str, Listing], class_names: Seq
 
 
 def _resolve(tree: Tree, listing: Listing) -> list[str]:
-    """The listed images' paths in the tree. Raises UserError at the first that is missing, listed twice or no image."""
+    """The listed images' paths in the tree. Raises UserError for one that is missing, listed twice or not an image."""
     root = _root(tree, listing)
     paths = [root + path for path in listing.paths]
     missing = set(paths).difference(tree.files)
@@ -147,13 +147,13 @@ def _resolve(tree: Tree, listing: Listing) -> list[str]:
         if path in seen:
             raise UserError(f"{tree.where}: {listing.place(number)}: {path} is listed twice")
         if not is_image(path):
-            raise UserError(f"{tree.where}: {listing.place(number)}: {path} is no {', '.join(EXTENSIONS)} file")
+            raise UserError(f"{tree.where}: {listing.place(number)}: {path} is not a {', '.join(EXTENSIONS)} file")
         seen.add(path)
     return paths
 
 
 def _root(tree: Tree, listing: Listing) -> str:
-    """What stands before a list's paths: the folder, and a slash, below which its first image lies."""
+    """The prefix of a list's paths: the folder below which its first image lies, and a slash."""
     first = listing.paths[0]
     found = [path for path in tree.files if path == first or path.endswith(f"/{first}")]
     if not found:

@@ -1,4 +1,4 @@
-"""A dataset that is published as arrays of pixels: its images become PNGs when they are read."""
+"""Datasets that are published as arrays of pixels: an image becomes a PNG when it is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PixelSplit:
 
 
 class PixelContents:
-    """The splits that `read` takes from `source`; pickled without their pixels, which are read again when needed."""
+    """The `splits` of `source`. A pickled object leaves its pixels behind, and gets them again from `read(source)`."""
 
     superclasses = None
 
@@ -50,7 +50,7 @@ class PixelContents:
         return self._labels[split]
 
     def sample(self, split: str, number: int) -> Sample:
-        """The `number`-th sample of `split`, a PNG; its key carries its class and its number."""
+        """The `number`-th sample of `split`, a PNG; its key is made of its class and its number."""
         if not self._pixels:
             self._pixels = {name: of_split.pixels for name, of_split in self._read(self._source).items()}
         label = int(self._labels[split][number])
@@ -68,5 +68,5 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def encoder_version() -> str:
-    """What the bytes of `encode_png` depend on beside the pixels."""
+    """The version of the encoder, on which the bytes of `encode_png` depend."""
     return f"pillow {version('pillow')}"

@@ -1,20 +1,25 @@
-"""What a dataset's reader gives to the shard builder: its samples by number, in the dataset's own order."""
+"""The contents of a dataset as the shard builder gets them: samples by number, in the dataset's own order.
+
+Letters: N samples of a split, n of them, C classes.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Protocol
 
 import numpy as np
 
 from moe_dist.data.datasets.source import Tree
 from moe_dist.data.image.crops import Region
-from moe_dist.data.image.decode import image_size
-from moe_dist.errors import UserError
+from moe_dist.data.image.decode import EXTENSIONS
 
 SPLITS = ("train", "val", "test")
 """In the order they are built; a dataset without a published validation split has no val."""
+_KEY_CHARACTERS = 48
 
 
 @dataclass(frozen=True)
@@ -56,48 +61,43 @@ class Contents(Protocol):
         """The `number`-th sample of `split`. Raises UserError where it cannot be read."""
 
 
-@dataclass(frozen=True)
-class FileEntry:
-    """A sample that is a file: its path in the source, and its region in pixels of an image of `region_size`."""
+class PathContents:
+    """A dataset of image files and their labels. It is compact, for hundreds of thousands of files.
 
-    path: str
-    key: str
-    label: int
-    group: int = -1
-    region: Region | None = None
-    region_size: tuple[int, int] | None = None
+    splits: for each split the paths of its files in `tree` and their labels [N], in the dataset's order.
+    A sample's key is made of its class, its number in the class and the file's name.
+    """
 
-
-class FileContents:
-    """A dataset of image files with tracks and regions of interest."""
-
-    superclasses = None
-
-    def __init__(self, tree: Tree, class_names: Sequence[str], entries: Mapping[str, Sequence[FileEntry]]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        class_names: Sequence[str],
+        splits: Mapping[str, tuple[Sequence[str], np.ndarray]],
+        superclasses: Sequence[str] | None = None,
+    ) -> None:
         self.class_names = tuple(class_names)
-        self.counts = {split: len(of_split) for split, of_split in entries.items()}
-        self._where, self._reader = tree.where, tree.reader
-        self._entries = entries
+        self.superclasses = None if superclasses is None else tuple(superclasses)
+        self.counts = {split: len(paths) for split, (paths, _) in splits.items()}
+        self._reader = tree.reader
+        self._paths = {split: list(paths) for split, (paths, _) in splits.items()}
+        self._labels = {split: labels.astype(np.int64) for split, (_, labels) in splits.items()}
+        self._numbers_in_class = {split: _numbers_in_class(labels) for split, labels in self._labels.items()}
 
     def labels(self, split: str) -> np.ndarray:
         """The labels [N] of `split`."""
-        return np.array([entry.label for entry in self._entries[split]], np.int64)
+        return self._labels[split]
 
     def sample(self, split: str, number: int) -> Sample:
-        """The `number`-th sample of `split`."""
-        entry = self._entries[split][number]
-        image = self._reader.read(entry.path)
-        origin = f"{self._where}: {entry.path}"
-        extension = entry.path.rpartition(".")[2].lower()
-        try:
-            roi = _in_stored_pixels(entry, image)
-        except ValueError as error:
-            raise UserError(f"{origin}: {error}") from None
-        return Sample(entry.key, entry.label, image, extension, entry.group, roi, origin)
+        """The `number`-th sample of `split`. Raises UserError where its file cannot be read."""
+        path, label = PurePosixPath(self._paths[split][number]), int(self._labels[split][number])
+        stem = re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)[:_KEY_CHARACTERS]
+        key = f"{label:05d}/{self._numbers_in_class[split][number]:06d}_{stem}"
+        image = self._reader.read(str(path))
+        return Sample(key, label, image, path.suffix[1:].lower(), origin=f"{self._reader.where}: {path}")
 
 
 class KeptContents:
-    """A dataset of whose training split only the samples `kept` [n] are left; its other splits are untouched."""
+    """A dataset with only the samples `kept` [n] of its training split, and all of its other splits."""
 
     def __init__(self, contents: Contents, kept: np.ndarray) -> None:
         self.class_names = contents.class_names
@@ -116,11 +116,9 @@ class KeptContents:
         return self._contents.sample(split, int(self._kept[number]) if split == "train" else number)
 
 
-def _in_stored_pixels(entry: FileEntry, image: bytes) -> Region | None:
-    """The entry's region in pixels of the image as stored."""
-    if entry.region is None or entry.region_size is None:
-        return None
-    return scaled_region(entry.region, entry.region_size, image_size(image))
+def is_image(path: str) -> bool:
+    """Whether a file's name has the extension of an image that can be read."""
+    return path.rpartition(".")[2].lower() in EXTENSIONS
 
 
 def scaled_region(region: Region, size: tuple[int, int], new_size: tuple[int, int]) -> Region:
@@ -132,3 +130,11 @@ def scaled_region(region: Region, size: tuple[int, int], new_size: tuple[int, in
         -(-x2 * new_width // width),
         -(-y2 * new_height // height),
     )
+
+
+def _numbers_in_class(labels: np.ndarray) -> np.ndarray:
+    """For labels [N], how many samples of the same class come before each, [N]."""
+    order = np.argsort(labels, kind="stable")
+    numbers = np.empty(len(labels), np.int64)
+    numbers[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    return numbers

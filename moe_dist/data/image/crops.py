@@ -1,7 +1,7 @@
-"""Which part of an image is taken: arithmetic on whole pixels, without any image.
+"""Parts of an image, by arithmetic on whole pixels.
 
 Random crops are torchvision's RandomResizedCrop, the centre square is its Resize and CenterCrop; the random numbers,
-uniform in [0, 1), are the caller's.
+uniform in [0, 1), are the caller's. Letters: n images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TRIES = 10
 _WIDEST = 4 / 3
 """Largest aspect ratio (width / height) of a random crop; its inverse is the smallest."""
 CROP_DRAWS = 2 * _TRIES + 2
-"""Random numbers a crop takes: area and aspect ratio of every try, then the place."""
+"""Random numbers that a crop takes: area and aspect ratio of every try, then the place."""
 _FRAME = 8 / 7
 """The resized short side over that of its centre square, as in 256 to 224."""
 _LONGEST = 64
@@ -35,7 +35,7 @@ class RandomCrop:
     draws: np.ndarray
 
     def region(self, row: int, whole: Region) -> Region:
-        """The part of `whole`, an image or its region of interest, that image `row` of n is cropped to."""
+        """The part of `whole` (the image, or its region of interest) to which image `row` of n is cropped."""
         x1, y1, x2, y2 = whole
         part = random_region(x2 - x1, y2 - y1, self.scale, self.draws[row].tolist())
         return x1 + part[0], y1 + part[1], x1 + part[2], y1 + part[3]
@@ -63,10 +63,10 @@ def random_region(width: int, height: int, scale: tuple[float, float], draws: Se
 
 
 def resized_sides(width: int, height: int, size: int) -> tuple[int, int]:
-    """(width, height) to which an image is resized before its centre square of `size` pixels is cut.
+    """The (width, height) to which an image is resized before its centre square of `size` pixels is cut.
 
     The short side becomes 8/7 of `size` to the nearest pixel, the long one keeps the aspect ratio, rounded down.
-    Raises ValueError where one side is more than 64 times the other: what it is resized to would not fit into memory.
+    Raises ValueError where one side is more than 64 times the other: the resized image would not fit into memory.
     """
     if max(width, height) > _LONGEST * min(width, height):
         raise ValueError(f"{width} x {height} pixels: too long and thin for a centre square")
@@ -75,6 +75,6 @@ def resized_sides(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def centre_square(width: int, height: int, size: int) -> Region:
-    """The square of `size` pixels at the centre of an image, which is at least as large."""
+    """The square of `size` pixels at the centre of an image that is at least as large."""
     x1, y1 = round((width - size) / 2), round((height - size) / 2)
     return x1, y1, x1 + size, y1 + size

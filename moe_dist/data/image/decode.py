@@ -1,7 +1,7 @@
-"""From an encoded image to pixels: the only place that decodes, and the only formats that are read.
+"""Decoding images: the only place that does, and the only formats that are read.
 
-Pillow reads all of them. simplejpeg and imagecodecs, where they are installed, read most JPEGs and PNGs faster; what
-they refuse, Pillow reads or says what is wrong with it.
+Pillow reads all of them. simplejpeg and imagecodecs, where they are installed, read most JPEGs and PNGs faster. An
+image that they refuse goes to Pillow, which reads it or says what is wrong. Letters: H, W an image's height and width.
 """
 
 from __future__ import annotations
@@ -33,31 +33,44 @@ _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _PNG_HEADER = struct.Struct(">IIBB")
 _PLAIN_PNGS = ((8, 0), (8, 2))
-"""(bits, colour type) of grey and RGB: no palette, no transparency."""
+"""(bits, colour type) of the PNGs that imagecodecs decodes: grey or RGB, without a palette and transparency."""
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, shrink: int = 1) -> np.ndarray:
     """The pixels [H, W, 3] uint8 of a JPEG, PNG or PPM image; grey becomes RGB, transparency is dropped.
 
+    shrink: a JPEG can be decoded to [H / shrink, W / shrink, 3], sides rounded up.
     Raises ValueError where the image is truncated, damaged, of another format or has 16 bits a channel.
     """
-    return _decode_shrunk(data, 1)
+    if (size := _fast_jpeg_size(data)) is not None:
+        width, height = size
+        return simplejpeg.decode_jpeg(data, min_height=-(-height // shrink), min_width=-(-width // shrink))
+    if imagecodecs is not None and (header := _png_header(data)) is not None:
+        width, height, *layout = header
+        if tuple(layout) in _PLAIN_PNGS and not _is_huge(width, height):
+            try:
+                pixels = imagecodecs.spng_decode(data)
+            except imagecodecs.SpngError:
+                return _decode_with_pillow(data, shrink)
+            return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
+    return _decode_with_pillow(data, shrink)
 
 
 def decode_resized(data: bytes, size: int, region: Region | None = None, frame: Frame = "stretch") -> np.ndarray:
     """The image, cut to `region` where one is given, as [3, size, size] uint8.
 
-    frame: stretch, the aspect ratio not kept; or centre_crop, the centre square of what is resized to 8/7 of `size` on
-    its short side. A JPEG at least twice as large as needed is decoded at a half, a quarter or an eighth of its size,
-    at less than the cost of a full decode; a region is then cut to the nearest of the pixels that are left.
+    frame: stretch does not keep the aspect ratio; centre_crop takes the centre square of the image resized to 8/7 of
+    `size` on its short side. A JPEG at least twice as large as needed is decoded at a half, a quarter or an eighth of
+    its size, which costs less than a full decode; a region is then cut to the nearest of the pixels that are left.
     Raises ValueError like `decode`.
     """
     x1, y1, x2, y2 = region or (0, 0, *image_size(data))
     width, height = x2 - x1, y2 - y1
     across, down = (size, size) if frame == "stretch" else resized_sides(width, height, size)
-    shrink = _shrink(width / across, height / down) if data.startswith(_JPEG) else 1
-    pixels = _decode_shrunk(data, shrink)
+    spare = min(width / across, height / down) if data.startswith(_JPEG) else 1
+    shrink = next((divisor for divisor in (8, 4, 2) if spare >= divisor), 1)  # at 5/8 a JPEG takes longer than whole
+    pixels = decode(data, shrink)
     if region is not None:
         left, top, right, bottom = (round(edge / shrink) for edge in region)
         pixels = pixels[top:bottom, left:right]
@@ -74,35 +87,13 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(width, height) in pixels from an image's header. Raises ValueError where there is none."""
+    """The (width, height) in pixels of an image, from its header. Raises ValueError where there is none."""
     header = _fast_jpeg_size(data) or _png_header(data)
     return header[:2] if header is not None else _open_with_pillow(data).size
 
 
-def _shrink(*spare: float) -> int:
-    """The divisor of a JPEG's sides that leaves what is needed; spare: pixels there are over pixels needed, a side.
-
-    Powers of two alone: a decoder has fast code for them. At 5/8 of its size a JPEG takes longer than at its full size.
-    """
-    return next((divisor for divisor in (8, 4, 2) if min(spare) >= divisor), 1)
-
-
-def _decode_shrunk(data: bytes, shrink: int) -> np.ndarray:
-    """The image [H / shrink, W / shrink, 3], sides rounded up; only a JPEG can be shrunk."""
-    if (size := _fast_jpeg_size(data)) is not None:
-        width, height = size
-        return simplejpeg.decode_jpeg(data, min_height=-(-height // shrink), min_width=-(-width // shrink))
-    if _is_plain_png(data):
-        try:
-            pixels = imagecodecs.spng_decode(data)
-        except imagecodecs.SpngError:
-            return _decode_with_pillow(data, shrink)
-        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=-1)
-    return _decode_with_pillow(data, shrink)
-
-
 def _fast_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG that simplejpeg decodes; None for CMYK and rare layouts, which Pillow reads."""
+    """The (width, height) of a JPEG that simplejpeg decodes; None for any other image, which Pillow reads."""
     if simplejpeg is None or not data.startswith(_JPEG):
         return None
     try:
@@ -113,26 +104,19 @@ def _fast_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _png_header(data: bytes) -> tuple[int, int, int, int] | None:
-    """(width, height, bits, colour type) of a PNG, None where it is none."""
+    """The (width, height, bits, colour type) of a PNG; None for any other image."""
     whole = data.startswith(_PNG) and len(data) >= len(_PNG) + _PNG_HEADER.size
     return _PNG_HEADER.unpack_from(data, len(_PNG)) if whole else None
 
 
-def _is_plain_png(data: bytes) -> bool:
-    """Whether imagecodecs decodes this PNG: one without palette and transparency, of 8 bits a channel."""
-    if imagecodecs is None or (header := _png_header(data)) is None:
-        return False
-    width, height, *layout = header
-    return tuple(layout) in _PLAIN_PNGS and not _is_huge(width, height)
-
-
 def _is_huge(width: int, height: int) -> bool:
-    """Whether an image claims so many pixels that Pillow must decide whether it is an attack."""
+    """Whether an image claims so many pixels that it may be an attack, which is left to Pillow."""
     assert Image.MAX_IMAGE_PIXELS is not None
     return width * height > Image.MAX_IMAGE_PIXELS
 
 
 def _open_with_pillow(data: bytes) -> Image.Image:
+    """The image with its header read. Raises ValueError where that is damaged or of another format."""
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
@@ -142,6 +126,7 @@ def _open_with_pillow(data: bytes) -> Image.Image:
 
 
 def _decode_with_pillow(data: bytes, shrink: int) -> np.ndarray:
+    """The pixels as `decode` gives them. Raises ValueError."""
     image = _open_with_pillow(data)
     if image.mode in _WIDE_MODES:
         raise ValueError("more than 8 bits a channel: convert the image to 8 bits")

@@ -1,4 +1,7 @@
-"""A split's images, ready at one size: decoded once into a shared array, or decoded each time."""
+"""A split's images at one size: decoded once into an array that processes share, or decoded each time.
+
+Letters: N images of the split, n of them, S image side.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +26,11 @@ DECODED_LIMIT_BYTES = 2 * 2**30
 """`decode: auto` decodes a split once up to this size of its array."""
 _WRITE_IMAGES = 256
 _PIXELS_VERSION = 2
-"""Raised when the same image and size give other pixels, so that no array of an older version is read."""
+"""Raised when the same image and size give other pixels, so that an older version's array is not read."""
 
 
 def open_images(shards: ShardSet, config: DataConfig, cache: Path, bad_samples: BadSamples = NONE_ALLOWED) -> Images:
-    """The images of `shards` as the job wants them decoded; `cache` is this node's folder for arrays.
+    """The images of `shards`, decoded when the job says; `cache` is this node's folder for arrays.
 
     Raises UserError where an image cannot be decoded and `bad_samples` does not take it, or no array can be written.
     """
@@ -39,7 +42,7 @@ def open_images(shards: ShardSet, config: DataConfig, cache: Path, bad_samples: 
 
 
 class EncodedImages:
-    """Images decoded at every access."""
+    """Images that are decoded at every access."""
 
     def __init__(
         self,
@@ -60,10 +63,10 @@ class EncodedImages:
         return len(self.shards)
 
     def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
-        """The images `samples`, [n, 3, S, S] uint8; one that cannot be read or decoded is black.
+        """The images `samples` [n], [n, 3, S, S] uint8; one that cannot be read or decoded is black.
 
         crop: a random part of each, cut before it is resized, instead of the whole in its frame.
-        Raises UserError where the job does not allow (so many of) those.
+        Raises UserError where the job allows no (or no more) bad samples.
         """
         pixels = torch.empty((len(samples), 3, self.size, self.size), dtype=torch.uint8)
         for row, sample in enumerate(np.asarray(samples).tolist()):
@@ -77,11 +80,16 @@ class EncodedImages:
         return pixels
 
     def readable(self, samples: np.ndarray) -> np.ndarray:
-        """Which of `samples` [n] are no bad ones, [n] bool, as `uint8` of this process found them last."""
+        """Which of `samples` [n] were readable when `uint8` of this process last decoded them, [n] bool."""
         return ~np.isin(samples, list(self._unreadable))
 
     def _decode(self, sample: int, row: int, crop: RandomCrop | None) -> np.ndarray:
-        data, region = self.shards.read(sample), self._region(sample)
+        """One image [3, S, S] uint8, with the crop of its `row`. Raises BadSample."""
+        data = self.shards.read(sample)
+        region: Region | None = None
+        if self.crop_roi and self.shards.rois[sample, 0] >= 0:
+            x1, y1, x2, y2 = self.shards.rois[sample].tolist()
+            region = x1, y1, x2, y2
         try:
             if crop is None:
                 return decode_resized(data, self.size, region, self.frame)
@@ -89,15 +97,9 @@ class EncodedImages:
         except ValueError as error:
             raise BadSample(f"{self.shards.where(sample)}: {error}") from None
 
-    def _region(self, sample: int) -> Region | None:
-        if not self.crop_roi or self.shards.rois[sample, 0] < 0:
-            return None
-        x1, y1, x2, y2 = self.shards.rois[sample].tolist()
-        return x1, y1, x2, y2
-
 
 class DecodedImages:
-    """Images decoded once into one array file, which all processes of a node map into memory and share."""
+    """Images that are decoded once into an array file, which all processes of a node map into memory and share."""
 
     def __init__(self, source: EncodedImages, cache: Path) -> None:
         self._source = source
@@ -113,23 +115,23 @@ class DecodedImages:
         return len(self._pixels)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as where its images come from: another process maps, another node decodes, its own array."""
+        """Pickle where the images come from: another process maps the array, another node decodes one of its own."""
         return DecodedImages, (self._source, self._cache)
 
     def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
-        """The images `samples`, [n, 3, S, S] uint8; `crop` takes a random part of each held square."""
+        """The images `samples` [n], [n, 3, S, S] uint8; crop: a random part of each square instead of the whole."""
         images = torch.from_numpy(self._pixels[samples])
         return images if crop is None else cropped(images, crop)
 
     def readable(self, samples: np.ndarray) -> np.ndarray:
-        """Which of `samples` [n] are no bad ones, [n] bool."""
+        """Which of `samples` [n] are readable, [n] bool."""
         return self._source.readable(samples)
 
 
 def cropped(images: Tensor, crop: RandomCrop) -> Tensor:
     """A random part of each of `images` [n, 3, S, S] uint8, resized to [n, 3, S, S] uint8.
 
-    Shares of the area and aspect ratios are those of the square, which may have been stretched or cut when it was made.
+    Shares of the area and aspect ratios are the square's, which may have been stretched or cut when it was decoded.
     """
     size = images.shape[-1]
     parts = torch.empty_like(images)
@@ -141,14 +143,14 @@ def cropped(images: Tensor, crop: RandomCrop) -> Tensor:
 
 
 def _bad_file(path: Path) -> Path:
-    """The list of the bad samples in the array file `path`; there is none where all images are good."""
+    """The list of the bad samples in the array file `path`; the file is missing where all images are good."""
     return path.with_name(f"{path.name}.bad.json")
 
 
 def _ready(source: EncodedImages, path: Path) -> bool:
-    """Whether the array at `path` is there and no sample that is black in it can be read by now.
+    """Whether the array at `path` is there and no sample that is black in it can be read now.
 
-    Those that cannot are noted again. Raises UserError where the job does not allow (so many of) them.
+    Those that still cannot be read are noted again. Raises UserError where the job allows no (or no more) bad samples.
     """
     if not path.is_file():
         return False
@@ -163,7 +165,7 @@ def _ready(source: EncodedImages, path: Path) -> bool:
 
 
 def _decode_in_turn(source: EncodedImages, path: Path) -> None:
-    """Write the array file `path`, unless another process of this node does so first."""
+    """Write the array file `path`, unless another process of this node does so first. Raises UserError."""
     try:
         with in_turn(path.with_name(f".{path.name}.lock")):
             if not _ready(source, path):
@@ -179,8 +181,9 @@ def _decode_in_turn(source: EncodedImages, path: Path) -> None:
 def _decode_all(source: EncodedImages, path: Path) -> None:
     """Write every image of `source` to the array file `path`, and the list of its bad samples beside it.
 
-    Until both are in place the list names the bad ones of the array before, too: who finds them in between looks at
-    them again. Written as a stream rather than through a memory map: a full disk is then an error, not a SIGBUS.
+    Until both are in place the list also names the bad samples of the array before: a process that opens the images in
+    between looks at them again. The array is written as a stream, not through a memory map: a full disk is then an
+    error rather than a SIGBUS.
     """
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(source), 3, source.size, source.size)}
     with whole_file(path) as partial:

@@ -17,7 +17,7 @@ import numpy as np
 from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.batch import DatasetInfo, Images
 from moe_dist.data.datasets.samples import SPLITS
-from moe_dist.data.longtail import LongTail, class_counts
+from moe_dist.data.longtail import LongTail
 from moe_dist.data.opened.images import EncodedImages, open_images
 from moe_dist.data.order import divide, limit
 from moe_dist.data.shards.index import INDEX_FILE
@@ -64,7 +64,7 @@ class OpenedData:
     @property
     def untested_classes(self) -> list[str]:
         """The classes of which the test split has no image."""
-        counts = class_counts(self.test.labels[self.test_samples], self.info.classes)
+        counts = np.bincount(self.test.labels[self.test_samples], minlength=self.info.classes)
         return [name for name, count in zip(self.info.class_names, counts) if not count]
 
 
@@ -89,7 +89,7 @@ def open_data(config: DataConfig, seed: int, cache: Path, place: str) -> OpenedD
     if isinstance(splits["train"].images, EncodedImages):
         shards["train"].require_room(config.window_shards)
     parts = _parts(splits, config, seed)
-    counts = class_counts(splits["train"].labels[parts["train"]], len(names))
+    counts = np.bincount(splits["train"].labels[parts["train"]], minlength=len(names))
     return OpenedData(
         config=config,
         shards=place,
@@ -153,7 +153,7 @@ def _require_shards_of(config: DataConfig, train: ShardSet, where: str) -> None:
             f"{where}: these shards hold {_in_words(train.long_tail)}, the job says {_in_words(long_tail_of(config))} "
             "(data.imbalance, data.imbalance_choice, data.imbalance_seed); change the job or data.shards"
         )
-    missing = np.flatnonzero(class_counts(train.labels, len(train.class_names)) == 0)
+    missing = np.flatnonzero(np.bincount(train.labels, minlength=len(train.class_names)) == 0)
     if missing.size:
         raise UserError(f"{where}/train: no images of class {', '.join(train.class_names[label] for label in missing)}")
 
@@ -185,7 +185,7 @@ def _parts(splits: Mapping[str, OpenedSplit], config: DataConfig, seed: int) -> 
 
 
 def _digest(shards: Iterable[ShardSet], parts: Iterable[np.ndarray]) -> str:
-    """A sha256 over the images of `shards` and the sample numbers `parts`."""
+    """The sha256 over the images of `shards` and the sample numbers `parts`."""
     digest = hashlib.sha256(json.dumps([of_split.digest for of_split in shards]).encode())
     for part in parts:
         digest.update(np.ascontiguousarray(part, np.int64).tobytes())

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from moe_dist.data.longtail import LongTail, class_counts
+from moe_dist.data.longtail import LongTail
 from moe_dist.data.storage.store import get_bytes, join, shown
 from moe_dist.data.storage.tars import BLOCK
 from moe_dist.errors import UserError
 from moe_dist.files import whole_file, write_json
-from moe_dist.settings.data import RemoteConfig
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 
 INDEX_VERSION = 1
 INDEX_FILE, ROWS_FILE = "index.json", "index.npy"
@@ -40,7 +40,6 @@ ROW = np.dtype(
 """One sample: its shard, label, the image's place in the shard and checksum, its track (-1: none) and region (-1)."""
 NO_REGION = (-1, -1, -1, -1)
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
-_DEFAULTS = RemoteConfig()
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,13 @@ class Index:
 
     @cached_property
     def digest(self) -> str:
-        """`rows_digest` of the rows."""
+        """The `rows_digest` of the rows."""
         return rows_digest(self.rows)
 
     @property
     def class_counts(self) -> np.ndarray:
         """Samples [C] of each class."""
-        return class_counts(self.rows["label"], len(self.class_names))
+        return np.bincount(self.rows["label"], minlength=len(self.class_names))
 
 
 def write_index(folder: Path, index: Index) -> None:
@@ -116,7 +115,7 @@ def write_index(folder: Path, index: Index) -> None:
     write_json(folder / INDEX_FILE, content)
 
 
-def read_index(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> Index:
+def read_index(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> Index:
     """The index of the split in the folder or under the URL `place`, as it is there now.
 
     Raises UserError where it is missing or cannot be fetched, of another version, or does not fit together.
@@ -135,7 +134,7 @@ def read_index(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> Index:
 def parse_index(where: str, content: bytes, rows: bytes) -> Index:
     """The index made of the bytes of index.json and index.npy; `where` names their place in messages.
 
-    Nothing is unpickled, whatever the bytes are, and names lead nowhere but beside the index.
+    Whatever the bytes are, nothing is unpickled, and the shards' names are files beside the index.
     Raises UserError where they are not an index, are one of another version, or do not belong together.
     """
     try:
@@ -163,6 +162,7 @@ def parse_index(where: str, content: bytes, rows: bytes) -> Index:
 
 
 def _parse_shard(fields: dict[str, Any]) -> ShardInfo:
+    """The entry of one shard. Raises ValueError where a field is not what it should be."""
     shard = ShardInfo(**fields)
     if not re.fullmatch(r"[A-Za-z0-9_-]+\.tar", shard.name) or not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
         raise ValueError(f"{shard.name!r} with sha256 {shard.sha256!r} is not a shard")

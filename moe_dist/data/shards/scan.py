@@ -1,4 +1,7 @@
-"""Reading a shard from end to end: its rows for the index, and everything that is wrong with it."""
+"""Reading a shard from end to end: its rows for the index, and everything that is wrong with it.
+
+Letters: n samples of a shard, H, W an image's height and width.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,13 @@ from moe_dist.data.shards.index import NO_REGION, ROW
 from moe_dist.data.storage.tars import members
 
 MEMBER_NAME = re.compile(r"(?P<key>(?:[A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+)\.(?P<kind>jpg|jpeg|png|ppm|cls|json)")
-"""What a shard's members are called. A second dot would make WebDataset see another key."""
+"""The names of a shard's members. With a second dot WebDataset would see another key."""
 _EXTRA_FIELDS = {"group", "roi"}
 
 
 @dataclass
 class Scan:
-    """What a shard holds: the rows and keys of its good samples, images by extension, and `problems` in words."""
+    """The content of a shard: the rows and keys of its good samples, images by extension, and `problems` in words."""
 
     samples: list[tuple[Any, ...]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -51,7 +54,7 @@ class _Part:
 
 
 def scan_shard(path: Path, number: int, classes: int, decode_images: bool = True) -> Scan:
-    """Read the shard at `path`, the `number`-th of a split of `classes` classes; problems name the key they lie at.
+    """Read the shard at `path`, the `number`-th of a split of `classes` classes; problems name the sample's key.
 
     decode_images: False trusts images that were decoded when they were written.
     """
@@ -68,7 +71,7 @@ def scan_shard(path: Path, number: int, classes: int, decode_images: bool = True
 
 
 def image_problem(data: bytes, region: Region | None = None) -> str | None:
-    """Why an image cannot be used, in words; None where it decodes and `region` lies inside it."""
+    """The reason why an image cannot be used; None where it decodes and `region` lies inside it."""
     try:
         return region_problem(region, decode(data))
     except ValueError as error:
@@ -76,7 +79,7 @@ def image_problem(data: bytes, region: Region | None = None) -> str | None:
 
 
 def region_problem(region: Region | None, pixels: np.ndarray) -> str | None:
-    """Why a region cannot be used, in words; None where it lies inside the image `pixels` [H, W, 3]."""
+    """The reason why a region cannot be used; None where it lies inside the image `pixels` [H, W, 3]."""
     if region is None:
         return None
     x1, y1, x2, y2 = region
@@ -87,12 +90,12 @@ def region_problem(region: Region | None, pixels: np.ndarray) -> str | None:
 
 
 def label_problem(label: int, classes: int) -> str | None:
-    """Why a label cannot be used, in words; None where it names a class."""
+    """The reason why a label cannot be used; None where it is the number of a class."""
     return None if 0 <= label < classes else f"label {label} is outside 0 to {classes - 1}"
 
 
 def _parts(path: Path, problems: list[str]) -> Iterator[_Part]:
-    """The members of a shard as parts of samples; unknown names, and damage that ends the shard, go to `problems`."""
+    """The members of a shard as parts of samples. Unknown names and damage that ends the shard go to `problems`."""
     try:
         with path.open("rb") as file:
             for member in members(path):
@@ -107,7 +110,7 @@ def _parts(path: Path, problems: list[str]) -> Iterator[_Part]:
 
 
 def _take(parts: list[_Part], number: int, classes: int, decode_images: bool, scan: Scan) -> None:
-    """Add the sample made of `parts` to `scan`, or what is wrong with it."""
+    """Add the sample that consists of `parts` to `scan`, or what is wrong with it."""
     key = parts[0].key
     try:
         image, label, group, region = _read_parts(parts)
@@ -136,7 +139,7 @@ def _read_parts(parts: list[_Part]) -> tuple[_Part, int, int, Region | None]:
         raise ValueError("no label (.cls) beside the image")
     text = by_kind["cls"].data
     if not re.fullmatch(rb"-?\d{1,9}", text):
-        raise ValueError(f"label {text[:20]!r} is no whole number")
+        raise ValueError(f"label {text[:20]!r} is not a whole number")
     group, region = _read_extra(by_kind["json"].data) if "json" in by_kind else (-1, None)
     return images[0], int(text), group, region
 
@@ -148,10 +151,10 @@ def _read_extra(data: bytes) -> tuple[int, Region | None]:
     except RecursionError:
         raise ValueError(".json is nested too deeply") from None
     if not isinstance(extra, dict) or not extra.keys() <= _EXTRA_FIELDS:
-        raise ValueError(f".json may hold {' and '.join(sorted(_EXTRA_FIELDS))} alone")
+        raise ValueError(f".json may hold only {' and '.join(sorted(_EXTRA_FIELDS))}")
     group, region = extra.get("group", -1), extra.get("roi")
     if type(group) is not int or not -1 <= group < 2**31:
-        raise ValueError(f"group {group!r} is no whole number")
+        raise ValueError(f"group {group!r} is not a whole number")
     if region is None:
         return group, None
     if not (isinstance(region, list) and len(region) == 4 and all(type(side) is int for side in region)):

@@ -23,9 +23,8 @@ from moe_dist.data.shards.scan import label_problem
 from moe_dist.data.storage.store import is_url, join, shown
 from moe_dist.data.storage.tars import BLOCK, member_name
 from moe_dist.errors import UserError
-from moe_dist.settings.data import RemoteConfig
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 
-_DEFAULTS = RemoteConfig()
 _OPEN_FILES = 200
 """Shards that one set keeps open in one process: systems allow 1,024 files in all."""
 
@@ -56,7 +55,7 @@ class ShardSet:
         self._files: dict[int, FileIO] = {}
 
     @classmethod
-    def open(cls, place: Path | str, remote: RemoteConfig = _DEFAULTS, cache: Path | None = None) -> ShardSet:
+    def open(cls, place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE, cache: Path | None = None) -> ShardSet:
         """The split in the folder or under the URL `place`.
 
         remote, cache: for a URL, how shards are fetched, and this node's folder for their copies.

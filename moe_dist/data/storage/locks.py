@@ -1,7 +1,7 @@
-"""Locks between the processes of a node: files that the kernel frees with their process, kill -9 included.
+"""Locks between the processes of a node: files that the kernel unlocks when their process ends, also by kill -9.
 
-Whoever holds a lock may remove its file, or all of its folder, before letting go. So a process that gets a lock looks
-whether its file is still the one of that name; if not, somebody else may hold that one, and it asks for it anew.
+The holder of a lock may remove its file, or the whole folder, before letting go. So a process that gets a lock checks
+that its file still has that name; if not, another process may hold the new file, and it asks for the lock again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL)
-"""What file systems without locks answer."""
+"""Errors of file systems without locks."""
 
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file `path`, made with its folder where it is missing, against all other processes and threads.
+    """Hold the lock file `path` while the block runs; no other process or thread holds it then.
 
-    wait: False raises BlockingIOError where another holds it. Raises OSError where the file system has no locks.
+    The file and its folder are made where they are missing. wait: False raises BlockingIOError where another holds the
+    lock. Raises OSError where the file system has no locks.
     """
     with _taken(path, wait) as file:
         try:
@@ -33,9 +34,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """Let one process or thread at a time into the block; the lock file `path` is gone when nobody waits any more.
+    """Run the block in one process or thread at a time; the lock file `path` is gone when none waits any more.
 
-    Where the file system has no locks all are let in together.
+    Where the file system has no locks, all run it together.
     """
     with ExitStack() as held:
         try:
@@ -50,7 +51,7 @@ def in_turn(path: Path) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock file `path`."""
+    """Whether a process or thread holds the lock file `path`."""
     try:
         with locked(path, wait=False):
             return False
@@ -59,7 +60,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _taken(path: Path, wait: bool) -> BinaryIO:
-    """The file that has the name `path`, open and locked."""
+    """The file that is called `path`, open and locked."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError), ExitStack() as opened:  # whoever held the lock took the folder with it

@@ -17,10 +17,9 @@ from urllib.parse import urlsplit, urlunsplit
 from moe_dist.data.storage.transfer import Failed, Watch, explain, http_status, operate, protocol, without_secrets
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
-from moe_dist.settings.data import RemoteConfig
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 
 LONGEST_PAUSE_SECONDS = 30
-_DEFAULTS = RemoteConfig()
 T = TypeVar("T")
 
 
@@ -48,7 +47,7 @@ def shown(place: Path | str) -> str:
     return without_secrets(str(place)) if is_url(place) else str(place)
 
 
-def exists(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> bool:
+def exists(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> bool:
     """Whether `place` is a file. Raises UserError where a store does not say."""
     if not is_url(place):
         return Path(place).is_file()
@@ -61,10 +60,10 @@ def exists(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> bool:
     return _try(look, url, "cannot be looked up", remote, missing=lambda: False)
 
 
-def list_names(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> list[str]:
+def list_names(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> list[str]:
     """The names of the files directly below `place`, sorted. Raises UserError where a store does not say.
 
-    A web server has no listing: there are no names then.
+    There are no names where there is no listing, as on most web servers.
     """
     if not is_url(place):
         return sorted(path.name for path in Path(place).iterdir() if path.is_file())
@@ -78,7 +77,7 @@ def list_names(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> list[str]
     return _try(look, url, "cannot be listed", remote, missing=list)
 
 
-def get_file(url: str, to: Path, remote: RemoteConfig = _DEFAULTS, sha256: str | None = None) -> None:
+def get_file(url: str, to: Path, remote: RemoteConfig = DEFAULT_REMOTE, sha256: str | None = None) -> None:
     """Fetch the file at `url` to `to`, from the start at every try.
 
     sha256: what the bytes must be, in hexadecimal. Raises UserError where they cannot be had, OSError where `to` cannot
@@ -102,8 +101,8 @@ def get_file(url: str, to: Path, remote: RemoteConfig = _DEFAULTS, sha256: str |
 
 
 @contextmanager
-def local_file(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> Iterator[Path]:
-    """The file at `place` as a path of this machine; what is behind a URL is a copy that goes with the block's end.
+def local_file(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> Iterator[Path]:
+    """The file at `place` as a path of this machine: a file behind a URL is copied, and removed when the block ends.
 
     Raises UserError where it cannot be fetched.
     """
@@ -116,13 +115,13 @@ def local_file(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> Iterator[
         yield copy
 
 
-def get_bytes(place: Path | str, remote: RemoteConfig = _DEFAULTS) -> bytes:
+def get_bytes(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> bytes:
     """The content of the file at `place`. Raises UserError where it cannot be fetched, OSError for a file here."""
     with local_file(place, remote) as path:
         return path.read_bytes()
 
 
-def put_file(local: Path, url: str, remote: RemoteConfig = _DEFAULTS) -> None:
+def put_file(local: Path, url: str, remote: RemoteConfig = DEFAULT_REMOTE) -> None:
     """Write the file `local` to `url`, over what is there; it appears whole. Raises UserError."""
     if protocol(url) in ("http", "https"):
         raise UserError(f"{shown(url)}: cannot be written over http; build to a folder, s3:// or gs://")

@@ -1,4 +1,4 @@
-"""Reading an uncompressed tar strictly: every member is named and placed, and damage is never passed over."""
+"""Reading an uncompressed tar strictly: every member's name and place, and an error where it is damaged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def members(path: Path) -> Iterator[Member]:
 
     Raises ValueError, after the members before it, at the first thing that a tar of plain files and folders does not
     hold: a link or device, a member cut short, or anything but zeros after the last member (where `tarfile` would stop
-    in silence). A compressed file is refused as no tar.
+    in silence). A compressed file is not a tar here.
     """
     end = 0
     size = path.stat().st_size
@@ -44,18 +44,18 @@ def members(path: Path) -> Iterator[Member]:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has read
     except (tarfile.TarError, OverflowError, MemoryError, RecursionError) as error:  # it believes any length it reads
         raise ValueError(f"not an uncompressed tar, or damaged ({error})") from None
-    _demand_end(path, end)
+    _require_end(path, end)
 
 
 def member_name(header: bytes, offset: int) -> str:
-    """The name in a member's `header`; "byte 512" where it is damaged, `offset` being where its content begins."""
+    """The name in a member's `header`; where that is damaged "byte 512", the `offset` at which its content begins."""
     try:
         return tarfile.TarInfo.frombuf(header, "ascii", "replace").name
     except tarfile.HeaderError:  # type: ignore[attr-defined]
         return f"byte {offset}"
 
 
-def _demand_end(path: Path, end: int) -> None:
+def _require_end(path: Path, end: int) -> None:
     """Raise ValueError unless the tar at `path` ends, after byte `end`, in at least two blocks of zeros."""
     with path.open("rb") as file:
         file.seek(end)

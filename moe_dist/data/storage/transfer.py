@@ -1,7 +1,7 @@
-"""One operation of a file system behind a URL: how it is opened, how long it may be silent, and what its failures mean.
+"""One operation of a file system behind a URL: opening it, ending it where it is silent, and explaining its failures.
 
-fsspec's file systems raise what their libraries raise, wait without a limit or with limits of their own, and some try
-again by themselves. Here every operation is watched: no progress for `timeout` seconds ends it, whatever the protocol.
+fsspec's file systems raise the errors of their libraries, wait without a limit or with limits of their own, and some
+try again by themselves. Here every operation is watched: it ends when nothing moves for `timeout` seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NETWORK = "check the network, or raise data.remote.timeout_seconds or data.remo
 
 @dataclass(eq=False)
 class Failed(Exception):
-    """Why an operation failed and what to do, in words; lasting: trying again cannot help."""
+    """The reason why an operation failed, and advice; lasting: trying again cannot help."""
 
     reason: str
     advice: str
@@ -38,7 +38,7 @@ class Failed(Exception):
 
 
 class Watch(Callback):
-    """A transfer as it goes on: its bytes, and when the last of them moved."""
+    """The state of a transfer: its bytes, and when the last of them moved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ def without_secrets(text: str) -> str:
 def operate(url: str, operation: str, timeout: float, watch: Watch, local: Path | None = None) -> Any:
     """The result of fsspec's `operation` (info, ls, get_file, put_file) on `url`; `local` is the file got or put.
 
-    Raises whatever the file system raises, Failed where it makes no progress for `timeout` seconds, and UserError where
-    nothing here knows the protocol.
+    Raises the file system's own errors, Failed where nothing moves for `timeout` seconds, and UserError where no
+    installed package knows the protocol.
     """
     system, path = _open(url, timeout)
     block = _UPLOAD_BLOCK if protocol(url) in _EXTRAS else {}
@@ -73,7 +73,7 @@ def operate(url: str, operation: str, timeout: float, watch: Watch, local: Path 
         "get_file": ((path, str(local)), {"callback": watch}),
         "put_file": ((str(local), path), {"callback": watch, **block}),
     }
-    watch.moved = monotonic()  # loading a protocol's library is no silence of the store
+    watch.moved = monotonic()  # loading a protocol's library is not the store's silence
     future = _start(system, operation, *arguments[operation])
     try:
         while not future.done():
@@ -87,7 +87,7 @@ def operate(url: str, operation: str, timeout: float, watch: Watch, local: Path 
 
 
 def explain(error: Exception, watch: Watch) -> Failed:
-    """A file system's error in words."""
+    """The reason and the advice for a file system's error."""
     if isinstance(error, Failed):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -113,10 +113,10 @@ def explain(error: Exception, watch: Watch) -> Failed:
 
 
 def http_status(error: BaseException) -> int | None:
-    """The HTTP status that a file system's error stands for, where it stands for one.
+    """The HTTP status that a file system's error stands for; None where it stands for none.
 
-    fsspec and s3fs translate a library's error to an OSError (fsspec: whatever happens to an http request to a missing
-    file), whose cause says what did happen.
+    fsspec and s3fs raise an OSError in place of a library's error (fsspec: FileNotFoundError for any failure of an http
+    request), whose cause tells what happened.
     """
     for link in (error, error.__cause__ if isinstance(error, OSError) else None):
         response = getattr(link, "response", None)  # botocore's
@@ -131,7 +131,10 @@ def http_status(error: BaseException) -> int | None:
 
 
 def _open(url: str, timeout: float) -> tuple[Any, str]:
-    """The file system of `url`, without listings it remembers, and the path in it. fsspec keeps one a process."""
+    """The file system of `url`, its remembered listings forgotten, and the path in it. Raises UserError.
+
+    fsspec keeps one file system of a kind in a process.
+    """
     try:
         system, path = url_to_fs(url, **_options(protocol(url), timeout))
     except ImportError as error:
@@ -139,16 +142,18 @@ def _open(url: str, timeout: float) -> tuple[Any, str]:
         install = f"install it with `pip install 'moe-dist[{extra}]'`" if extra else str(error)
         raise UserError(f"{without_secrets(url)}: the package for {protocol(url)}:// is missing; {install}") from None
     except ValueError as error:
-        raise UserError(f"{without_secrets(url)}: is no address of a store ({without_secrets(str(error))})") from None
+        raise UserError(
+            f"{without_secrets(url)}: is not the address of a store ({without_secrets(str(error))})"
+        ) from None
     if protocol(url) in ("s3", "s3a"):
         system.retries = 1  # trying again is done, counted and reported here
-        system.connect()  # reads S3's definitions, which takes a busy machine a second: no silence of the store
+        system.connect()  # reads S3's definitions: a second on a busy machine, and not the store's silence
     system.invalidate_cache()
     return system, path
 
 
 def _options(name: str, timeout: float) -> dict[str, Any]:
-    """What a protocol's file system is told, so that no limit or repetition of its own comes before ours."""
+    """Options for a protocol's file system, so that its own limits and repetitions do not come before ours."""
     if name in ("s3", "s3a"):
         waits = {"connect_timeout": 2 * timeout, "read_timeout": 2 * timeout, "retries": {"max_attempts": 0}}
         return {"config_kwargs": waits, "max_concurrency": 1}
@@ -163,7 +168,7 @@ def _options(name: str, timeout: float) -> dict[str, Any]:
 
 
 def _start(system: Any, operation: str, paths: tuple[str, ...], options: dict[str, Any]) -> Future[Any]:
-    """The operation under way: on fsspec's event loop, or in a thread for a file system that knows none."""
+    """Start the operation: on fsspec's event loop, or in a thread for a file system without one."""
     if system.async_impl:
         return asyncio.run_coroutine_threadsafe(getattr(system, f"_{operation}")(*paths, **options), system.loop)
     future: Future[Any] = Future()

@@ -23,12 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moe_dist.data.augment.augment import DRAWS, MIX_DRAWS, augment, mix, mixes, normalise
+from moe_dist.data.augment.augment import DRAWS, MIX_DRAWS, augment, mix, normalise
 from moe_dist.data.batch import Batch, Images, TrainingSet
 from moe_dist.data.opened.images import EncodedImages
 from moe_dist.data.order import (
     MIXES,
-    Position,
     epoch_order,
     occurrences,
     partner_positions,
@@ -59,18 +58,25 @@ class _Order:
 
 
 @dataclass(frozen=True)
+class Position:
+    """The place of a stream: `steps` of epoch `epoch` are finished on all ranks."""
+
+    epoch: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
 class _Share:
     """A rank's share of a global batch: B samples, of which F >= B are loaded: its own, partners, companions.
 
-    rows [F]: rows of the training set; repeats [F]: which of its row's copies in the epoch each is; valid [B]: False
-    for padding; valid_in_step: how many of the whole global batch are valid; partners [B]: where the partner of each
-    is among the F, or None; companions [B, k]: rows of the set, -1 for none, or None.
+    rows [F]: rows of the training set; repeats [F]: which of its row's copies in the epoch each is; weight [B]: see
+    Batch; partners [B]: where the partner of each is among the F, or None; companions [B, k]: rows of the set, -1 for
+    none, or None.
     """
 
     rows: np.ndarray
     repeats: np.ndarray
-    valid: np.ndarray
-    valid_in_step: int
+    weight: np.ndarray
     partners: np.ndarray | None = None
     companions: np.ndarray | None = None
 
@@ -171,15 +177,16 @@ class Stream:
             yield self._batch(epoch, share, images, readable.numpy(), arrays)
 
     def advance(self) -> None:
-        """Count one finished step; after the last of an epoch the next epoch begins."""
-        self.position = self.position.next(len(self))
+        """Count one finished step; after the last step of an epoch the next epoch begins."""
+        steps = self.position.steps + 1
+        self.position = Position(self.position.epoch, steps) if steps < len(self) else Position(self.position.epoch + 1)
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands and what it streams, in plain values; the number of ranks is not among them."""
+        """The stream's position, settings and data as plain values; the number of ranks is not among them."""
         return {"epoch": self.position.epoch, "steps": self.position.steps, **self._identity()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises UserError where it was taken from another stream."""
+        """Go on from the position of `state`. Raises UserError where it is the state of another stream."""
         for name, value in self._identity().items():
             if state[name] != value:
                 raise UserError(
@@ -189,7 +196,7 @@ class Stream:
         self.position = Position(state["epoch"], state["steps"])
 
     def _identity(self) -> dict[str, Any]:
-        """What the stream streams. digest: over the samples, their labels and their columns, in order."""
+        """The stream's settings and data. digest: over the samples, their labels and their columns, in order."""
         digest = hashlib.sha256(self._set.samples.astype(np.int64).tobytes())
         digest.update(self._set.labels.astype(np.int64).tobytes())
         for name, values in sorted(self._columns.items()):
@@ -227,9 +234,10 @@ class Stream:
         repeats, _ = rank_batch(order.repeats, *where)
         valid = inside & rank_batch(order.valid, *where)[0]
         batch = slice(step * self._global_batch, (step + 1) * self._global_batch)
+        weight = valid * (self._world / int(order.valid[batch].sum()))
         further = np.zeros(0, np.int64)
         partners = companions = None
-        if self._augment is not None and mixes(self._augment):
+        if self._augment is not None and (self._augment.mixup or self._augment.cutmix):
             assert self._own_order is None, "who is mixed with whom is told for epochs of all samples alone"
             own = partner_positions(positions, len(order.rows), self._global_batch)
             further, partners = with_partners(positions, own)
@@ -241,13 +249,13 @@ class Stream:
             places = positions[:, None] * companions.shape[1] + np.arange(companions.shape[1])
             more_repeats = np.append(more_repeats, COMPANION_REPEATS + places.ravel())
         rows, repeats = np.append(rows, more_rows), np.append(repeats, more_repeats)
-        return _Share(rows, repeats, valid, int(order.valid[batch].sum()), partners, companions)
+        return _Share(rows, repeats, weight, partners, companions)
 
     def _batch(
         self, epoch: int, share: _Share, images: Tensor, readable: np.ndarray, arrays: Mapping[str, np.ndarray]
     ) -> Batch:
-        """The batch of `share`, of whose images [L, 3, S, S] uint8 those are `readable` [L] that are no bad ones."""
-        size = len(share.valid)
+        """The batch of `share` from its images [F, 3, S, S] uint8; readable [F]: False for bad samples."""
+        size = len(share.weight)
         own_share = partner = companions = None
         if self._augment is not None:
             loaded = self._set.samples[share.rows]
@@ -261,9 +269,8 @@ class Stream:
             draws = uniform(self._seed, epoch, own, MIX_DRAWS, share.repeats[:size], MIXES)
             images, own_share = mix(images, share.partners, readable[: len(images)], self._augment, draws)
             partner = self._to_device(self._set.labels[share.rows[share.partners]].astype(np.int64))
-        rows, valid = share.rows[:size], share.valid & readable[:size]
+        rows, weight = share.rows[:size], share.weight * readable[:size]
         columns = self._columns | {name: _column(values) for name, values in arrays.items()}
-        weight = valid * (self._world / share.valid_in_step)
         return Batch(
             images=normalise(images, self._config.mean, self._config.std),
             labels=self._to_device(self._set.labels[rows].astype(np.int64)),
@@ -290,7 +297,7 @@ def require_divisible(global_batch: int, world: int) -> None:
     if rest := global_batch % world:
         near = f"{global_batch - rest} or {global_batch - rest + world}" if global_batch > world else f"{world}"
         raise UserError(
-            f"batch_size = {global_batch} is the batch over all workers and no multiple of workers = {world}; "
+            f"batch_size = {global_batch} is the batch over all workers and not a multiple of workers = {world}; "
             f"set it to {near}, or change workers"
         )
 

@@ -126,3 +126,19 @@ def test_every_operation_of_randaugment_comes_as_often_as_the_others():
     assert len(counts) == 18 + 5
     assert np.abs(counts[:18] - 500).max() < 110
     assert np.abs(counts[18:] - 1000).max() < 150
+
+
+def test_torchvision_has_the_private_names_that_policies_are_read_from():
+    """Whoever finds one gone reads here what it was."""
+    (sub_policy, *_) = v2.AutoAugment()._policies
+    assert [len(step) for step in sub_policy] == [3, 3], "_policies: sub-policies of two (name, chance, level)"
+    space = v2.RandAugment()._AUGMENTATION_SPACE
+    magnitudes, signed = space["Rotate"]
+    assert signed and len(magnitudes(31, 32, 32)) == 31, "_AUGMENTATION_SPACE: name -> (magnitudes(bins, H, W), signed)"
+    image = pictures(1, 8)
+    nearest = v2.InterpolationMode.NEAREST
+    apply = v2.RandAugment()._apply_image_or_video_transform
+    changed = apply(image, "Invert", 0.0, nearest, {torch.Tensor: float(FILL)})
+    assert torch.equal(changed, 255 - image), (
+        "_apply_image_or_video_transform(image, name, magnitude, interpolation, fill)"
+    )

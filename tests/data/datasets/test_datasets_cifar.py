@@ -146,13 +146,13 @@ def test_a_damaged_archive_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"labels": [0] * 19}, "`labels` is no list of 20 labels"),
+        ({"labels": [0] * 19}, "`labels` is not a list of 20 labels"),
         ({"labels": [*range(10), *range(9), 10]}, "data_batch_3: image 19: label 10 is outside 0 to 9"),
         ({"labels": ["cat"] * 20}, "image 0: label 'cat' is outside"),
         ({"labels": [-1] * 20}, "image 0: label -1 is outside"),
-        ({"data": np.zeros((20, 3071), np.uint8)}, "`data` is no array of N x 3072 bytes"),
+        ({"data": np.zeros((20, 3071), np.uint8)}, "`data` is not an array of N x 3072 bytes"),
         ({"data": np.zeros((20, 3072), np.int64)}, r"an array of b'i8' where uint8 was expected"),
-        ({"data": "pixels"}, "`data` is no array"),
+        ({"data": "pixels"}, "`data` is not an array"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, change: dict[str, Any], reason: str):

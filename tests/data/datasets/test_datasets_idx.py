@@ -156,7 +156,7 @@ def test_usps_hdf5_that_does_not_fit_is_named(tmp_path: Path, name: str, array: 
 
 def test_what_is_no_usps_hdf5_is_refused(tmp_path: Path):
     (tmp_path / "usps.h5").write_bytes(b"not hdf5")
-    with pytest.raises(UserError, match=r"usps.h5: no usps.h5 \(train and test.*or damaged"):
+    with pytest.raises(UserError, match=r"usps.h5: not a usps.h5 \(train and test.*or damaged"):
         USPS.open(tmp_path)
     with h5py.File(tmp_path / "usps.h5", "w") as file:
         file["train"] = np.zeros(3)

@@ -115,7 +115,7 @@ TRAIN = competition(10, [0, 2, 1, 0, 2, 0])
         ({"annotations": {"image_id": 1}}, r"no list `annotations`"),
         ({"images": [7]}, r"images entry 1: expected id \(int\) and file_name \(str\), got 7"),
         ({"images": [*TRAIN["images"], {"id": "16", "file_name": "x"}]}, r"images entry 7: expected id \(int\)"),
-        ({"images": TRAIN["images"][:-1]}, r"annotation 6: image_id 15 is the id of no image"),
+        ({"images": TRAIN["images"][:-1]}, r"annotation 6: image_id 15 is not the id of an image"),
         ({"images": [*TRAIN["images"], TRAIN["images"][0]]}, r"images: an id occurs twice"),
         ({"annotations": TRAIN["annotations"][:-1]}, r"image 15 has no annotation"),
         (

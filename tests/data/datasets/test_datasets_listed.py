@@ -123,7 +123,7 @@ def change_line(path: Path, number: int, line: str) -> None:
         ("test", 5, "val/n01484850/ILSVRC2012_val_00000004.JPEG 3", r"test.txt line 5: label 3 is outside 0 to 2"),
         ("test", 1, "train/n01440764/n01440764_100.JPEG 0", r"is in both ImageNet_LT_train.txt and ImageNet_LT_test"),
         ("val", 2, "../secret.JPEG 1", r"val.txt line 2: no file ../secret.JPEG"),
-        ("val", 2, "ImageNet_LT_test.txt 1", r"val.txt line 2: ImageNet_LT_test.txt is no jpg, jpeg, png, ppm file"),
+        ("val", 2, "ImageNet_LT_test.txt 1", r"val.txt line 2: ImageNet_LT_test.txt is not a jpg, jpeg, png, ppm file"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, split: str, number: int, line: str, reason: str):
@@ -142,7 +142,7 @@ def test_a_missing_an_empty_and_a_doubled_list_are_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"ImageNet_LT_val.txt is empty"):
         IMAGENET.open(tmp_path)
     table.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"ImageNet_LT_val.txt: not a UTF-8 text"):
+    with pytest.raises(UserError, match=r"ImageNet_LT_val.txt: not UTF-8 text"):
         IMAGENET.open(tmp_path)
     table.unlink()
     with pytest.raises(UserError, match=r"no ImageNet_LT_val.txt; put"):

@@ -189,7 +189,7 @@ def test_secrets_of_a_url_stay_out_of_errors(server: FaultServer, pauses: list[f
 
 
 def test_an_unknown_protocol_and_a_missing_package_are_named(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(UserError, match="nowhere://x: is no address of a store"):
+    with pytest.raises(UserError, match="nowhere://x: is not the address of a store"):
         get_bytes("nowhere://x", QUICK_ONCE)
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"gs://bucket/x: the package for gs:// is missing; .*'moe-dist\[gcs\]'"):

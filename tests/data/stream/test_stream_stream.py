@@ -19,7 +19,7 @@ from moe_dist.data.bad_samples import BadSamples, read_bad_samples
 from moe_dist.data.batch import Batch, TrainingSet
 from moe_dist.data.opened.images import open_images
 from moe_dist.data.shards.shard_set import ShardSet
-from moe_dist.data.stream.stream import Stream, evaluation_batches
+from moe_dist.data.stream.stream import Position, Stream, evaluation_batches
 from moe_dist.errors import UserError
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
@@ -188,6 +188,14 @@ def test_a_batch_not_finished_is_given_again():
     assert torch.equal(next(broken.epoch()).samples, unbroken[2])
 
 
+def test_a_position_moves_through_steps_and_epochs():
+    """7 samples in batches of 3 are 3 steps an epoch."""
+    moving = stream(7, 3)
+    for expected in (Position(0, 1), Position(0, 2), Position(1, 0), Position(1, 1)):
+        moving.advance()
+        assert moving.position == expected
+
+
 def test_streaming_leaves_the_global_random_state_alone():
     """Or a run resumed inside an epoch would draw other dropout masks than an unbroken one."""
     before = torch.get_rng_state()
@@ -219,7 +227,7 @@ def test_the_state_of_other_labels_is_refused():
 
 
 def test_a_batch_size_the_workers_do_not_divide_is_refused():
-    with pytest.raises(UserError, match=r"batch_size = 8 .* no multiple of workers = 3"):
+    with pytest.raises(UserError, match=r"batch_size = 8 .* not a multiple of workers = 3"):
         stream(30, 8, 0, 3)
 
 

@@ -1,9 +1,9 @@
 """Building a dataset's shards: one after the other in this process, or several at a time as Ray tasks.
 
 A build grows in a working folder (working_folder.py). Every shard is written under another name, renamed when it is
-whole, and recorded; a build that was killed goes on with the shards that have no record. What a shard holds follows
-from the plan and its number alone, so the result is the same to the byte however often the build was broken off and by
-however many processes it was made.
+whole, and recorded; a build that was killed goes on with the shards that have no record. The content of a shard depends
+only on the plan and the shard's number, so the result is the same to the byte, no matter how often the build was broken
+off and how many processes made it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ from moe_dist.data.shards.build.working_folder import (
 from moe_dist.data.shards.index import INDEX_FILE, Index, Shrink, read_index, write_index
 from moe_dist.data.storage.store import exists, get_bytes, join, shown
 from moe_dist.errors import UserError
-from moe_dist.settings.data import RemoteConfig
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 from moe_dist.signals import keeping_handlers
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (split, samples done, samples in the split)."""
 Write = Callable[[str, Sequence[int], OnSamples], Generator[WrittenShard, None, None]]
 """Writes the shards of a split with the given numbers, and yields each when it is in place, in any order."""
-_DEFAULTS = RemoteConfig()
 OBJECT_STORE_BYTES = 512 * 2**20
 """The object store of a Ray that is started here (Ray's default: 30 % of the memory). It carries lists of files."""
 
@@ -57,16 +56,16 @@ def build_shards(
     samples_per_shard: int = SAMPLES_PER_SHARD,
     workers: int = 1,
     cache: Path = Path("runs/cache"),
-    remote: RemoteConfig = _DEFAULTS,
+    remote: RemoteConfig = DEFAULT_REMOTE,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Index]:
     """Write the dataset's splits as shards to out/train, out/val (where it has one), out/test; return their indexes.
 
-    `out` appears whole or not at all. A build that was broken off goes on where it stood; one that is whole already, of
-    the same plan, is left as it is. workers: shards written at a time; 1 needs no Ray. cache, remote: where `out` is a
-    URL, the folder of this machine in which the build keeps its records, and how it talks to the store.
-    Raises UserError where the source or samples are bad (the files of the first shard with any are named, nothing is
-    left), `out` holds something else, the disk is full or the store fails (what is done is kept).
+    `out` appears whole or not at all. A build that was broken off goes on where it stopped; whole shards of the same
+    plan are left as they are. workers: shards that are written at a time; 1 does not need Ray. cache, remote: where
+    `out` is a URL, the folder of this machine in which the build keeps its records, and how the store is reached.
+    Raises UserError where the source or samples are bad (the files of the first shard with any are named, and nothing
+    is kept), `out` holds something else, the disk is full or the store fails (what is done is kept).
     """
     fingerprint = source_fingerprint(dataset_name, source, long_tail)
     plan = Plan(dataset_name, fingerprint, long_tail, shrink, samples_per_shard)
@@ -75,7 +74,7 @@ def build_shards(
         indexes = _whole(destination, plan)
         if indexes is None:
             with only_builder(destination.work):
-                indexes = _whole(destination, plan)  # another build may have ended between the look and the lock
+                indexes = _whole(destination, plan)  # another build may have ended before this one got the lock
                 if indexes is None:
                     with build_in(destination.work, plan):
                         contents = open_contents(dataset_name, source, long_tail)
@@ -137,7 +136,7 @@ def _build_split(writer: ShardWriter, split: str, write: Write, on_progress: OnP
         if on_progress is not None:
             on_progress(split, done, total)
 
-    advance(0)  # a clock of this split starts here, whatever is finished already
+    advance(0)  # a clock that starts with the first call counts only what this run does
     missing = [number for number in range(count) if number not in shards]
     with closing(write(split, missing, advance)) as written:  # a failure here ends the tasks that still run
         for shard in written:
@@ -205,7 +204,7 @@ def _connected_ray(workers: int) -> Iterator[Any]:
 def _write_with_ray(
     reference: Any, workers: int, split: str, numbers: Sequence[int], on_samples: OnSamples
 ) -> Generator[WrittenShard, None, None]:
-    """Write shards as Ray tasks, `workers` at a time. Raises what a task raises, when none of the others runs on."""
+    """Write shards as Ray tasks, `workers` at a time. Raises a task's exception when all other tasks have ended."""
     import ray
 
     task = ray.remote(_write_in_task).options(num_cpus=1, max_retries=2)
@@ -231,9 +230,9 @@ def _write_with_ray(
 
 
 def _write_in_task(reference: list[Any], split: str, number: int) -> WrittenShard | Exception:
-    """One shard, or what a user can mend: an exception that Ray raises would carry its traceback as text.
+    """Write one shard. An exception that a user can mend is returned: one that Ray raises has its traceback as text.
 
-    The reference comes in a list, as Ray would unpack a bare one, and every file name of the dataset, for each shard.
+    The reference comes in a list: Ray would unpack a bare one, and with it all file names of the dataset, every time.
     """
     try:
         return _received(reference[0]).write(split, number)

@@ -1,7 +1,8 @@
 """Where a build puts its shards: a folder or a URL, and the working folder in which it grows.
 
-The working folder (`work`) holds `shards/` (what the destination gets, or its indexes alone), `records/` (what is known
-of every finished shard) and a lock. A folder gets its shards in one rename; a URL its index.json files last.
+The working folder (`work`) holds `shards/` (all that a folder gets, or the plan and indexes that a URL gets),
+`records/` (a record of every finished shard) and a lock. A folder gets its shards in one rename, a URL its index.json
+files last.
 """
 
 from __future__ import annotations

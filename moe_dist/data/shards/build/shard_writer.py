@@ -46,7 +46,7 @@ class ShardWriter:
     destination: Destination
 
     def shards(self, split: str) -> int:
-        """How many shards `split` has."""
+        """The number of shards of `split`."""
         return -(-self.contents.counts[split] // self.plan.samples_per_shard)
 
     def name(self, split: str, shard: int) -> str:
@@ -100,10 +100,10 @@ def _shuffled(samples_count: int) -> np.ndarray:
 
 
 def _prepared(sample: Sample, classes: int, shrink: Shrink | None) -> Sample:
-    """`sample` as it is stored. Raises UserError, naming its origin, where anything about it is bad."""
+    """`sample` as it is stored. Raises UserError, naming its origin, where it cannot be used."""
     problem = label_problem(sample.label, classes)
     if not MEMBER_NAME.fullmatch(f"{sample.key}.{sample.extension}"):
-        problem = f"key {sample.key!r} may hold letters, digits, - and _ alone"
+        problem = f"key {sample.key!r} may hold only letters, digits, - and _"
     try:
         pixels = decode(sample.image)
     except ValueError as error:
@@ -115,7 +115,7 @@ def _prepared(sample: Sample, classes: int, shrink: Shrink | None) -> Sample:
 
 
 def shrunk(sample: Sample, pixels: np.ndarray, shrink: Shrink) -> Sample:
-    """`sample`, whose image is `pixels` [H, W, 3], made smaller; itself, byte for byte, where it is small enough.
+    """`sample`, whose image is `pixels` [H, W, 3], made smaller; the same, byte for byte, where it is small enough.
 
     The aspect ratio is kept to the nearest pixel, Pillow's bicubic filter is antialiased, and the region of interest
     is scaled with the image and grown to whole pixels.

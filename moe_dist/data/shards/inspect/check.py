@@ -15,12 +15,10 @@ from moe_dist.data.storage.store import exists, is_url, join, list_names, local_
 from moe_dist.data.storage.tars import BLOCK, member_name
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
-from moe_dist.settings.data import RemoteConfig
-
-_DEFAULTS = RemoteConfig()
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 
 
-def check_shards(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[str]:
+def check_shards(place: str | Path, remote: RemoteConfig = DEFAULT_REMOTE) -> list[str]:
     """Everything that is wrong with the shards at `place` (a split, or train, val and test), as "shard: key: reason".
 
     An empty list says that every image decodes and every byte is the one that was indexed. Shards under a URL are
@@ -29,7 +27,7 @@ def check_shards(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[st
     return [problem for split in splits_at(place, remote) for problem in _check_split(split, remote)]
 
 
-def splits_at(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[str]:
+def splits_at(place: str | Path, remote: RemoteConfig = DEFAULT_REMOTE) -> list[str]:
     """The places of the splits at `place`: itself, where it is a split; else its train, val (if there is one) and test.
 
     Raises UserError where there is no such folder.
@@ -49,7 +47,7 @@ def split_name(place: str) -> str:
 
 
 def _check_split(split: str, remote: RemoteConfig) -> list[str]:
-    """What is wrong with the split at the place `split`."""
+    """Everything that is wrong with the split at the place `split`."""
     try:
         index = read_index(split, remote)
     except UserError as error:
@@ -72,7 +70,7 @@ def _check_split(split: str, remote: RemoteConfig) -> list[str]:
 
 
 def shard_problems(path: Path, index: Index, number: int, shard_of_key: dict[str, str]) -> list[str]:
-    """What is wrong with the `number`-th shard of `index`, at `path`; its keys are added to `shard_of_key`."""
+    """Everything that is wrong with the `number`-th shard of `index`, at `path`; adds its keys to `shard_of_key`."""
     shard, classes = index.shards[number], len(index.class_names)
     rows = index.rows[index.rows["shard"] == number]
     changed = file_sha256(path) != shard.sha256
@@ -109,7 +107,7 @@ class RowState:
 def row_states(path: Path, rows: np.ndarray, classes: int) -> list[RowState]:
     """The states of the samples `rows` [n] of ROW of the shard at `path`, in their order.
 
-    They are looked at where the index says that they lie, whatever lies between them.
+    The samples are read at the places that the index names, so that damage between them does not matter.
     """
     states = []
     with path.open("rb") as file:

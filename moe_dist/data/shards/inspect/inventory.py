@@ -1,4 +1,4 @@
-"""Which datasets have shards in the cache, and in what state."""
+"""The shards in the cache: their datasets and states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repairing damaged shards: a new index that leaves out what cannot be read; no shard is written."""
+"""Repairing damaged shards: a new index leaves out what cannot be read; the shards stay as they are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BACKUP = ".before-repair"
 
 @dataclass(frozen=True)
 class RepairedSplit:
-    """A split that got a new index: how many samples it holds now, how many are left out, and why."""
+    """A split with a new index: how many samples it has now, how many are left out, and why."""
 
     folder: Path
     kept: int
@@ -33,7 +33,7 @@ def repair_shards(place: str | Path) -> list[RepairedSplit]:
     """Write a new index for every damaged split of `place`, reasons as "split/shard: key: reason".
 
     Of a damaged shard, samples whose image is still the one that was indexed are kept. The old index is kept beside the
-    new one (index.json.before-repair, index.npy.before-repair). A split that has nothing wrong is left alone.
+    new one (index.json.before-repair, index.npy.before-repair). A split without damage stays as it is.
     Raises UserError for a URL, an index that cannot be read, and where a class would lose all of its samples.
     """
     if is_url(place):
@@ -63,7 +63,7 @@ def repair_shards(place: str | Path) -> list[RepairedSplit]:
 
 @dataclass
 class _Repair:
-    """A split's old index, the rows to keep [N], and by damaged shard what is left out and the file as it is now."""
+    """A split's old index, which of its rows to keep [N], and by damaged shard what is left out and its new entry."""
 
     index: Index
     kept: np.ndarray
@@ -72,7 +72,7 @@ class _Repair:
     image_kinds: Counter[str] = field(default_factory=Counter)
 
     def new_index(self) -> Index:
-        """The index of what is kept: shards without samples are gone from it, the others numbered anew."""
+        """The index of the rows to keep: shards without samples are not in it, and the others are numbered anew."""
         rows = self.index.rows[self.kept].copy()
         numbers = np.unique(rows["shard"])
         rows["shard"] = np.searchsorted(numbers, rows["shard"])
@@ -93,7 +93,7 @@ class _Repair:
 
 
 def _repair(folder: Path, index: Index) -> _Repair:
-    """What is to be kept of every shard of the split in `folder`."""
+    """The repair of the split in `folder`, all of whose shards are read."""
     repair = _Repair(index, np.ones(len(index.rows), bool))
     shard_of_key: dict[str, str] = {}
     for number, shard in enumerate(index.shards):
@@ -117,7 +117,7 @@ def _repair(folder: Path, index: Index) -> _Repair:
 
 
 def _require_every_class(folder: Path, repair: _Repair) -> None:
-    """Raise UserError where a class that has samples would have none."""
+    """Raise UserError where a class would lose all of its samples."""
     labels, classes = repair.index.rows["label"], len(repair.index.class_names)
     known = np.array([label_problem(label, classes) is None for label in labels.tolist()], bool)
     lost = sorted(set(labels[known].tolist()) - set(labels[known & repair.kept].tolist()))

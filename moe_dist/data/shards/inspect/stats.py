@@ -1,4 +1,7 @@
-"""What shards hold, in numbers: classes and their balance, images, bytes, sides."""
+"""Statistics of shards: classes and their balance, images, bytes, sides.
+
+Letters: C classes, n images.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,10 @@ from moe_dist.data.shards.index import Index, read_index
 from moe_dist.data.shards.inspect.check import split_name, splits_at
 from moe_dist.data.storage.store import join, local_file, shown
 from moe_dist.errors import UserError
-from moe_dist.settings.data import RemoteConfig
+from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 
 LARGEST_SAMPLE = 1000
 """Most images whose sides are looked at."""
-_DEFAULTS = RemoteConfig()
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class SplitStats:
     sides: Sides
 
     def in_words(self) -> dict[str, str]:
-        """The numbers by title. Many, medium and few are groups of training classes: other splits have none."""
+        """The numbers by title. Only the training split has many, medium and few classes."""
         present = self.counts[self.counts > 0]
         groups = shot_groups(self.counts) if self.name == "train" else {}
         return {
@@ -67,8 +69,8 @@ class SplitStats:
         )
 
 
-def shard_stats(place: str | Path, remote: RemoteConfig = _DEFAULTS) -> list[SplitStats]:
-    """The numbers of every split at `place` (a folder or URL of a split, or of train, val and test).
+def shard_stats(place: str | Path, remote: RemoteConfig = DEFAULT_REMOTE) -> list[SplitStats]:
+    """The statistics of every split at `place` (a folder or URL of a split, or of train, val and test).
 
     Sides are read from the headers of the first shard's images, up to 1,000: shards are mixed when they are built.
     Raises UserError where an index or that shard cannot be read.

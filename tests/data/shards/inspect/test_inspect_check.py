@@ -48,7 +48,7 @@ def test_a_good_shard_has_no_problem_and_all_its_samples(tmp_path: Path):
         ([("b.cls", b"0"), ("b.png", b"GIF89a")], "b: not a JPEG, PNG or PPM image"),
         ([("b.cls", b"3"), ("b.png", PNG)], "b: label 3 is outside 0 to 2"),
         ([("b.cls", b"-1"), ("b.png", PNG)], "b: label -1 is outside 0 to 2"),
-        ([("b.cls", b"two"), ("b.png", PNG)], "b: label b'two' is no whole number"),
+        ([("b.cls", b"two"), ("b.png", PNG)], "b: label b'two' is not a whole number"),
         ([("b.cls", b"0")], "b: no image beside .cls"),
         ([("b.png", PNG)], "b: no label (.cls) beside the image"),
         ([("b.cls", b"0"), ("b.png", PNG), ("b.jpg", JPEG)], "b: a member occurs twice"),
@@ -61,12 +61,12 @@ def test_a_good_shard_has_no_problem_and_all_its_samples(tmp_path: Path):
             [("b.cls", b"0"), ("b.json", b'{"roi": [0, 0, 10, 8]}'), ("b.png", PNG)],
             "b: region 0,0,10,8 does not lie in the image of 9 x 8 pixels",
         ),
-        ([("b.cls", b"0"), ("b.json", b'{"mask": 1}'), ("b.png", PNG)], "b: .json may hold group and roi alone"),
+        ([("b.cls", b"0"), ("b.json", b'{"mask": 1}'), ("b.png", PNG)], "b: .json may hold only group and roi"),
         (
             [("b.cls", b"0"), ("b.json", b'{"roi": [1]}'), ("b.png", PNG)],
             "b: region [1] is not four whole numbers",
         ),
-        ([("b.cls", b"0"), ("b.json", b'{"group": "x"}'), ("b.png", PNG)], "b: group 'x' is no whole number"),
+        ([("b.cls", b"0"), ("b.json", b'{"group": "x"}'), ("b.png", PNG)], "b: group 'x' is not a whole number"),
     ],
 )
 def test_a_bad_sample_is_named_and_the_good_one_kept(tmp_path: Path, members: list[tuple[str, bytes]], problem: str):
