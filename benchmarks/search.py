@@ -38,7 +38,6 @@ from machine import machine
 from moe_dist.data.batch import TrainingSet
 from moe_dist.data.opened.opened import open_data
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
-from moe_dist.methods.dfcp.network import widths
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.search import SearchData
 from moe_dist.models.lenet import LeNet
@@ -208,7 +207,7 @@ def spread(arguments: argparse.Namespace) -> list[tuple[str, int]]:
 
 def multiply_adds(trial: Trial) -> int:
     """Of one image's forward pass through a trial's network."""
-    return LeNet.multiply_adds(widths(configured(ExpertConfig(), trial.values)))
+    return LeNet.multiply_adds(configured(ExpertConfig(), trial.values).widths)
 
 
 def run_one(packed: str, epochs: int) -> None:

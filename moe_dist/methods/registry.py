@@ -1,4 +1,4 @@
-"""The methods by name. Adding a method is adding its module and one line here."""
+"""The methods by name. To add a method, add its module and one line here."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ METHODS = {
 
 
 def method_class(name: str) -> "type[Method]":
-    """The class of the method called `name`; its module is imported only now."""
+    """The class of the method `name`, whose module is imported now. Raises UserError where there is none."""
     if name not in METHODS:
         raise UserError(f"method.name: no method is called {name!r}; choose one of {', '.join(sorted(METHODS))}")
     return import_module(METHODS[name]).METHOD

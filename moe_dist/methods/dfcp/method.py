@@ -21,7 +21,7 @@ from moe_dist.models.makers import Makers
 
 
 class Dfcp(Method):
-    """Cluster, label from few trusted images, train an expert per class, then all with the managing network."""
+    """Clusters, labels from few trusted images, an expert trained per class, then all with the managing network."""
 
     Config = DfcpConfig
     config: DfcpConfig
@@ -36,7 +36,7 @@ class Dfcp(Method):
         return (*steps.labelling_steps(self.config), train_experts_alone(self.config, self.info))
 
     def visible_labels(self, results: Mapping[str, StepResult], true_labels: np.ndarray) -> np.ndarray:
-        """The labels of trusted samples; every other is hidden, and all are until the split is made."""
+        """The labels [N] of trusted samples, -1 for all others; all are -1 until the split is made."""
         visible = np.full_like(true_labels, -1)
         if "split" in results:
             trusted = results["split"].arrays["trusted"]
@@ -44,19 +44,18 @@ class Dfcp(Method):
         return visible
 
     def labels_used(self) -> str:
-        """In words, for the report."""
+        """See Method."""
         return f"{self.config.trusted_fraction:.0%} trusted"
 
     def training_set(self, results: Mapping[str, StepResult], labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
-        """Trusted samples with their labels and clustered ones with their cluster's class; outliers are left out.
+        """Trusted samples with their labels, and clustered ones with their cluster's class; outliers are left out.
 
-        One cluster, one class, one expert: the label is also the number of the sample's expert.
+        A label is also the number of the sample's expert, since each class has one cluster and one expert.
         """
-        members, classes = steps.members(results, labels)
-        return TrainingSet(members, classes)
+        return TrainingSet(*steps.members(results, labels))
 
     def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
-        """The mixture, its experts as they left their training alone."""
+        """The mixture, its experts with the weights of their training alone."""
         return build_mixture(
             self.experts,
             1,
@@ -80,13 +79,13 @@ class Dfcp(Method):
         joint = self.config.joint
         return (
             Stage(
-                "joint",
-                joint.epochs,
-                joint.batch_size,
-                optimisers(self.experts, self.config.gate),
-                joint.schedule,
-                joint.augment,
-                joint.clip_norm,
+                name="joint",
+                epochs=joint.epochs,
+                batch_size=joint.batch_size,
+                optimisers=optimisers(self.experts, self.config.gate),
+                schedule=joint.schedule,
+                augment=joint.augment,
+                clip_norm=joint.clip_norm,
             ),
         )
 
@@ -102,9 +101,9 @@ class Dfcp(Method):
         }
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
-        """Eq 3 over all experts, or over the `top_k` of largest gate weight, which alone are then computed.
+        """Eq 3 over all experts, or over the `top_k` of largest gate weight.
 
-        Only a mixture with all its experts in this process can leave some out.
+        For one image, only those `top_k` are computed; all experts must be in this process.
         """
         assert isinstance(network, Mixture)
         if top_k is not None and len(images) == 1:
@@ -120,15 +119,15 @@ class Dfcp(Method):
         return losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, top_k)
 
     def search_space(self) -> Mapping[str, Any]:
-        """The managing network's and the joint stage's; the experts have searches of their own."""
+        """The managing network's and the joint stage's; the experts are searched by `expert_search`."""
         return {**GATE_SPACE, "joint.batch_size": [16, 32, 64]}
 
     def expert_search(self) -> ExpertSearch:
-        """Table 1's."""
+        """A search over Table 1's hyper-parameters."""
         return DfcpExpertSearch(self.experts, self.config.alone)
 
     def top_ks(self) -> Sequence[int]:
-        """As the job says."""
+        """The job's."""
         return self.config.top_k
 
 

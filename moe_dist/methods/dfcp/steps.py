@@ -1,6 +1,7 @@
-"""The steps of DFCP-MoE up to labelled clusters. Each reads the results before it and leaves its own.
+"""The steps of DFCP-MoE up to labelled clusters. Each reads the earlier steps' results and returns its own.
 
-Letters in shapes: N training images, U clustered (unlabelled) ones, M trusted ones, K clusters, C classes, D features.
+Letters in shapes: N samples of the training set, L trusted ones, U unlabelled ones, which are clustered, Q clusters,
+C classes, D features.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from moe_dist.models.siamese import embed, train_siamese
 from moe_dist.settings.schema import settings_of
 
 SIAMESE = "siamese"
-"""The name under which the Siamese network serves as the source of features."""
+"""The backbone of `features` that stands for the Siamese network."""
 
 
 def labelling_steps(config: DfcpConfig) -> Sequence[Step]:
-    """From a split to pseudo-labelled, merged clusters; the Siamese network may give the features."""
+    """The steps from the split to pseudo-labelled, merged clusters."""
     pseudo, features, clusters = config.pseudo_labels, config.features, config.clusters
     return (
         Step(
@@ -61,7 +62,7 @@ def labelling_steps(config: DfcpConfig) -> Sequence[Step]:
 
 
 def members(results: Mapping[str, StepResult], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(samples, classes) of all that training sees: trusted images and those of a labelled cluster, by number."""
+    """What training sees: the numbers and classes of trusted samples and of those in a labelled cluster; labels [N]."""
     parts = results["split"].arrays
     classes = labels.copy()
     classes[parts["clustered"]] = results["pseudo_labels"].arrays["merged"]
@@ -71,7 +72,7 @@ def members(results: Mapping[str, StepResult], labels: np.ndarray) -> tuple[np.n
 
 
 def _split(trusted_fraction: float, workspace: Workspace) -> StepResult:
-    """Trusted [M] and clustered [U] sample numbers; stratified by class, whole tracks."""
+    """Trusted [L] and clustered [U] sample numbers; stratified by class, tracks kept whole."""
     assert workspace.true_labels is not None
     samples = workspace.samples
     labels, groups = workspace.true_labels[samples], workspace.groups[samples]
@@ -91,7 +92,7 @@ def _split(trusted_fraction: float, workspace: Workspace) -> StepResult:
 
 @dataclass(frozen=True)
 class _SiameseTask:
-    """One training of the Siamese network: rows of `samples` it trains on, and samples it embeds afterwards."""
+    """One training of the Siamese network: rows of `_Trusted.samples` to train on, and samples to embed afterwards."""
 
     training: np.ndarray
     embedded: np.ndarray
@@ -99,6 +100,8 @@ class _SiameseTask:
 
 @dataclass(frozen=True)
 class _Trusted:
+    """What both trainings of the Siamese network share: trusted samples [L] and their labels [L]."""
+
     views: Views
     config: PseudoLabelsConfig
     samples: np.ndarray
@@ -107,11 +110,11 @@ class _Trusted:
 
 
 def _siamese(config: PseudoLabelsConfig, workspace: Workspace) -> StepResult:
-    """Embeddings of trusted [M, D] and clustered [U, D] images, and those [M, D] that tau* is chosen on.
+    """Embeddings of trusted [L, D] and clustered [U, D] images, and the trusted ones [L, D] on which tau* is chosen.
 
-    Two networks at the same time. One does without the held-out trusted images ([M] bool), so that tau* is chosen on
-    images it has not seen; the other, which gives the labels, learns from all of them (reading: a class may have no
-    more than two or three trusted tracks, too few to do without one for good).
+    Two networks are trained at the same time. One is trained without the held-out trusted images ([L] bool), so that
+    tau* is chosen on images it has not seen; the other, which gives the labels, is trained on all of them (reading: a
+    class may have only two or three trusted tracks, too few to leave one out for good).
     """
     parts = workspace.results["split"].arrays
     trusted, clustered = parts["trusted"], parts["clustered"]
@@ -135,7 +138,7 @@ def _siamese(config: PseudoLabelsConfig, workspace: Workspace) -> StepResult:
 
 
 def _train_and_embed(trusted: _Trusted, task: _SiameseTask, context: TaskContext) -> np.ndarray:
-    """Train on some of the trusted images; embeddings [n, D] of `task.embedded`."""
+    """Train on `task.training` and return the embeddings of `task.embedded`, [n, D]."""
     samples, config = trusted.samples[task.training], trusted.config
     network = train_siamese(
         trusted.views.images.uint8(samples),
@@ -150,7 +153,7 @@ def _train_and_embed(trusted: _Trusted, task: _SiameseTask, context: TaskContext
 
 
 def _features(config: FeaturesConfig, workspace: Workspace) -> StepResult:
-    """The vectors [U, D] that are clustered, of length 1 (reading: a radius means something on a fixed scale)."""
+    """The vectors [U, D] that are clustered, of length 1 (reading: a radius needs a fixed scale)."""
     if config.backbone == SIAMESE:
         features = workspace.results["siamese"].arrays["clustered"]
     else:
@@ -175,7 +178,7 @@ def _extract(task: tuple[Views, FeaturesConfig, np.ndarray], item: None, context
 
 
 def _first_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
-    """K-means: labels [U] and centroids [K, D]; objective J and the Davies-Bouldin index (Eq 9)."""
+    """K-means: labels [U] and centroids [Q, D]; objective J and the Davies-Bouldin index (Eq 9)."""
     features = workspace.results["features"].arrays["features"]
     clustering = kmeans(features, config.count or workspace.info.classes, workspace.seed, config.restarts)
     values = {
@@ -187,7 +190,7 @@ def _first_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
 
 
 def _second_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
-    """Labels [U] after the chosen radius; the scan, with purities for the report alone."""
+    """Labels [U] after stage 2 at the chosen radius; and the scan, with purities, which only the report reads."""
     assert workspace.true_labels is not None
     features = workspace.results["features"].arrays["features"]
     first = workspace.results["first_stage"]
@@ -237,7 +240,7 @@ def _pseudo_labels(workspace: Workspace) -> StepResult:
 
 
 def _scores(pseudo: np.ndarray, merged: np.ndarray, true: np.ndarray, classes: int) -> StepResult:
-    """How right the labels are, from the true ones [U]; nothing after this reads them."""
+    """The accuracy of the labels [U] by the true ones [U], which only the report reads."""
     kept = pseudo >= 0
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (true[kept], pseudo[kept]), 1)
