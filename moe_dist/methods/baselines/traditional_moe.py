@@ -14,14 +14,7 @@ from moe_dist.data.batch import Batch
 from moe_dist.methods.base import Method, Prediction, Progress, Stage, StepResult
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.dfcp import losses
-from moe_dist.methods.dfcp.config import (
-    GATE_SPACE,
-    ExpertConfig,
-    Experts,
-    GateConfig,
-    expert_list,
-    require_expert_per_class,
-)
+from moe_dist.methods.dfcp.config import GATE_SPACE, ExpertConfig, Experts, GateConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
 from moe_dist.models.makers import Makers
 from moe_dist.settings.augment import AugmentConfig
@@ -45,7 +38,7 @@ class TraditionalMoeConfig(MethodConfig):
 
     def check(self, classes: int) -> None:
         """Require as many experts as DFCP-MoE has: one for each class."""
-        require_expert_per_class(self.experts, classes)
+        expert_list(self.experts, classes)
 
 
 class TraditionalMoe(Method):

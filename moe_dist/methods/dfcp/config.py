@@ -155,17 +155,15 @@ class DfcpConfig(MethodConfig):
 
     def check(self, classes: int) -> None:
         """Require one expert for each class."""
-        require_expert_per_class(self.experts, classes)
-
-
-def require_expert_per_class(experts: ExpertConfig | tuple[ExpertConfig, ...], classes: int) -> None:
-    """Raise UserError where a list of experts has not one for each of `classes`."""
-    if isinstance(experts, tuple) and len(experts) != classes:
-        raise UserError(
-            f"method.experts: {len(experts)} experts, but the dataset has {classes} classes; give each class one"
-        )
+        expert_list(self.experts, classes)
 
 
 def expert_list(experts: ExpertConfig | tuple[ExpertConfig, ...], classes: int) -> tuple[ExpertConfig, ...]:
-    """The configuration of each class's expert."""
-    return experts if isinstance(experts, tuple) else (experts,) * classes
+    """The configuration of each class's expert. Raises UserError where a list has not one for each of `classes`."""
+    if not isinstance(experts, tuple):
+        return (experts,) * classes
+    if len(experts) != classes:
+        raise UserError(
+            f"method.experts: {len(experts)} experts, but the dataset has {classes} classes; give each class one"
+        )
+    return experts

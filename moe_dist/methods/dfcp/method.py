@@ -91,8 +91,10 @@ class Dfcp(Method):
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """L_com + lambda_e L_e + lambda_g L_gate (Eq 14, 16 and the conditioning of the managing network)."""
-        gate_logits, expert_logits = _logits(network, batch.images)
-        log_probs = self._log_probs(gate_logits, expert_logits, None)
+        gate_logits, expert_logits = network(batch.images)
+        expert_logits = expert_logits.squeeze(2)
+        own_class = torch.arange(self.info.classes, device=gate_logits.device)
+        log_probs = losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes)
         joint = self.config.joint
         return {
             "combined": batch.mean(losses.combined_loss(log_probs, batch.labels)),
@@ -110,13 +112,11 @@ class Dfcp(Method):
             ids, gate_logits, expert_logits = network.picked(images, top_k)
             log_probs = losses.mixture_log_probs(gate_logits, expert_logits.squeeze(2), ids, self.info.classes)
             return Prediction(log_probs, losses.gate_log_weights(gate_logits).exp())
-        gate_logits, expert_logits = _logits(network, images)
-        log_probs = self._log_probs(gate_logits, expert_logits, top_k)
-        return Prediction(log_probs, losses.gate_log_weights(gate_logits, top_k).exp(), expert_logits)
-
-    def _log_probs(self, gate_logits: Tensor, expert_logits: Tensor, top_k: int | None) -> Tensor:
+        gate_logits, expert_logits = network(images)
+        expert_logits = expert_logits.squeeze(2)
         own_class = torch.arange(self.info.classes, device=gate_logits.device)
-        return losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, top_k)
+        log_probs = losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, top_k)
+        return Prediction(log_probs, losses.gate_log_weights(gate_logits, top_k).exp(), expert_logits)
 
     def search_space(self) -> Mapping[str, Any]:
         """The managing network's and the joint stage's; the experts are searched by `expert_search`."""
@@ -129,9 +129,3 @@ class Dfcp(Method):
     def top_ks(self) -> Sequence[int]:
         """The job's."""
         return self.config.top_k
-
-
-def _logits(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Gating logits [B, E] and expert logits [B, E]."""
-    gate_logits, expert_logits = network(images)
-    return gate_logits, expert_logits.squeeze(2)

@@ -152,16 +152,12 @@ class _TrialsOneByOne:
 
     def scores(self) -> dict[int, Score]:
         """See RunningTrials."""
-        scores = {}
-        for number, network in self.networks.items():
-            expert = self._trials[number].expert
-            (scores[number],) = _f1_scores(
-                [expert],
-                lambda images, network=network: network(images.to(self._device)).squeeze(1)[None],
-                self._data,
-                IMAGES_AT_ONCE,
-            )
-        return scores
+        experts = [self._trials[number].expert for number in self.networks]
+
+        def logits_of(images: Tensor) -> Tensor:
+            return torch.stack([network(images.to(self._device)).squeeze(1) for network in self.networks.values()])
+
+        return dict(zip(self.networks, _f1_scores(experts, logits_of, self._data, IMAGES_AT_ONCE)))
 
     def drop(self, numbers: Collection[int]) -> None:
         """See RunningTrials."""
