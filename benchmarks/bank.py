@@ -35,7 +35,6 @@ from moe_dist.bank.bank import Bank
 from moe_dist.bank.batches import EpochData, ImagesOf
 from moe_dist.bank.stack import Member
 from moe_dist.methods.dfcp.config import ExpertConfig
-from moe_dist.methods.dfcp.network import expert_optimiser, widths
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.models.experts import seeded_member
 from moe_dist.models.lenet import LeNet
@@ -109,10 +108,10 @@ def made(experts: list[ExpertConfig]) -> list[Member]:
     """The experts as members of a bank, with their first weights."""
     return [
         Member(
-            widths(config),
-            expert_optimiser(config),
+            config.widths,
+            config.optimiser_config,
             config.batch_size,
-            seeded_member(lambda config=config: LeNet(widths(config), 1, SIDE), number, seed=0).state_dict(),
+            seeded_member(lambda config=config: LeNet(config.widths, 1, SIDE), number, seed=0).state_dict(),
         )
         for number, config in enumerate(experts)
     ]

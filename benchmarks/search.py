@@ -39,7 +39,6 @@ from moe_dist.data.batch import TrainingSet
 from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.data.opened.opened import open_data
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
-from moe_dist.methods.dfcp.network import widths
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.search import SearchData
 from moe_dist.models.lenet import LeNet
@@ -47,14 +46,15 @@ from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.resources import ResourceConfig
 from moe_dist.settings.tune import TuneConfig
+from moe_dist.tune.backend import Backend, OpenBackend
 from moe_dist.tune.budget import Budget
+from moe_dist.tune.expert_trials import ExpertBackend
 from moe_dist.tune.journal import Journal
 from moe_dist.tune.ray_search import run_on_ray
-from moe_dist.tune.runner import Backend, ExpertBackend, OpenBackend
-from moe_dist.tune.search import Search, Searched
+from moe_dist.tune.search import Search, SearchedStudy
 from moe_dist.tune.space import configured, distributions, read_space
 from moe_dist.tune.study import SamplerSettings, Study
-from moe_dist.tune.trials import Batch, Outcome, Point, Round, Trial, pack_round, unpack_round
+from moe_dist.tune.trials import Outcome, Point, Round, Trial, TrialBatch
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
 CACHE = Path(tempfile.gettempdir()) / "moe-dist-benchmark-cache"
@@ -122,10 +122,10 @@ def on_tune(arguments: argparse.Namespace, backend: str, batch: int) -> dict[str
     """The whole search as a run of Ray Tune."""
     settings = {"backend": backend, "epochs": arguments.epochs, "validate_every": arguments.epochs}
     run = tune_run(arguments.experts, arguments.trials, batch, open_expert_backend, settings)
-    outcomes = [outcome for each in run.search.searched.values() for outcome in each.study.outcomes]
+    outcomes = [outcome for each in run.search.studies.values() for outcome in each.study.outcomes]
     assert all(outcome.state == "finished" for outcome in outcomes), {outcome.reason for outcome in outcomes}
     work = sum(outcome.seconds for outcome in outcomes) / arguments.workers
-    start = min(batch.at - batch.seconds for batch in run.told)
+    start = min(batch.at - batch.seconds for batch in run.batches)
     return {
         "trials": len(outcomes),
         "batch": batch,
@@ -139,8 +139,8 @@ def on_tune(arguments: argparse.Namespace, backend: str, batch: int) -> dict[str
 
 
 @dataclass(frozen=True)
-class ToldBatch:
-    """A batch that came back: seconds since the search began, its trials, and the seconds of their training."""
+class FinishedBatch:
+    """A batch with its outcomes: seconds since the search began, its trials, and the seconds of their training."""
 
     at: float
     trials: int
@@ -149,11 +149,11 @@ class ToldBatch:
 
 @dataclass(frozen=True)
 class TuneRun:
-    """A search that has run on Tune, its seconds, and its batches as they came back."""
+    """A search that has run on Tune, its seconds, and its batches in the order they ended."""
 
     search: Search
     seconds: float
-    told: list[ToldBatch]
+    batches: list[FinishedBatch]
 
 
 def tune_run(experts: int, trials: int, batch: int, open_backend: OpenBackend, packed: Any) -> TuneRun:
@@ -162,17 +162,17 @@ def tune_run(experts: int, trials: int, batch: int, open_backend: OpenBackend, p
         path = Path(folder) / "journal.jsonl"
         budget = Budget(trials, None, "fair", batch)
         with closing(Journal(path, {})) as journal:
-            search = Search([Searched(study) for study in studies(experts)], budget, journal)
+            search = Search([SearchedStudy(study) for study in studies(experts)], budget, journal)
             started = time.perf_counter()
             run_on_ray(search, open_backend, packed, ResourceConfig(), Path(folder))
             seconds = time.perf_counter() - started
         records = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     told = [record for record in records if "told" in record]
-    return TuneRun(search, seconds, [_told_batch(record["at"], record["told"]) for record in told])
+    return TuneRun(search, seconds, [_finished_batch(record["at"], record["told"]) for record in told])
 
 
-def _told_batch(at: float, told: list[dict[str, Any]]) -> ToldBatch:
-    return ToldBatch(at, len(told), sum(outcome["seconds"] for outcome in told))
+def _finished_batch(at: float, outcomes: list[dict[str, Any]]) -> FinishedBatch:
+    return FinishedBatch(at, len(outcomes), sum(outcome["seconds"] for outcome in outcomes))
 
 
 def by_process(arguments: argparse.Namespace) -> dict[str, float]:
@@ -182,8 +182,8 @@ def by_process(arguments: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, __file__, "--epochs", str(arguments.epochs), "--one"]
 
     def run(trial: tuple[str, Trial]) -> None:
-        work = Round(0, (Batch(trial[0], (trial[1],), 0, {}),))
-        subprocess.run([*command, pack_round(work)], check=True, stdout=subprocess.DEVNULL)
+        work = Round(0, (TrialBatch(trial[0], (trial[1],), 0, {}),))
+        subprocess.run([*command, work.to_json()], check=True, stdout=subprocess.DEVNULL)
 
     started = time.perf_counter()
     with ThreadPoolExecutor(arguments.workers) as pool:
@@ -209,14 +209,14 @@ def spread(arguments: argparse.Namespace) -> list[tuple[str, int]]:
 
 def multiply_adds(trial: Trial) -> int:
     """Of one image's forward pass through a trial's network."""
-    return LeNet.multiply_adds(widths(configured(ExpertConfig(), trial.values)))
+    return LeNet.multiply_adds(configured(ExpertConfig(), trial.values).widths)
 
 
 def run_one(packed: str, epochs: int) -> None:
     """One trial in this process."""
     torch.set_num_threads(1)
     settings = {"backend": "process", "epochs": epochs, "validate_every": epochs}
-    outcomes = open_expert_backend(settings, torch.device("cpu")).run(unpack_round(packed))
+    outcomes = open_expert_backend(settings, torch.device("cpu")).run(Round.from_json(packed))
     assert outcomes[0][0].state == "finished", outcomes[0][0].reason
     print(outcomes[0][0].last)
 
@@ -241,12 +241,12 @@ def open_trivial_backend(packed: Any, device: torch.device) -> Backend:
 def scaling(trials: int) -> dict[str, float]:
     """Seconds per trial of the first and the last tenth of the trials, over 43 studies."""
     run = tune_run(SCALING_STUDIES, -(-trials // SCALING_STUDIES), SCALING_BATCH, open_trivial_backend, None)
-    told = run.told[1:]  # the first one waited for the workers to start
-    tenth = len(told) // 10
-    first = (told[tenth].at - told[0].at) / sum(batch.trials for batch in told[1 : tenth + 1])
-    last = (told[-1].at - told[-1 - tenth].at) / sum(batch.trials for batch in told[-tenth:])
+    batches = run.batches[1:]  # the first one waited for the workers to start
+    tenth = len(batches) // 10
+    first = (batches[tenth].at - batches[0].at) / sum(batch.trials for batch in batches[1 : tenth + 1])
+    last = (batches[-1].at - batches[-1 - tenth].at) / sum(batch.trials for batch in batches[-tenth:])
     return {
-        "trials": run.search.told,
+        "trials": run.search.finished,
         "seconds": run.seconds,
         "first_tenth": first,
         "last_tenth": last,

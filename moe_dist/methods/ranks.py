@@ -1,6 +1,7 @@
-"""What ranks tell each other for a loss that is no sum over samples: its value is that of the whole global batch.
+"""Exchanges between ranks for a loss that is not a sum over samples, so that it is computed of the whole global batch.
 
-A rank's share is every W-th row of the global batch (data/order.py). In one process both functions change nothing.
+Letters in shapes: B samples of a rank's share, R ranks. A rank's share is every R-th row of the global batch
+(data/order.py). In one process both functions change nothing.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from torch import Tensor
 
 
 def ranks() -> int:
-    """How many ranks train together."""
+    """The number of ranks that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def global_mean(local: Tensor) -> Tensor:
-    """The ranks' average of `local`, with the gradient of this rank's own.
+    """The ranks' average of `local`, with the gradient of this rank's `local`.
 
-    A function of it has, on every rank, the value it has for the whole batch; and the ranks' average of its gradients
-    is its gradient for the whole batch. Collective.
+    On every rank, a function of it has its value for the whole batch, and the ranks' average of its gradients is its
+    gradient for the whole batch. Collective.
     """
     if ranks() == 1:
         return local
@@ -29,7 +30,7 @@ def global_mean(local: Tensor) -> Tensor:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows [W * B, ...] of all ranks' `rows` [B, ...], as the global batch has them; no gradient. Collective."""
+    """All ranks' `rows` [B, ...] in the order of the global batch, [R * B, ...]; without gradient. Collective."""
     if ranks() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(ranks())]

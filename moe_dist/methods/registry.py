@@ -50,7 +50,7 @@ def method_names() -> list[str]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of the method called `name`; its module is imported only now.
+    """The class of the method `name`, whose module is imported now.
 
     Raises UserError where there is none, or an installed package's cannot be imported.
     """
@@ -61,7 +61,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def method_report(name: str) -> MethodReport | None:
-    """The own part of the report of the method called `name`; None where it has none, or is not installed here."""
+    """The own part of the report of the method `name`; None where it has none, or is not installed here."""
     return _found(name, REPORTS, REPORTS_GROUP)
 
 
@@ -72,7 +72,7 @@ def method_reports() -> dict[str, MethodReport]:
 
 
 def _found(name: str, ours: dict[str, str], group: str) -> Any:
-    """The object called `name` that we have, or an installed package brings in `group`; None where there is none."""
+    """The object `name` of ours, or of an installed package's entry points in `group`; None where there is none."""
     if name in ours:
         module, _, attribute = ours[name].partition(":")
         return getattr(import_module(module), attribute)

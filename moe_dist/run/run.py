@@ -60,9 +60,9 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
             show.notice(f"{label}: {sentence}")
         refuse_early(job, open_method(job, label, data), len(data.val_samples))
         if job.kind == "tune":
-            from moe_dist.tune.refusals import refuse_search  # Optuna, which no other kind of job waits for
+            from moe_dist.tune.requirements import require_searchable  # Optuna, which no other kind of job waits for
 
-            refuse_search(job, open_method(job, label, data), data, run / label)
+            require_searchable(job, open_method(job, label, data), data, run / label)
     with only_driver(run, show):
         if not begun_before and (run / "job.yaml").exists():
             raise UserError(

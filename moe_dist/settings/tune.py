@@ -1,4 +1,4 @@
-"""The section `tune` of a job: what is searched, over which values, and with what budget."""
+"""The section `tune` of a job: what is searched, over which values, and with which budget."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from moe_dist.settings.schema import Count, Positive, Strict
 
 Value = bool | int | float | str
 METHOD = "method"
-"""The study of a method as a whole; an expert's study is called by the expert's number."""
+"""The name of the study of a method as a whole; an expert's study is named by the expert's number."""
 
 
 class Range(Strict):
-    """All numbers from low to high, both included; log: as many between 1 and 10 as between 10 and 100."""
+    """All numbers from low to high, both included; log: drawn uniformly by their logarithm."""
 
     low: int | float
     high: int | float
@@ -33,7 +33,7 @@ class Range(Strict):
 
 
 def _range_or_choices(value: Any) -> Any:
-    """Either kind by its form, so that a refusal speaks of that kind alone."""
+    """Choose the kind of values by their form, so that an error is about that kind alone."""
     if isinstance(value, dict):
         return Range.model_validate(value)
     if isinstance(value, list | tuple) and len(value) > 0:
@@ -48,48 +48,49 @@ def _range_or_choices(value: Any) -> Any:
 
 Values = Annotated[Range | tuple[Value, ...], BeforeValidator(_range_or_choices)]
 Space = dict[str, Values]
-"""Parameter -> the values it may take. A method's parameter is named by its path, as gate.optimiser.learning_rate."""
+"""Parameter -> its possible values. A method's parameter is named by its path, as gate.optimiser.learning_rate."""
 
 
 class TuneConfig(Strict):
     """A search: one study per expert, one of the method as a whole, or both."""
 
     of: tuple[Literal["experts", "method"], ...] = ("experts",)
-    """experts: every expert alone, scored by F1 on the validation split; method: the method as the job describes it,
-    scored by top-1 on the validation split. Both: the experts first, and then the method with those that were found."""
+    """experts: every expert alone, scored by F1 on the validation split; method: the job's method, scored by top-1 on
+    the validation split. Both: the experts first, and then the method with the experts that were found."""
     experts: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    """Numbers of the experts that are searched; default: all."""
+    """The numbers of the experts that are searched; default: all."""
     space: Space | None = None
-    """Of the experts; default: the method's own."""
+    """The experts' search space; default: the method's own."""
     method_space: Space | None = None
-    """Of the method as a whole; default: the method's own."""
+    """The search space of the method as a whole; default: the method's own."""
     trials: Count | None = 16
-    """Of each study; with sharing = gain, on the average of the studies. null: until the time is up."""
+    """Trials of each study; with sharing = gain, on the average of the studies. null: until `seconds` are over."""
     seconds: Positive | None = None
-    """No trial is begun later than so many seconds after the search began; earlier runs of it count. With both kinds
-    `of`, each of the two searches has so many."""
+    """No trial begins later than so many seconds after the search began, its earlier runs included. Where `of` names
+    both kinds, each of the two searches has so many."""
     sharing: Literal["fair", "gain"] = "fair"
-    """Whose turn it is: the study with fewest trials, or the one whose next trials promise the largest gain."""
+    """Which study runs next: the one with the fewest trials, or the one whose next trials promise the largest gain."""
     batch: Count = 8
-    """Trials of a study that are asked for, and trained, together."""
+    """Trials of an expert's study that are suggested, and trained, together."""
     together: Count = 1
-    """Studies whose batches make one trial of Ray Tune: many keep a GPU busy."""
+    """Studies whose batches are one trial of Ray Tune; more of them use a GPU better."""
     sampler: Literal["tpe", "random"] = "tpe"
     random_trials: Annotated[int, Field(ge=0)] = 4
-    """tpe: so many trials of a study, starting points included, go before those that learn from them."""
+    """tpe: the first trials of a study, its starts included, that do not learn from earlier ones."""
     starts: Literal["trend", "none"] = "trend"
-    """trend: a study begins with the configuration in the job and the one its number of samples suggests (Table 1)."""
+    """trend: a study begins with the job's configuration and, for an expert, the one that Table 1 suggests for its
+    number of samples; none: with drawn ones."""
     epochs: Count = 12
-    """Of a trial of an expert; a trial of a method trains as the method's configuration says."""
+    """Epochs of an expert's trial; those of a method's trial are the method's own."""
     rungs: tuple[Count, ...] = ()
-    """Epochs after which only the best 1 / `rung_factor` of a study's trials go on."""
+    """Epochs after which only the best 1 / `rung_factor` of a study's trials so far go on."""
     rung_factor: Annotated[int, Field(ge=2)] = 3
     validate_every: Count = 1
-    """Epochs between two scores of an expert; the rungs and the last epoch are always scored."""
+    """Epochs between two scores of an expert's trial; rungs and the last epoch are always scored."""
     backend: Literal["bank", "process"] = "bank"
-    """bank: a batch's networks trained together; process: one after another."""
+    """bank: the networks of a batch are trained together; process: one after another."""
     compare_seeds: Annotated[int, Field(ge=0)] = 1
-    """Every expert's best and the job's own configuration are trained again from so many other seeds, and compared."""
+    """Other seeds from which every expert's best configuration and the job's are trained again, to compare them."""
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> TuneConfig:

@@ -1,7 +1,7 @@
-"""Searches for hyper-parameters: one study per expert, all in one Ray Tune run, or in this process; or one of a method.
+"""Searches for hyper-parameters: one study per expert or one of the method, in one run of Ray Tune or in this process.
 
-config.py and space.py are what a job says, refusals.py what it may not say; studies.py is what it searches, run.py how.
-study.py asks and is told, halving.py stops, budget.py decides whose turn it is, journal.py remembers; search.py puts
-them together, and ray_search.py runs it on Ray Tune. runner.py and whole_method.py train what was asked for,
-backends.py opens them in a worker; results.py says what came of it.
+settings/tune.py is what a job may set and requirements.py what is refused. studies.py says which studies a job has,
+run.py runs them. search.py runs several studies: study.py suggests trials, budget.py chooses the next study, halving.py
+stops trials early, journal.py keeps everything on disk, and ray_search.py runs a search on Ray Tune. expert_trials.py
+and method_trials.py train trials in a worker, which backend.py describes; results.py writes what was found.
 """

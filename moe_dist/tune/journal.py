@@ -1,7 +1,7 @@
-"""A search's memory: one JSON object a line, on disk before anything depends on it, so that kill -9 costs nothing told.
+"""A search's journal: one JSON object a line, on disk before anything depends on it, so that kill -9 loses no outcome.
 
-The first line says which search it is. A batch is one line when it is asked for and one when it is told: a line that a
-kill cut short is as if it had never been written.
+The first line says which search it is. Each batch has one line when it begins ("asked") and one with its outcomes
+("told"). A last line that a kill cut short is ignored.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ VERSION = 1
 
 
 class Journal:
-    """An open journal; `records` are those that an earlier run left."""
+    """An open journal; `records` are those of earlier runs."""
 
     def __init__(self, path: Path, search: Mapping[str, Any]) -> None:
         """Open or begin the journal at `path` of the search that the JSON values `search` describe.
 
-        Raises UserError where the file is of another search, naming what differs, or is no journal.
+        Raises UserError where the file is the journal of another search, naming the differences, or not a journal.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = _whole_lines(path)
@@ -35,7 +35,7 @@ class Journal:
             self.write({"journal": VERSION, "search": search})
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record; it is on disk when this returns."""
+        """Append a record, which is on disk when this returns."""
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -45,7 +45,7 @@ class Journal:
         self._file.close()
 
 
-def refuse_other_search(path: Path, search: Mapping[str, Any]) -> None:
+def require_same_search(path: Path, search: Mapping[str, Any]) -> None:
     """Raise UserError where `Journal(path, search)` would; nothing is written."""
     _records(path, _whole_lines(path), search)
 
@@ -57,34 +57,36 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 
 def _records(path: Path, lines: Sequence[bytes], search: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What stands under the header, which must be of this search."""
-    if not lines:
+    """The records below the header. Raises UserError where a line is damaged or the header is of another search."""
+
+    def damaged(number: int) -> UserError:
+        return UserError(
+            f"{path}: line {number} is not a record of a search; restore the file, or search in another folder"
+        )
+
+    parsed: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise damaged(number)
+        parsed.append(content)
+    if not parsed:
         return []
-    header, *records = [_read(path, number, line) for number, line in enumerate(lines, 1)]
+    header, *records = parsed
     _require_same(path, header, json.loads(json.dumps(search)))
     for number, record in enumerate(records, 2):
         if not ({"study", "asked"} <= set(record) or {"study", "told", "at"} <= set(record)):
-            raise _no_record(path, number)
+            raise damaged(number)
     return records
 
 
-def _read(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise _no_record(path, number)
-    return record
-
-
-def _no_record(path: Path, number: int) -> UserError:
-    return UserError(f"{path}: line {number} is no record of a search; restore the file, or search in another folder")
-
-
 def _require_same(path: Path, header: Mapping[str, Any], search: Mapping[str, Any]) -> None:
+    """Raise UserError where the header is not that of the journal of `search`."""
     if header.get("journal") != VERSION or not isinstance(header.get("search"), dict):
-        raise UserError(f"{path}: is no journal of a search that this version reads; search in another folder")
+        raise UserError(f"{path}: is not a journal of a search that this version reads; search in another folder")
     before = header["search"]
     different = [name for name in {**before, **search} if before.get(name) != search.get(name)]
     if different:

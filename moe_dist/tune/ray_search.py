@@ -1,6 +1,6 @@
-"""A search as one run of Ray Tune: its searcher hosts every study, and each of its trials is a round.
+"""A search as one run of Ray Tune: its searcher hosts all studies, and each of its trials is a round.
 
-Ray's own files are no part of what is kept: the search's journal is, and a resumed search is a new run of Tune.
+Ray's own files are not kept. The search's journal is, and a resumed search is a new run of Tune.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ from moe_dist.disk import disk_explained
 from moe_dist.errors import DiskError, UserError
 from moe_dist.launch.launcher import device_of, use_threads
 from moe_dist.settings.resources import ResourceConfig
-from moe_dist.tune.runner import Backend, OpenBackend, failure
+from moe_dist.tune.backend import Backend, OpenBackend, failure
 from moe_dist.tune.search import Search
-from moe_dist.tune.trials import Round, all_failed, pack_outcome, pack_round, unpack_outcome, unpack_round
+from moe_dist.tune.trials import Outcome, Round, TrialBatch
 
 METRIC = "trials"
 WORKER_LOST = "the worker died (out of memory, or killed)"
-QUIET = {
+TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a CSV, JSON and TensorBoard file for every trial
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots grow with the number of trials, and ours is the journal
     "RAY_AIR_NEW_OUTPUT": "0",  # prints its settings even when it is asked for silence
@@ -40,8 +41,9 @@ QUIET = {
 class StudiesSearcher(Searcher):
     """Ray Tune's view of a Search: a trial's configuration is a round, its result the round's outcomes.
 
-    error: what ended the search from within, such as a full disk under a trial or the journal. Tune is told that it is
-    finished, as it would ask on and on after an exception; the round is not told, so that a resumed search runs it.
+    error: the one that ended the search from within, such as a full disk under a trial or the journal. Tune is then
+    told that the search is finished, because after an exception it would ask on and on; the round gets no outcome, so
+    that a resumed search runs it again.
     """
 
     def __init__(self, search: Search) -> None:
@@ -51,52 +53,53 @@ class StudiesSearcher(Searcher):
         self.error: Exception | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        """The next round; None: ask again when one has come back."""
+        """The next round; None: ask again when a running one has ended."""
         work = None
         if self.error is None:
             with self._ending():
                 work = self._search.next_round()
         if work is None:
-            return None if self._search.under_way and self.error is None else Searcher.FINISHED
+            return None if self._search.running and self.error is None else Searcher.FINISHED
         self._rounds[trial_id] = work
-        return {"round": pack_round(work)}
+        return {"round": work.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the search; a round without a result has failed as a whole."""
+        """Tell the search; a round without a result is a failure of all its trials."""
         work = self._rounds.pop(trial_id)
         with self._ending():
             if result and "disk_error" in result:
                 raise DiskError(result["disk_error"])
             if error or not result or "outcomes" not in result:
-                self._search.tell(work, all_failed(work.batches, WORKER_LOST))
+                self._search.tell(work, _all_failed(work.batches, WORKER_LOST))
             else:
-                self._search.tell(work, [[unpack_outcome(told) for told in batch] for batch in result["outcomes"]])
+                self._search.tell(work, [[Outcome.from_values(each) for each in batch] for batch in result["outcomes"]])
 
     @contextmanager
     def _ending(self) -> Iterator[None]:
+        """Keep the first error instead of raising it."""
         try:
             yield
         except Exception as error:
             self.error = self.error or error
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the search: Tune pickles its searcher for a restore that is never asked for."""
+        """Without the search: Tune pickles its searcher for a restore, which nothing uses."""
         return self.__dict__ | {"_search": None}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal has everything."""
+        """Do nothing: the journal has everything."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: see `save`."""
+        """Do nothing: see `save`."""
 
 
 class RoundTrainable(tune.Trainable):
-    """A worker that keeps its backend, and so its data, from round to round."""
+    """A worker, which keeps its backend and with it the data from round to round."""
 
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], open_backend: OpenBackend, packed: Any, resources: dict[str, Any], folder: Path
     ) -> None:
-        """Remember how the backend is opened; that is done in `step`, whose failures are told."""
+        """Keep what opens the backend. `step` opens it, because an error there becomes the trials' outcome."""
         self._resources = ResourceConfig.model_validate(resources)
         self._open = partial(open_backend, packed)
         self._backend: Backend | None = None
@@ -104,37 +107,39 @@ class RoundTrainable(tune.Trainable):
         self._round = config["round"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next round in the same process."""
+        """Take the next round; Tune then reuses this process."""
         self._round = new_config["round"]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the round; a failure of all of it is the outcome of each of its trials."""
-        work = unpack_round(self._round)
+        """Run the round; an error outside a trial is the outcome of each of its trials."""
+        work = Round.from_json(self._round)
         try:
             with disk_explained(self._folder, "what a trial leaves"):
-                outcomes = self._opened().run(work)
+                if self._backend is None:
+                    use_threads(self._resources.cpus_per_task)
+                    self._backend = self._open(device_of(self._resources.gpus_per_task))
+                outcomes = self._backend.run(work)
         except DiskError as error:
             return {METRIC: 0, "disk_error": str(error), "done": True}
         except Exception as error:
-            outcomes = all_failed(work.batches, failure(error))
-        packed = [[pack_outcome(outcome) for outcome in batch] for batch in outcomes]
+            outcomes = _all_failed(work.batches, failure(error))
+        packed = [[asdict(outcome) for outcome in batch] for batch in outcomes]
         return {METRIC: sum(map(len, outcomes)), "outcomes": packed, "done": True}
 
-    def _opened(self) -> Backend:
-        if self._backend is None:
-            use_threads(self._resources.cpus_per_task)
-            self._backend = self._open(device_of(self._resources.gpus_per_task))
-        return self._backend
+
+def _all_failed(batches: Sequence[TrialBatch], reason: str) -> list[list[Outcome]]:
+    """The outcomes of a round that failed as a whole."""
+    return [[Outcome("failed", reason=reason) for _ in batch.trials] for batch in batches]
 
 
 def run_on_ray(search: Search, open_backend: OpenBackend, packed: Any, resources: ResourceConfig, folder: Path) -> None:
     """Run the whole search as one run of Ray Tune on the Ray this process is connected to.
 
-    folder: where Tune may put what is dropped afterwards; every node must reach it.
-    Raises what ends the search from within, and UserError where Tune itself ends it.
+    folder: for Tune's temporary files; every node must reach it.
+    Raises the error that ended the search from within, and UserError where Tune itself ends it.
     """
-    for name, value in QUIET.items():
+    for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is in the journal
     per_trial = {"cpu": resources.cpus_per_task} | ({"gpu": resources.gpus_per_task} if resources.gpus_per_task else {})

@@ -1,4 +1,4 @@
-"""What came of a search: results.json for the report, and recipes that a job loads (best.yaml, best.set)."""
+"""The results of a search: results.json for the report, and recipes that a job loads (best.yaml, best.set)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from moe_dist.files import write_json, write_text
 from moe_dist.metrics.classification import mean_interval
 from moe_dist.settings.schema import Strict
-from moe_dist.tune.search import Searched
+from moe_dist.tune.search import SearchedStudy
 from moe_dist.tune.space import configured
 from moe_dist.tune.trials import Outcome, Trial
 
@@ -22,8 +22,8 @@ METHOD_RECIPE = "best.set"
 
 
 @dataclass(frozen=True)
-class StudyFacts:
-    """What is written of a study beside its trials: what it is a search of, and the configuration its trials change."""
+class StudyInfo:
+    """What is written of a study beside its trials: its title, its samples, and the configuration its trials change."""
 
     title: str
     samples: int
@@ -31,34 +31,30 @@ class StudyFacts:
 
 
 def write_results(
-    folder: Path, searched: Mapping[str, Searched], facts: Mapping[str, StudyFacts], about: Mapping[str, Any]
+    folder: Path, studies: Mapping[str, SearchedStudy], infos: Mapping[str, StudyInfo], about: Mapping[str, Any]
 ) -> None:
     """Write results.json: `about`, every study with its trials, and how the best configurations compare."""
-    studies = {name: _study(each, facts[name]) for name, each in searched.items()}
-    work_seconds = sum(trial["seconds"] for study in studies.values() for trial in study["trials"])
-    content = {**about, "trial_seconds": work_seconds, "studies": studies}
-    write_json(folder / RESULTS, content | {"comparison": comparison(list(searched.values()))})
+    content = {name: _study(each, infos[name]) for name, each in studies.items()}
+    seconds = sum(trial["seconds"] for study in content.values() for trial in study["trials"])
+    compared = comparison(list(studies.values()))
+    write_json(folder / RESULTS, {**about, "trial_seconds": seconds, "studies": content, "comparison": compared})
 
 
-def _study(each: Searched, facts: StudyFacts) -> dict[str, Any]:
-    study = each.study
-    best = study.best
+def _study(each: SearchedStudy, info: StudyInfo) -> dict[str, Any]:
+    study, best = each.study, each.study.best
+    configuration = None if best is None else configured(info.base, study.trials[best].values).model_dump(mode="json")
     return {
-        "title": facts.title,
-        "samples": facts.samples,
+        "title": info.title,
+        "samples": info.samples,
         "best": best,
-        "configuration": None if best is None else _configuration(facts.base, study.trials[best]),
+        "configuration": configuration,
         "importance": study.importance(),
         "trials": [_trial(*pair) for pair in zip(study.trials, study.outcomes)],
         "compared": [
-            {"seed": seed, "default": _judged(default), "best": _judged(tuned)}
+            {"seed": seed, "default": _final_score(default), "best": _final_score(tuned)}
             for seed, (default, tuned) in sorted(each.compared.items())
         ],
     }
-
-
-def _configuration(base: Strict, trial: Trial) -> dict[str, Any]:
-    return configured(base, trial.values).model_dump(mode="json")
 
 
 def _trial(trial: Trial, outcome: Outcome) -> dict[str, Any]:
@@ -73,17 +69,18 @@ def _trial(trial: Trial, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _judged(outcome: Outcome) -> float | None:
-    """The score of a training that was not stopped; None where it failed."""
+def _final_score(outcome: Outcome) -> float | None:
+    """The score after the last epoch; None where the training did not get there."""
     return outcome.last.score if outcome.state == "finished" else None
 
 
-def comparison(searched: Sequence[Searched]) -> dict[str, Any] | None:
+def comparison(studies: Sequence[SearchedStudy]) -> dict[str, Any] | None:
     """Mean score over studies of the default and the best configuration, and the gain with its 95 % interval.
 
-    A study counts by its means over the seeds; one of whose trainings failed is left out. None for fewer than two.
+    Each study enters with its means over the seeds. A study with a failed training is left out; None where fewer than
+    two are left.
     """
-    pairs = [pair for each in searched if (pair := _means(each)) is not None]
+    pairs = [pair for each in studies if (pair := _means(each)) is not None]
     if len(pairs) < 2:
         return None
     gain, interval = mean_interval([best - default for default, best in pairs])
@@ -97,23 +94,23 @@ def comparison(searched: Sequence[Searched]) -> dict[str, Any] | None:
     }
 
 
-def _means(each: Searched) -> tuple[float, float] | None:
-    """Mean scores over the seeds of (default, best)."""
-    scores = [(_judged(default), _judged(best)) for default, best in each.compared.values()]
+def _means(each: SearchedStudy) -> tuple[float, float] | None:
+    """Mean scores over the seeds of (default, best); None where there are none or a training failed."""
+    scores = [(_final_score(default), _final_score(best)) for default, best in each.compared.values()]
     known = [(default, best) for default, best in scores if default is not None and best is not None]
     if not known or len(known) < len(scores):
         return None
     return sum(default for default, _ in known) / len(known), sum(best for _, best in known) / len(known)
 
 
-def best_experts(searched: Mapping[str, Searched], defaults: Sequence[Strict]) -> list[tuple[Strict, str]]:
-    """Every expert's best configuration, and how it was found.
+def best_experts(studies: Mapping[str, SearchedStudy], defaults: Sequence[Strict]) -> list[tuple[Strict, str]]:
+    """Every expert's best configuration, and a note of its score.
 
-    An expert that was not searched, or of which no trial was trained to its end, keeps the job's own.
+    An expert that was not searched, or none of whose trials was trained to its end, keeps the job's configuration.
     """
     found: list[tuple[Strict, str]] = []
     for expert, default in enumerate(defaults):
-        each = searched.get(str(expert))
+        each = studies.get(str(expert))
         best = each.study.best if each else None
         if each is None or best is None:
             found.append((default, "not tuned"))
@@ -124,21 +121,21 @@ def best_experts(searched: Mapping[str, Searched], defaults: Sequence[Strict]) -
 
 
 def write_experts_recipe(
-    path: Path, searched: Mapping[str, Searched], defaults: Sequence[Strict], names: Sequence[str]
+    path: Path, studies: Mapping[str, SearchedStudy], defaults: Sequence[Strict], names: Sequence[str]
 ) -> None:
-    """A YAML list with every expert's best configuration, in Table 1's layout; `experts: best.yaml` loads it."""
+    """Write a YAML list of every expert's best configuration, in Table 1's layout; `experts: best.yaml` loads it."""
     lines = ["# Each expert's best configuration of a search; a job loads this file by `experts: best.yaml`."]
-    for (config, note), name in zip(best_experts(searched, defaults), names, strict=True):
+    for (config, note), name in zip(best_experts(studies, defaults), names, strict=True):
         content = config.model_dump(mode="json")
         shown = yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10_000).strip()
         lines.append(f"- {shown}  # {' '.join(name.split())}: {note}")
     write_text(path, "\n".join(lines) + "\n")
 
 
-def write_method_recipe(path: Path, each: Searched, experts: Path | None) -> None:
-    """A file of overrides with the best values; `--set @best.set` loads it. Nothing where no trial was finished.
+def write_method_recipe(path: Path, each: SearchedStudy, experts: Path | None) -> None:
+    """Write overrides with the best values, which `--set @best.set` loads; nothing where no trial was finished.
 
-    experts: the recipe of the experts that they were found with; None: the job's own.
+    experts: the recipe of the experts with which the values were found; None: the job's own.
     """
     best = each.study.best
     if best is None:

@@ -15,107 +15,107 @@ from moe_dist.launch.phases import ModelPhases
 from moe_dist.record.fingerprints import fingerprint
 from moe_dist.settings.tune import METHOD, TuneConfig
 from moe_dist.train.task import TrainingTask, open_method
-from moe_dist.tune.backends import open_expert_backend, open_method_backend, visible_training_set
+from moe_dist.tune.backend import OpenBackend
 from moe_dist.tune.budget import Budget
+from moe_dist.tune.expert_trials import open_expert_backend, visible_training_set
 from moe_dist.tune.journal import Journal
+from moe_dist.tune.method_trials import open_method_backend
 from moe_dist.tune.results import (
     EXPERTS_RECIPE,
     METHOD_RECIPE,
     RESULTS,
-    StudyFacts,
+    StudyInfo,
     best_experts,
     write_experts_recipe,
     write_method_recipe,
     write_results,
 )
-from moe_dist.tune.runner import OpenBackend
-from moe_dist.tune.search import Search, Searched, run_here
+from moe_dist.tune.search import Search, SearchedStudy, run_here
 from moe_dist.tune.space import configured
 from moe_dist.tune.studies import FOLDER, ExpertStudies, MethodStudy, Studies, tune_settings
 
 
 def tune_model(drive: Drive, label: str) -> None:
-    """Run what the job searches, with the steps that it needs; results are in <run>/<label>/search.
+    """Run the job's searches and the steps that they need; the results are in <run>/<label>/search.
 
-    Raises UserError where a search ends without one trial that was trained to its end.
+    Raises UserError where a search ends without a trial that was trained to its end.
     """
-    tuning = _Tuning(drive, label)
+    searches = _Searches(drive, label)
     job, tuned = drive.job, ""
     settings = tune_settings(job)
     if "experts" in settings.of:
         studies = ExpertStudies(job, open_method(job, label, drive.data))
-        tuning.search(studies, open_expert_backend)
+        searches.run(studies, open_expert_backend)
         experts = [
-            config.model_dump(mode="json") for config, _ in best_experts(tuning.found, studies.search.defaults())
+            config.model_dump(mode="json") for config, _ in best_experts(searches.found, studies.search.defaults())
         ]
         job = job.model_copy(update={"method": configured(job.models[label], {"experts": experts})})
         tuned = fingerprint(experts)[:12]
     if "method" in settings.of:
-        tuning.search(MethodStudy(job, open_method(job, label, drive.data), tuned), open_method_backend)
+        searches.run(MethodStudy(job, open_method(job, label, drive.data), tuned), open_method_backend)
 
 
-class _Tuning:
+class _Searches:
     """The searches of a run, one after another, and what they found so far."""
 
     def __init__(self, drive: Drive, label: str) -> None:
         self._drive, self._label = drive, label
-        self.found: dict[str, Searched] = {}
-        self._facts: dict[str, StudyFacts] = {}
+        self.found: dict[str, SearchedStudy] = {}
+        self._infos: dict[str, StudyInfo] = {}
         self._seconds = 0.0
         self._scored_by = ""
 
-    def search(self, studies: Studies, open_backend: OpenBackend) -> None:
-        """Run the steps that the trials need, the search, and write what has been found."""
+    def run(self, studies: Studies, open_backend: OpenBackend) -> None:
+        """Run the steps that the trials need, then the search, and write what was found so far."""
         drive = replace(self._drive, job=studies.job)
         phases = ModelPhases(drive, self._label, studies.method, studies.before(drive.data))
         phases.folder.point_at(phases.current())
         phases.run()
         results = phases.results
-        facts = studies.facts(drive.data.info.class_names, visible_training_set(studies.method, drive.data, results))
+        infos = studies.infos(drive.data.info.class_names, visible_training_set(studies.method, drive.data, results))
         folder = drive.run / self._label / FOLDER
         with closing(Journal(folder / studies.journal, studies.identity(drive.data))) as journal:
-            search = _open_search(studies, facts, journal, drive.record.work_begins)
+            search = _open_search(studies, infos, journal, drive.record.work_begins)
             task = phases.task_of(folder, studies.trial_stages)
             with drive.show.working(f"search of {studies.title} ({drive.launcher.name})"):
                 drive.show.count_from(_progress(search, studies.settings)[0])
                 with drive.show.watching(lambda: _progress(search, studies.settings)):
                     _run_search(search, open_backend, task, drive.launcher.name)
-        self.found |= search.searched
-        self._facts |= facts
+        self.found |= search.studies
+        self._infos |= infos
         self._seconds += search.elapsed
-        self._save(studies, folder)
-        _require_a_result(search)
+        self._write(studies, folder)
+        _require_a_trained_trial(search)
 
-    def _save(self, studies: Studies, folder: Path) -> None:
+    def _write(self, studies: Studies, folder: Path) -> None:
+        """Write the recipe of the studies, and the results of all searches so far."""
         if isinstance(studies, ExpertStudies):
             self._scored_by = studies.search.scored_by
             names = studies.method.info.class_names
             write_experts_recipe(folder / EXPERTS_RECIPE, self.found, studies.search.defaults(), names)
-            (folder / METHOD_RECIPE).unlink(missing_ok=True)  # it may be of other experts
+            (folder / METHOD_RECIPE).unlink(missing_ok=True)  # it may belong to other experts
         else:
             experts = folder / EXPERTS_RECIPE if "experts" in studies.settings.of else None
             write_method_recipe(folder / METHOD_RECIPE, self.found[METHOD], experts)
+        start = self._drive.record.number
+        if not self._drive.record.worked:  # an earlier start made the results
+            start = (read_json(folder / RESULTS) or {}).get("start", 0)
         about = {
             "settings": studies.settings.model_dump(mode="json"),
             "seconds": self._seconds,
-            "start": self._drive.record.number if self._drive.record.worked else _start_before(folder),
+            "start": start,
             "scored_by": self._scored_by,
         }
-        write_results(folder, self.found, self._facts, about)
-
-
-def _start_before(folder: Path) -> int:
-    """The number of the start that made the results that are there."""
-    return (read_json(folder / RESULTS) or {}).get("start", 0)
+        write_results(folder, self.found, self._infos, about)
 
 
 def _open_search(
-    studies: Studies, facts: dict[str, StudyFacts], journal: Journal, work_begins: Callable[[], None]
+    studies: Studies, infos: dict[str, StudyInfo], journal: Journal, work_begins: Callable[[], None]
 ) -> Search:
     settings = studies.settings
     budget = Budget(settings.trials, settings.seconds, settings.sharing, studies.batch)
     return Search(
-        studies.searched(facts),
+        studies.create(infos),
         budget,
         journal,
         seed=studies.job.seed,
@@ -128,7 +128,7 @@ def _open_search(
 def _run_search(search: Search, open_backend: OpenBackend, task: TrainingTask, launcher: str) -> None:
     resources = task.job.resources
     if launcher == "ray":
-        from moe_dist.tune.ray_search import run_on_ray  # Ray may be missing where it is not asked for
+        from moe_dist.tune.ray_search import run_on_ray  # Ray need not be installed for another launcher
 
         run_on_ray(search, open_backend, task.pack(), resources, task.folder)
     else:
@@ -137,16 +137,17 @@ def _run_search(search: Search, open_backend: OpenBackend, task: TrainingTask, l
 
 
 def _progress(search: Search, settings: TuneConfig) -> tuple[float, float, str]:
+    """How far the search is, of how much, and in words: in trials, or in seconds where trials have no limit."""
     if settings.trials is not None:
-        total = settings.trials * len(search.searched)
-        return search.told, total, f"{search.told}/{total} trials"
+        total = settings.trials * len(search.studies)
+        return search.finished, total, f"{search.finished}/{total} trials"
     assert settings.seconds is not None
-    return min(search.elapsed, settings.seconds), settings.seconds, f"{search.told} trials"
+    return min(search.elapsed, settings.seconds), settings.seconds, f"{search.finished} trials"
 
 
-def _require_a_result(search: Search) -> None:
-    """Raise UserError where not one trial was trained to its end."""
-    studies = [each.study for each in search.searched.values()]
+def _require_a_trained_trial(search: Search) -> None:
+    """Raise UserError where no trial was trained to its end."""
+    studies = [each.study for each in search.studies.values()]
     if any(study.best is not None for study in studies):
         return
     reasons = [outcome.reason for study in studies for outcome in study.outcomes if outcome.reason]

@@ -1,21 +1,21 @@
-"""All studies of a job behind two questions: what should be run next, and what came of it.
+"""A search: what is to be run next, over all studies of a job, and what came of it.
 
-A study has one batch out at a time, so that what it suggests never depends on which of two batches came back first.
-When the budget is used up, the best and the job's own configuration of every study are trained again, to be compared.
+A study has at most one batch running, so its suggestions do not depend on which of two batches ends first. When the
+budget is used up, every study's best configuration and the job's own are trained again, to be compared.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moe_dist.tune.budget import Budget
-from moe_dist.tune.halving import rung_ranks
+from moe_dist.tune.halving import rung_keys
 from moe_dist.tune.journal import Journal
 from moe_dist.tune.study import Study
-from moe_dist.tune.trials import Batch, Outcome, Round, Trial, pack_outcome, unpack_outcome
+from moe_dist.tune.trials import Outcome, Round, Trial, TrialBatch
 
 RunRound = Callable[[Round], list[list[Outcome]]]
 """A round -> the outcomes of each batch, in the order of its trials."""
@@ -23,41 +23,42 @@ RunRound = Callable[[Round], list[list[Outcome]]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a study's best configuration is compared: against `default`, both trained from each of `seeds`."""
+    """How a study's best configuration is compared with `default`: both are trained from each of `seeds`."""
 
     default: Mapping[str, Any]
     seeds: tuple[int, ...]
 
 
 @dataclass
-class Searched:
-    """A study in its search: its comparison, if it has one, and what came of it, by seed: (default, best)."""
+class SearchedStudy:
+    """A study in a search, its comparison or None, the comparison's outcomes by seed (default, best), and its batch."""
 
     study: Study
     comparison: Comparison | None = None
     compared: dict[int, tuple[Outcome, Outcome]] = field(default_factory=dict)
-    out: Batch | None = None
+    running: TrialBatch | None = None
 
     @property
-    def next_comparison(self) -> Batch | None:
-        """What is still to be trained for the comparison."""
+    def next_comparison(self) -> TrialBatch | None:
+        """The next trainings of the comparison; None where there are none left."""
         if self.comparison is None or self.study.best is None:
             return None
         left = [seed for seed in self.comparison.seeds if seed not in self.compared]
         best = self.study.trials[self.study.best].values
         trials = (Trial(0, dict(self.comparison.default)), Trial(1, best))
-        return Batch(self.study.name, trials, left[0]) if left else None
+        return TrialBatch(self.study.name, trials, left[0]) if left else None
 
 
 class Search:
-    """The studies of a job by name, their budget, and the journal that makes them outlive this process.
+    """The studies of a job by name, their budget, and the journal that keeps them on disk.
 
-    seed: of the trials' trainings; rungs: epochs at which a study's trials are stopped; together: studies in a round.
+    seed: of the trials' trainings; rungs: epochs at which a study's trials are stopped; together: studies in a round;
+    work_begins: called when there is a round to run.
     """
 
     def __init__(
         self,
-        searched: Sequence[Searched],
+        studies: Sequence[SearchedStudy],
         budget: Budget,
         journal: Journal,
         *,
@@ -66,12 +67,10 @@ class Search:
         together: int = 1,
         work_begins: Callable[[], None] = lambda: None,
     ) -> None:
-        """work_begins: called when there is a round to be run."""
-        self.searched = {each.study.name: each for each in searched}
+        self.studies = {each.study.name: each for each in studies}
         self._budget, self._journal, self._seed, self._rungs = budget, journal, seed, tuple(rungs)
         self._together = together
         self._work_begins = work_begins
-        self._studies = [each.study for each in searched]
         self._earlier, self._rounds = 0.0, 0
         for record in journal.records:
             self._replay(record)
@@ -79,61 +78,64 @@ class Search:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the search began, those between its runs left out."""
+        """Seconds since the search began, without those between its runs."""
         return self._earlier + time.monotonic() - self._started
 
     @property
-    def told(self) -> int:
-        """Trials that have come back."""
-        return sum(len(study.outcomes) for study in self._studies)
+    def finished(self) -> int:
+        """The number of trials that have an outcome, whatever it is."""
+        return sum(len(each.study.outcomes) for each in self.studies.values())
 
     @property
-    def under_way(self) -> bool:
-        """Whether somebody is running a batch."""
-        return any(each.out for each in self.searched.values())
+    def running(self) -> bool:
+        """Whether a batch is running."""
+        return any(each.running for each in self.studies.values())
 
     def next_round(self) -> Round | None:
-        """What to run next; None: nothing, until a round that is under way has come back, or at all."""
-        batches: list[Batch] = []
+        """The next round to run. None where there is none left, or none before a running one ends."""
+        batches: list[TrialBatch] = []
         while len(batches) < self._together and (batch := self._next_batch()):
             batches.append(batch)
-            self.searched[batch.study].out = batch
+            self.studies[batch.study].running = batch
         if not batches:
             return None
         self._work_begins()
         self._rounds += 1
         return Round(self._rounds, tuple(batches))
 
-    def _next_batch(self) -> Batch | None:
-        idle = [each for each in self.searched.values() if not each.out]
+    def _next_batch(self) -> TrialBatch | None:
+        """The next batch of a study that has none running; comparisons come after all trials."""
+        idle = [each for each in self.studies.values() if not each.running]
         for each in idle:
-            if each.study.open_trials:  # asked for by a run that was killed
+            if each.study.open_trials:  # begun by a run that was killed
                 return self._batch(each.study)
-        turn = self._budget.turn(self._studies, [each.study for each in idle], self.elapsed)
-        if turn is not None:
-            study, count = turn
+        studies = [each.study for each in self.studies.values()]
+        following = self._budget.next_study(studies, [each.study for each in idle], self.elapsed)
+        if following is not None:
+            study, count = following
             trials = study.ask(count)
             asked = [{"number": trial.number, "values": trial.values} for trial in trials]
             self._journal.write({"study": study.name, "asked": asked})
             return self._batch(study)
-        if self._budget.turn(self._studies, self._studies, self.elapsed) is not None:
-            return None  # those that have trials left are out; their best is not known yet
+        if self._budget.next_study(studies, studies, self.elapsed) is not None:
+            return None  # a running study has trials left, so its best is not known yet
         return next((batch for each in idle if (batch := each.next_comparison)), None)
 
-    def _batch(self, study: Study) -> Batch:
-        return Batch(study.name, study.open_trials, self._seed, rung_ranks(study.outcomes, self._rungs))
+    def _batch(self, study: Study) -> TrialBatch:
+        return TrialBatch(study.name, study.open_trials, self._seed, rung_keys(study.outcomes, self._rungs))
 
     def tell(self, work: Round, outcomes: Sequence[Sequence[Outcome]]) -> None:
-        """What came of a round: outcomes of each batch, in the order of its trials."""
-        for batch, told in zip(work.batches, outcomes, strict=True):
-            packed = [pack_outcome(outcome) for outcome in told]
+        """Take the outcomes of a round: of each batch, in the order of its trials."""
+        for batch, of_batch in zip(work.batches, outcomes, strict=True):
+            told = [asdict(outcome) for outcome in of_batch]
             compared = {} if batch.rungs is not None else {"compared": batch.seed}
-            self._journal.write({"study": batch.study, "told": packed, "at": self.elapsed, **compared})
-            self._take(batch.study, told, None if batch.rungs is not None else batch.seed)
+            self._journal.write({"study": batch.study, "told": told, "at": self.elapsed, **compared})
+            self._take(batch.study, of_batch, None if batch.rungs is not None else batch.seed)
 
     def _take(self, name: str, outcomes: Sequence[Outcome], compared: int | None) -> None:
-        each = self.searched[name]
-        each.out = None
+        """Give a study the outcomes of its batch, or of its comparison from the seed `compared`."""
+        each = self.studies[name]
+        each.running = None
         if compared is None:
             before = each.study.best
             each.study.tell(outcomes)
@@ -144,14 +146,14 @@ class Search:
             each.compared[compared] = default, best
 
     def _replay(self, record: Mapping[str, Any]) -> None:
-        """Take over what an earlier run wrote into the journal, of the studies that this run has."""
-        if record["study"] not in self.searched:
+        """Restore what an earlier run wrote into the journal, if this run has the study."""
+        if record["study"] not in self.studies:
             return
         if "asked" in record:
             trials = [Trial(asked["number"], asked["values"]) for asked in record["asked"]]
-            self.searched[record["study"]].study.restore(trials)
+            self.studies[record["study"]].study.restore(trials)
         else:
-            outcomes = [unpack_outcome(told) for told in record["told"]]
+            outcomes = [Outcome.from_values(values) for values in record["told"]]
             self._earlier = max(self._earlier, record["at"])
             self._take(record["study"], outcomes, record.get("compared"))
 

@@ -1,4 +1,4 @@
-"""Search spaces: the values of a job checked against the configuration they are for, and as Optuna's distributions."""
+"""Search spaces: a job's values, checked against the configuration they change, as Optuna's distributions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,12 @@ Configuration = TypeVar("Configuration", bound=Strict)
 
 
 def read_space(values: Mapping[str, Any]) -> Space:
-    """A space that a method gives as plain values, as in a job."""
+    """The space that a method gives as plain values, written as in a job."""
     return TypeAdapter(Space).validate_python(dict(values))
 
 
-def write_space(space: Space) -> dict[str, Any]:
-    """A space as plain values."""
-    return TypeAdapter(Space).dump_python(space, mode="json")
-
-
 def configured(base: Configuration, values: Mapping[str, Any]) -> Configuration:
-    """`base` with the parameters `values`, named by their paths. Raises pydantic's ValidationError."""
+    """`base` with other `values` of parameters, which are named by their paths. Raises pydantic's ValidationError."""
     content = base.model_dump(mode="json")
     for path, value in values.items():
         *parents, last = path.split(".")
@@ -41,7 +36,7 @@ def configured(base: Configuration, values: Mapping[str, Any]) -> Configuration:
 
 
 def parameters(base: Strict) -> dict[str, Any]:
-    """Every parameter of a configuration by its path, with its value."""
+    """Every parameter of a configuration: path -> value."""
     return dict(_leaves(base.model_dump(mode="json"), ""))
 
 
@@ -54,9 +49,9 @@ def _leaves(content: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
 
 
 def distributions(space: Space, base: Strict, where: str) -> Distributions:
-    """The distributions of a space over parameters of `base`; `where` names the space in errors.
+    """The distributions of a space over parameters of `base`; `where` names the space in messages.
 
-    Raises UserError for a parameter that `base` has not, and for values that it refuses.
+    Raises UserError for a parameter that `base` does not have, and for values that it refuses.
     """
     known = parameters(base)
     for path in space:
@@ -72,14 +67,14 @@ def _distribution(path: str, values: Range | tuple[Value, ...], base: Strict, wh
         return CategoricalDistribution(values)
     low, high = (_validated(path, bound, base, where) for bound in (values.low, values.high))
     if isinstance(low, bool) or not isinstance(low, int | float):
-        raise UserError(f"{where}.{path}: is no number, so it has no range; give a list of values to choose from")
+        raise UserError(f"{where}.{path}: is not a number, so it has no range; give a list of values to choose from")
     if isinstance(low, int):
         return IntDistribution(low, high, log=values.log)
     return FloatDistribution(low, high, log=values.log)
 
 
 def _validated(path: str, value: Value, base: Strict, where: str) -> Any:
-    """The value as the configuration reads it: 1 is 1.0 where a rate is asked for."""
+    """The value as the configuration reads it, for example 1 as 1.0. Raises UserError where it refuses the value."""
     try:
         return parameters(configured(base, {path: value}))[path]
     except ValidationError as error:
@@ -89,7 +84,7 @@ def _validated(path: str, value: Value, base: Strict, where: str) -> Any:
 def nearest(distribution: BaseDistribution, value: Any) -> Value:
     """The value of a distribution that is nearest to `value`.
 
-    To a word that is not among its choices, the first; to null, which a range has no place for, the lowest.
+    For a word that is not one of the choices, the first choice; for None in a range, the lowest number.
     """
     if isinstance(distribution, CategoricalDistribution):
         choices: tuple[Any, ...] = distribution.choices

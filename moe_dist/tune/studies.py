@@ -1,4 +1,4 @@
-"""What a job searches: a study of each expert, or one of the method; where it starts, and what makes it this search."""
+"""The studies of a job: one of each expert, or one of the method; where they start, and which search they belong to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from moe_dist.data.batch import TrainingSet
 from moe_dist.data.opened.opened import OpenedData
@@ -25,15 +26,15 @@ from moe_dist.record.fingerprints import (
 )
 from moe_dist.settings.schema import settings_of
 from moe_dist.settings.tune import METHOD, Space, TuneConfig
-from moe_dist.tune.results import StudyFacts
-from moe_dist.tune.search import Comparison, Searched
-from moe_dist.tune.space import Distributions, distributions, nearest, parameters, read_space, write_space
+from moe_dist.tune.results import StudyInfo
+from moe_dist.tune.search import Comparison, SearchedStudy
+from moe_dist.tune.space import Distributions, distributions, nearest, parameters, read_space
 from moe_dist.tune.study import SamplerSettings, Study
 
 FOLDER = "search"
-"""Of the searches' journals and results, in the method's folder."""
+"""The folder of a search's journals and results, in the method's folder."""
 SHARED = frozenset({"sampler", "random_trials", "starts", "rungs", "rung_factor"})
-"""Fields of `tune` that decide what any study suggests. Budget, backend and resources may change from run to run."""
+"""Fields of `tune` that any study's suggestions depend on. Budget, backend and resources may change from run to run."""
 
 
 def tune_settings(job: Job) -> TuneConfig:
@@ -43,26 +44,28 @@ def tune_settings(job: Job) -> TuneConfig:
 
 
 class Studies(ABC):
-    """Studies of one kind, all in one search."""
+    """The studies of one kind, which are one search."""
 
     journal: str
-    """Its file in the search's folder."""
+    """The name of its file in the search's folder."""
     space_field: ClassVar[str]
+    """The field of `tune` that holds the space."""
     own_settings: ClassVar[frozenset[str]] = frozenset()
-    """Fields of `tune` that decide what these studies suggest, beside SHARED and the space."""
+    """Fields of `tune` that these studies' suggestions depend on, beside SHARED and the space."""
 
     def __init__(self, job: Job, method: Method) -> None:
         self.job, self.method, self.settings = job, method, tune_settings(job)
+        self.sampler = SamplerSettings(self.settings.sampler, self.settings.random_trials, job.seed)
 
     @property
     @abstractmethod
     def space(self) -> Space:
-        """The job's, or the method's own."""
+        """The job's space, or else the method's own."""
 
     @property
     @abstractmethod
     def batch(self) -> int:
-        """Trials of a study that are asked for together."""
+        """The most trials of a study that are begun together."""
 
     @abstractmethod
     def before(self, data: OpenedData) -> list[Planned]:
@@ -76,32 +79,27 @@ class Studies(ABC):
     def _planned(self, data: OpenedData) -> list[Planned]:
         return plan(self.method, self.job, self.method.config.name, data)
 
-    @abstractmethod
-    def distributions(self) -> Distributions:
-        """The space, checked; raises UserError where it does not fit."""
-
-    @abstractmethod
-    def facts(self, class_names: tuple[str, ...], training_set: TrainingSet) -> dict[str, StudyFacts]:
-        """What is searched, by the study's name."""
-
-    @abstractmethod
-    def searched(self, facts: Mapping[str, StudyFacts]) -> list[Searched]:
-        """The studies, from their starting points."""
-
     @property
     @abstractmethod
     def title(self) -> str:
         """What is searched, in words."""
 
-    @property
-    def sampler(self) -> SamplerSettings:
-        """Of every study."""
-        return SamplerSettings(self.settings.sampler, self.settings.random_trials, self.job.seed)
+    @abstractmethod
+    def distributions(self) -> Distributions:
+        """The distributions of the space. Raises UserError where it does not fit the configuration."""
+
+    @abstractmethod
+    def infos(self, class_names: tuple[str, ...], training_set: TrainingSet) -> dict[str, StudyInfo]:
+        """What is searched, by the study's name."""
+
+    @abstractmethod
+    def create(self, infos: Mapping[str, StudyInfo]) -> list[SearchedStudy]:
+        """The studies, without trials."""
 
     def identity(self, data: OpenedData) -> dict[str, Any]:
-        """What makes it this search and no other; known before any step is run."""
+        """All that the search depends on, known before any step is run; a journal of another identity is refused."""
         named = self.settings.model_dump(mode="json", include=set(SHARED | self.own_settings))
-        named[self.space_field] = write_space(self.space)
+        named[self.space_field] = TypeAdapter(Space).dump_python(self.space, mode="json")
         return {
             "job": self.job.name,
             "seed": self.job.seed,
@@ -114,7 +112,7 @@ class Studies(ABC):
 
 
 class ExpertStudies(Studies):
-    """A study of each expert that is searched, called by the expert's number."""
+    """A study of each expert that is searched, named by the expert's number."""
 
     journal = "experts.jsonl"
     space_field = "space"
@@ -122,7 +120,7 @@ class ExpertStudies(Studies):
 
     @property
     def search(self) -> ExpertSearch:
-        """The method's; raises UserError where it has none."""
+        """The method's search of experts. Raises UserError where it has none."""
         found = self.method.expert_search()
         if found is None:
             raise UserError(
@@ -138,7 +136,7 @@ class ExpertStudies(Studies):
 
     @property
     def experts(self) -> Sequence[int]:
-        """The numbers of those that are searched."""
+        """The numbers of the experts that are searched."""
         return self.settings.experts or range(len(self.search.defaults()))
 
     @property
@@ -159,34 +157,28 @@ class ExpertStudies(Studies):
         """See Studies."""
         return distributions(self.space, self.search.defaults()[0], "tune.space")
 
-    def facts(self, class_names: tuple[str, ...], training_set: TrainingSet) -> dict[str, StudyFacts]:
+    def infos(self, class_names: tuple[str, ...], training_set: TrainingSet) -> dict[str, StudyInfo]:
         """See Studies."""
         defaults = self.search.defaults()
         samples = np.bincount(training_set.labels, minlength=len(defaults))
         return {
-            str(expert): StudyFacts(class_names[expert], int(samples[expert]), defaults[expert])
+            str(expert): StudyInfo(class_names[expert], int(samples[expert]), defaults[expert])
             for expert in self.experts
         }
 
-    def searched(self, facts: Mapping[str, StudyFacts]) -> list[Searched]:
-        """See Studies."""
+    def create(self, infos: Mapping[str, StudyInfo]) -> list[SearchedStudy]:
+        """The studies; each begins with the job's configuration and the one that its number of samples suggests."""
         found = self.distributions()
         seeds = tuple(self.job.seed + 1 + number for number in range(self.settings.compare_seeds))
-        return [
-            Searched(
-                Study(name, found, self.sampler, self._starts(found, about)),
-                Comparison({path: parameters(about.base)[path] for path in found}, seeds),
-            )
-            for name, about in facts.items()
-        ]
-
-    def _starts(self, found: Distributions, about: StudyFacts) -> list[dict[str, Any]]:
-        """The job's own configuration and the one that the number of samples suggests, as the space allows."""
-        if self.settings.starts == "none":
-            return []
-        own = _fitted(found, parameters(about.base))
-        suggested = _fitted(found, parameters(about.base) | dict(self.search.suggestion(about.samples)))
-        return [own] if suggested == own else [own, suggested]
+        studies = []
+        for name, info in infos.items():
+            default = parameters(info.base)
+            own = _fitted(found, default)
+            suggested = _fitted(found, default | dict(self.search.suggestion(info.samples)))
+            starts = [own] if suggested == own else [own, suggested]
+            study = Study(name, found, self.sampler, [] if self.settings.starts == "none" else starts)
+            studies.append(SearchedStudy(study, Comparison({path: default[path] for path in found}, seeds)))
+        return studies
 
 
 class MethodStudy(Studies):
@@ -194,10 +186,10 @@ class MethodStudy(Studies):
 
     space_field = "method_space"
     batch = 1
-    """Its trials are trained one after another: each is told, and learned from, before the next."""
+    """Its trials are trained one after another, so each has its outcome before the next is suggested."""
 
     def __init__(self, job: Job, method: Method, tuned: str = "") -> None:
-        """tuned: digest of the experts, where a search found them: with other experts it is another study."""
+        """tuned: a digest of the experts that a search found. With other experts it is another study."""
         super().__init__(job, method)
         self.journal = f"{METHOD}-{tuned}.jsonl" if tuned else f"{METHOD}.jsonl"
 
@@ -227,17 +219,18 @@ class MethodStudy(Studies):
         """See Studies."""
         return distributions(self.space, self.method.config, "tune.method_space")
 
-    def facts(self, class_names: tuple[str, ...], training_set: TrainingSet) -> dict[str, StudyFacts]:
+    def infos(self, class_names: tuple[str, ...], training_set: TrainingSet) -> dict[str, StudyInfo]:
         """See Studies."""
         config = self.method.config
-        return {METHOD: StudyFacts(config.name, len(training_set.samples), config)}
+        return {METHOD: StudyInfo(config.name, len(training_set.samples), config)}
 
-    def searched(self, facts: Mapping[str, StudyFacts]) -> list[Searched]:
-        """See Studies."""
+    def create(self, infos: Mapping[str, StudyInfo]) -> list[SearchedStudy]:
+        """The study, which begins with the job's configuration."""
         found = self.distributions()
         own = _fitted(found, parameters(self.method.config))
-        return [Searched(Study(METHOD, found, self.sampler, [] if self.settings.starts == "none" else [own]))]
+        return [SearchedStudy(Study(METHOD, found, self.sampler, [] if self.settings.starts == "none" else [own]))]
 
 
 def _fitted(found: Distributions, values: Mapping[str, Any]) -> dict[str, Any]:
+    """For each searched parameter, the value of its distribution that is nearest to its own."""
     return {path: nearest(distribution, values[path]) for path, distribution in found.items()}

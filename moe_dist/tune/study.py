@@ -1,7 +1,7 @@
-"""One expert's search: an Optuna study that is asked for batches of trials and told their outcomes.
+"""One study: an Optuna study that suggests batches of trials and is told their outcomes.
 
-What it suggests follows from (seed, its name, its own outcomes) alone: trial n is drawn by a sampler seeded for n, so
-that no random state has to be kept, and no other study, worker or restart can be noticed.
+Its suggestions follow from (seed, its name, its own outcomes) alone. Trial n is drawn by a sampler that is seeded for
+n, so no random state has to be kept, and neither other studies nor workers nor restarts change a suggestion.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """What draws the trials: `tpe`, after `random_trials` random ones, or `random`; and the seed of all studies."""
+    """How trials are drawn: kind `tpe`, after `random_trials` random ones, or `random`; and the seed of all studies."""
 
     kind: str
     random_trials: int
@@ -34,7 +34,7 @@ class SamplerSettings:
 
 @dataclass
 class Study:
-    """A search by its name; `starts`: values of its first trials; `outcomes`: in the order of the trials' numbers."""
+    """A study by its name. starts: values of its first trials; outcomes: in the order of the trials' numbers."""
 
     name: str
     distributions: Distributions
@@ -49,17 +49,17 @@ class Study:
 
     @property
     def open_trials(self) -> tuple[Trial, ...]:
-        """Those that were asked for and not told."""
+        """The trials without an outcome."""
         return tuple(self.trials[len(self.outcomes) :])
 
     @property
     def best(self) -> int | None:
         """The number of the best trial that was trained to its last epoch; None where there is none."""
         finished = [number for number, outcome in enumerate(self.outcomes) if outcome.state == "finished"]
-        return max(finished, key=lambda number: (self.outcomes[number].last.rank, -number), default=None)
+        return max(finished, key=lambda number: (self.outcomes[number].last.sort_key, -number), default=None)
 
     def ask(self, count: int) -> tuple[Trial, ...]:
-        """The next `count` trials; those before must have been told."""
+        """The next `count` trials; all earlier ones must have an outcome."""
         assert not self.open_trials
         for _ in range(count):
             number = len(self.trials)
@@ -67,13 +67,13 @@ class Study:
         return self.open_trials
 
     def restore(self, trials: Sequence[Trial]) -> None:
-        """Ask again for trials that an earlier run was given."""
+        """Add the trials that an earlier run was given by `ask`."""
         for trial in trials:
             assert trial.number == len(self.trials)
             self._add(trial.values)
 
     def _add(self, values: Mapping[str, Value] | None) -> None:
-        """One more trial, with these values, or drawn."""
+        """Add a trial with these values, or None: with values that the sampler draws."""
         number = len(self.trials)
         self._study.sampler = self._sampler(number)
         if values is not None:
@@ -83,15 +83,16 @@ class Study:
         self.trials.append(Trial(number, dict(asked.params)))
 
     def _sampler(self, number: int) -> BaseSampler:
+        """The sampler of trial `number`."""
         digest = hashlib.sha256(f"{self.sampler.seed}/{self.name}/{number}".encode()).digest()
         seed = int.from_bytes(digest[:4], "little")
         if self.sampler.kind == "random":
             return RandomSampler(seed)
-        # With the liar, trials of a batch keep away from each other: those asked for count as bad until they are told.
+        # constant_liar counts trials without an outcome as bad, so that the trials of a batch differ from each other.
         return TPESampler(seed=seed, n_startup_trials=self.sampler.random_trials, multivariate=True, constant_liar=True)
 
     def tell(self, outcomes: Sequence[Outcome]) -> None:
-        """The outcomes of the open trials, in their order."""
+        """Take the outcomes of the open trials, in their order."""
         for trial, outcome in zip(self.open_trials, outcomes, strict=True):
             asked = self._asked[trial.number]
             if outcome.state == "failed":
@@ -104,9 +105,10 @@ class Study:
             self.outcomes.append(outcome)
 
     def importance(self) -> dict[str, float]:
-        """How much of the score's variance each parameter explains (fANOVA), largest first, with sum 1.
+        """Each parameter's share of the score's variance (fANOVA), largest first; the shares sum to 1.
 
-        Of the trials trained to their last epoch; empty where fewer than four were, or all have the same score.
+        Computed from the trials trained to their last epoch. Empty where these are fewer than four, or all have the
+        same score.
         """
         scores = {outcome.last.score for outcome in self.outcomes if outcome.state == "finished"}
         finished = sum(outcome.state == "finished" for outcome in self.outcomes)

@@ -1,9 +1,9 @@
-"""What a search hands out and gets back, as plain values that travel between processes and into its journal."""
+"""What a search sends to its workers and gets back: plain values that travel as JSON and are kept in its journal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,11 +11,13 @@ from moe_dist.settings.tune import Value
 
 State = Literal["finished", "stopped", "failed"]
 """finished: trained to its last epoch; stopped: at a rung; failed: with a reason."""
+SortKey = tuple[float, float]
+"""(score, -loss): larger is better."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration to try: its number in its study, and parameter -> value."""
+    """One configuration to train and score: its number in its study, and parameter -> value."""
 
     number: int
     values: dict[str, Value]
@@ -23,21 +25,21 @@ class Trial:
 
 @dataclass(frozen=True)
 class Point:
-    """A learning curve's point: `score` in [0, 1], which is maximised, and the validation loss, which breaks ties."""
+    """A point of a learning curve: `score` in [0, 1], which is maximised, and validation loss, which breaks ties."""
 
     epoch: int
     score: float
     loss: float
 
     @property
-    def rank(self) -> tuple[float, float]:
+    def sort_key(self) -> SortKey:
         """Larger is better."""
         return self.score, -self.loss
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial: how it ended, its learning curve, its share of the seconds, and why it failed."""
+    """The outcome of a trial: its final state, its learning curve, its share of the seconds, and why it failed."""
 
     state: State
     curve: tuple[Point, ...] = ()
@@ -46,21 +48,27 @@ class Outcome:
 
     @property
     def last(self) -> Point:
-        """The point a trial that was trained is judged by."""
+        """The last point of the curve, by which a trial is judged."""
         return self.curve[-1]
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Outcome:
+        """The outcome that `dataclasses.asdict` made `values` of."""
+        curve = tuple(Point(**point) for point in values["curve"])
+        return cls(values["state"], curve, values["seconds"], values["reason"])
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrialBatch:
     """Trials of one study that are trained together from one seed.
 
-    rungs: (score, -loss) of the study's earlier trials at each rung; None: nothing is stopped (a comparison).
+    rungs: the sort keys of the study's earlier trials at each rung; None: no trial is stopped (a comparison).
     """
 
     study: str
     trials: tuple[Trial, ...]
     seed: int
-    rungs: dict[int, list[tuple[float, float]]] | None = None
+    rungs: dict[int, list[SortKey]] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,39 +76,21 @@ class Round:
     """Batches of different studies that one worker runs."""
 
     number: int
-    batches: tuple[Batch, ...]
+    batches: tuple[TrialBatch, ...]
 
+    def to_json(self) -> str:
+        """The round as JSON, which `from_json` reads."""
+        return json.dumps(asdict(self))
 
-def pack_round(work: Round) -> str:
-    """A round as JSON."""
-    return json.dumps(asdict(work))
-
-
-def unpack_round(text: str) -> Round:
-    """The round that `pack_round` packed."""
-    content = json.loads(text)
-    return Round(content["number"], tuple(_batch(batch) for batch in content["batches"]))
-
-
-def _batch(content: dict[str, Any]) -> Batch:
-    trials = tuple(Trial(**trial) for trial in content["trials"])
-    rungs = content["rungs"]
-    if rungs is not None:
-        rungs = {int(epoch): [(score, loss) for score, loss in ranks] for epoch, ranks in rungs.items()}
-    return Batch(content["study"], trials, content["seed"], rungs)
-
-
-def pack_outcome(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as JSON values."""
-    return asdict(outcome)
-
-
-def unpack_outcome(content: Mapping[str, Any]) -> Outcome:
-    """The outcome that `pack_outcome` packed."""
-    curve = tuple(Point(**point) for point in content["curve"])
-    return Outcome(content["state"], curve, content["seconds"], content["reason"])
-
-
-def all_failed(batches: Sequence[Batch], reason: str) -> list[list[Outcome]]:
-    """The outcome of a round whose worker did not come back."""
-    return [[Outcome("failed", reason=reason) for _ in batch.trials] for batch in batches]
+    @classmethod
+    def from_json(cls, text: str) -> Round:
+        """The round that `to_json` made `text` of."""
+        content = json.loads(text)
+        batches = []
+        for batch in content["batches"]:
+            trials = tuple(Trial(**trial) for trial in batch["trials"])
+            rungs = batch["rungs"]
+            if rungs is not None:
+                rungs = {int(epoch): [(score, loss) for score, loss in keys] for epoch, keys in rungs.items()}
+            batches.append(TrialBatch(batch["study"], trials, batch["seed"], rungs))
+        return cls(content["number"], tuple(batches))

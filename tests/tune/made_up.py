@@ -12,10 +12,10 @@ from moe_dist.settings.tune import Range
 from moe_dist.tune.budget import Budget
 from moe_dist.tune.halving import Rungs
 from moe_dist.tune.journal import Journal
-from moe_dist.tune.search import Comparison, Search, Searched
+from moe_dist.tune.search import Comparison, Search, SearchedStudy
 from moe_dist.tune.space import distributions
 from moe_dist.tune.study import SamplerSettings, Study
-from moe_dist.tune.trials import Batch, Outcome, Point, Round
+from moe_dist.tune.trials import Outcome, Point, Round, TrialBatch
 
 EPOCHS = 4
 SPACE = {"width": Range(low=4, high=20), "rate": Range(low=1e-4, high=1e-1, log=True), "kind": ("sgd", "adam")}
@@ -45,7 +45,7 @@ class FormulaBackend:
         time.sleep(self.seconds)
         return [self._run(batch) for batch in work.batches]
 
-    def _run(self, batch: Batch) -> list[Outcome]:
+    def _run(self, batch: TrialBatch) -> list[Outcome]:
         rungs = Rungs(self.factor, batch.rungs or {})
         curves: dict[int, list[Point]] = {place: [] for place in range(len(batch.trials))}
         alive = set(curves)
@@ -53,7 +53,7 @@ class FormulaBackend:
             for place in alive:
                 reached = score(batch.study, batch.trials[place].values) * epoch / EPOCHS
                 curves[place].append(Point(epoch, reached, 1 - reached))
-            alive = rungs.survivors(epoch, {place: curves[place][-1].rank for place in alive})
+            alive = rungs.survivors(epoch, {place: curves[place][-1].sort_key for place in alive})
         return [
             Outcome("finished" if len(curve) == EPOCHS else "stopped", tuple(curve), 0.0) for curve in curves.values()
         ]
@@ -81,17 +81,17 @@ def search(
     """A search of these experts with its journal in `folder`."""
     found = distributions(SPACE, Network(), "space")
     settings = SamplerSettings(sampler, 4, seed)
-    searched = [
-        Searched(
+    studies = [
+        SearchedStudy(
             Study(str(expert), found, settings), Comparison(Network().model_dump(), compared) if compared else None
         )
         for expert in experts
     ]
     journal = Journal(folder / "journal.jsonl", {"seed": seed})
     budget = Budget(trials, seconds, sharing, batch)
-    return Search(searched, budget, journal, seed=seed, rungs=rungs, together=together)
+    return Search(studies, budget, journal, seed=seed, rungs=rungs, together=together)
 
 
 def suggestions(of: Search) -> dict[str, list[dict[str, Any]]]:
     """Every study's values in the order it suggested them."""
-    return {name: [trial.values for trial in each.study.trials] for name, each in of.searched.items()}
+    return {name: [trial.values for trial in each.study.trials] for name, each in of.studies.items()}

@@ -16,8 +16,8 @@ from moe_dist.methods.search import ExpertTrial, SearchData
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.tune import TuneConfig
-from moe_dist.tune.runner import ExpertBackend
-from moe_dist.tune.trials import Batch, Round, Trial
+from moe_dist.tune.expert_trials import ExpertBackend
+from moe_dist.tune.trials import Round, Trial, TrialBatch
 from tests.small_digits import SmallDigits
 
 SIDE, CLASSES, CPU = 16, 3, torch.device("cpu")
@@ -45,7 +45,7 @@ def backend(data: SearchData, **settings) -> ExpertBackend:
 
 def two_experts(*rates: float) -> Round:
     trials = tuple(Trial(number, {"learning_rate": rate, "conv1": 3 + number}) for number, rate in enumerate(rates))
-    return Round(1, (Batch("0", trials, 5, {}), Batch("2", trials[:1], 5, {})))
+    return Round(1, (TrialBatch("0", trials, 5, {}), TrialBatch("2", trials[:1], 5, {})))
 
 
 def test_a_bank_gives_what_one_after_another_gives(data):
@@ -101,7 +101,7 @@ def test_f1_is_scikit_learns():
 
 @pytest.mark.parametrize("kind", ["bank", "process"])
 def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(data, kind):
-    work = Round(1, (Batch("0", (Trial(0, {"learning_rate": 1e30, "optimiser": "sgd"}), Trial(1, {})), 5, {}),))
+    work = Round(1, (TrialBatch("0", (Trial(0, {"learning_rate": 1e30, "optimiser": "sgd"}), Trial(1, {})), 5, {}),))
     diverged, sound = backend(data, backend=kind).run(work)[0]
     assert diverged.state == "failed"
     assert "diverged: the validation loss is" in diverged.reason
@@ -122,14 +122,14 @@ def test_what_breaks_one_trial_costs_the_others_only_time(data, monkeypatch):
     monkeypatch.setattr(DfcpExpertSearch, "start", start)
     found = ExpertBackend(search, data, TuneConfig(epochs=1), CPU)
     trials = tuple(Trial(number, {"conv1": filters}) for number, filters in enumerate((3, 9, 4)))
-    outcomes = found.run(Round(1, (Batch("0", trials, 5, {}),)))[0]
+    outcomes = found.run(Round(1, (TrialBatch("0", trials, 5, {}),)))[0]
     assert [outcome.state for outcome in outcomes] == ["finished", "failed", "finished"]
     assert outcomes[1].reason == "out of memory: CUDA out of memory. Tried to allocate 20 GiB"
 
 
 def test_a_rung_stops_within_the_study(data):
     trials = tuple(Trial(number, {"learning_rate": rate}) for number, rate in enumerate((1e-5, 0.01)))
-    work = Round(1, (Batch("0", trials, 5, {1: []}), Batch("1", trials[:1], 5, {1: []})))
+    work = Round(1, (TrialBatch("0", trials, 5, {1: []}), TrialBatch("1", trials[:1], 5, {1: []})))
     first, second = backend(data, rungs=(1,), rung_factor=2).run(work)
     assert sorted(outcome.state for outcome in first) == ["finished", "stopped"]
     assert second[0].state == "finished"

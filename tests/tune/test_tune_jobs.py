@@ -82,7 +82,7 @@ def test_a_search_goes_on_where_it_was_and_its_recipe_is_a_jobs(both, tmp_path):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 
-def test_a_start_that_finds_every_trial_told_leaves_the_record_s_top_alone(both, tmp_path):
+def test_a_start_that_finds_every_trial_finished_leaves_the_record_s_top_alone(both, tmp_path):
     folder = Path(shutil.copytree(both, tmp_path / "run"))
     before = json.loads((folder / "run.json").read_text())
     run(dfcp_search(**BOTH), folder)
@@ -127,16 +127,16 @@ def test_a_methods_trial_that_falls_behind_at_a_rung_ends_there(tmp_path):
 
 
 def test_a_methods_trial_that_diverges_or_runs_out_of_memory_is_recorded(tmp_path, monkeypatch):
-    from moe_dist.tune import whole_method
+    from moe_dist.tune import method_trials
 
-    train = whole_method.train
+    train = method_trials.train
 
     def out_of_memory(worker, task):
         if task.job.method.batch_size == 16:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         train(worker, task)
 
-    monkeypatch.setattr(whole_method, "train", out_of_memory)
+    monkeypatch.setattr(method_trials, "train", out_of_memory)
     space = {"batch_size": [16, 48], "gate.optimiser.learning_rate": [0.003, 1e30]}
     found = run(mixture_search(method_space=space, trials=5, batch=5, sampler="random"), tmp_path)
     trials = found["studies"]["method"]["trials"]
@@ -172,7 +172,7 @@ def test_values_that_do_not_go_together_are_a_trial_that_failed(tmp_path):
         ({"experts": [10]}, "tune.experts: there is no expert 10; they are 0 to 9"),
         ({"rungs": [2]}, "tune.rungs: 2 is not below tune.epochs = 2"),
         ({"of": ["method"], "rungs": [1, 3]}, "tune.rungs: 3 is not below the method's epochs = 2"),
-        ({"of": ["method"], "method_space": {"clusters.restarts": [1, 2]}}, "is of the step first_stage"),
+        ({"of": ["method"], "method_space": {"clusters.restarts": [1, 2]}}, "is a parameter of the step first_stage"),
         ({"of": ["method"], "method_space": {"gate.depth": [1, 2]}}, "tune.method_space.gate.depth: there is no such"),
     ],
 )

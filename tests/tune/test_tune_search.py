@@ -12,7 +12,7 @@ import pytest
 from made_up import FormulaBackend, score, search, suggestions
 
 from moe_dist.errors import UserError
-from moe_dist.tune.search import Search, Searched, run_here
+from moe_dist.tune.search import Search, SearchedStudy, run_here
 from moe_dist.tune.trials import Outcome, Round, Trial
 
 FORK = multiprocessing.get_context("fork")
@@ -56,26 +56,26 @@ def test_learning_from_results_beats_random_draws(tmp_path):
 
     def mean_last(sampler: str) -> float:
         found = finished(tmp_path / sampler, [0, 5], trials=25, batch=5, sampler=sampler, rungs=())
-        last = [outcome for each in found.searched.values() for outcome in each.study.outcomes[-10:]]
+        last = [outcome for each in found.studies.values() for outcome in each.study.outcomes[-10:]]
         return sum(outcome.last.score for outcome in last) / len(last)
 
     assert mean_last("tpe") > mean_last("random") + 0.1
 
 
 def test_a_longer_search_compares_its_new_best(tmp_path):
-    short = finished(tmp_path, [3], trials=2, batch=2, compared=(7,), rungs=()).searched["3"]
+    short = finished(tmp_path, [3], trials=2, batch=2, compared=(7,), rungs=()).studies["3"]
     assert compared_best(short) == best_score(short)
-    longer = finished(tmp_path, [3], trials=14, batch=2, compared=(7,), rungs=()).searched["3"]
+    longer = finished(tmp_path, [3], trials=14, batch=2, compared=(7,), rungs=()).studies["3"]
     assert best_score(longer) > best_score(short)
     assert compared_best(longer) == best_score(longer)
 
 
-def compared_best(each: Searched) -> float:
+def compared_best(each: SearchedStudy) -> float:
     """The score of what was trained again; a formula's trial scores the same from every seed."""
     return each.compared[7][1].last.score
 
 
-def best_score(each: Searched) -> float:
+def best_score(each: SearchedStudy) -> float:
     return score(each.study.name, each.study.trials[each.study.best].values)
 
 
@@ -85,7 +85,7 @@ def go_on(folder: Path, seconds: float) -> None:
 
 
 def test_killed_five_times_it_ends_as_one_that_never_was(tmp_path):
-    """kill -9 at random moments of a search of 15 rounds; no trial that was told is run again."""
+    """kill -9 at random moments of a search of 15 rounds; no trial that was finished is run again."""
     draw = random.Random(1)
     for _ in range(5):
         process = FORK.Process(target=go_on, args=(tmp_path / "killed", 0.02))
@@ -99,7 +99,7 @@ def test_killed_five_times_it_ends_as_one_that_never_was(tmp_path):
     def trials(name: str) -> list:
         found = search(tmp_path / name, [0, 1, 2], compared=(7,))
         assert found.next_round() is None
-        return [(each.study.trials, each.study.outcomes, each.compared) for each in found.searched.values()]
+        return [(each.study.trials, each.study.outcomes, each.compared) for each in found.studies.values()]
 
     assert trials("killed") == trials("unbroken")
     records = [json.loads(line) for line in (tmp_path / "killed" / "journal.jsonl").read_text().splitlines()[1:]]
@@ -109,7 +109,7 @@ def test_killed_five_times_it_ends_as_one_that_never_was(tmp_path):
     assert len(told) == 12
 
 
-def test_what_was_asked_and_not_told_is_asked_again(tmp_path):
+def test_a_trial_without_an_outcome_is_run_again(tmp_path):
     first = search(tmp_path, [0, 1])
     asked = first.next_round()
     again = search(tmp_path, [0, 1]).next_round()
@@ -124,10 +124,10 @@ def test_a_line_cut_short_by_a_kill_is_as_if_never_written(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
     torn = search(tmp_path, [0])
-    assert torn.told == 0
+    assert torn.finished == 0
     assert torn.next_round().batches == work.batches
     torn.tell(work, FormulaBackend().run(work))
-    assert search(tmp_path, [0]).told == 3
+    assert search(tmp_path, [0]).finished == 3
 
 
 def test_a_journal_of_another_search_is_refused(tmp_path):
@@ -135,16 +135,16 @@ def test_a_journal_of_another_search_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"journal.jsonl: is the journal of another search, which differs in seed;"):
         search(tmp_path, [0], seed=1)
     (tmp_path / "journal.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(UserError, match="is no journal of a search"):
+    with pytest.raises(UserError, match="is not a journal of a search"):
         search(tmp_path, [0])
     (tmp_path / "journal.jsonl").write_text("what\n")
-    with pytest.raises(UserError, match="line 1 is no record of a search"):
+    with pytest.raises(UserError, match="line 1 is not a record of a search"):
         search(tmp_path, [0])
     (tmp_path / "journal.jsonl").unlink()
     search(tmp_path, [0], seed=0)
     with (tmp_path / "journal.jsonl").open("a") as file:
         file.write('{"study": "0"}\n')
-    with pytest.raises(UserError, match="line 2 is no record of a search"):
+    with pytest.raises(UserError, match="line 2 is not a record of a search"):
         search(tmp_path, [0])
 
 
@@ -162,8 +162,8 @@ def test_rungs_are_of_one_study_alone(tmp_path):
     backend = Unequal()
     found = search(tmp_path, [0, 16], trials=9, together=2)
     run_here(found, backend.run)
-    for name, each in found.searched.items():
-        own = {outcome.curve[1].rank for outcome in each.study.outcomes}
+    for name, each in found.studies.items():
+        own = {outcome.curve[1].sort_key for outcome in each.study.outcomes}
         assert backend.seen[name] and backend.seen[name] <= own
         assert {outcome.state for outcome in each.study.outcomes} == {"finished", "stopped"}
 
@@ -185,12 +185,12 @@ def test_expected_gain_gives_more_trials_to_those_that_still_win(tmp_path):
         perfect = FormulaBackend().run(work)[0][0].curve[-1]
         solved = Outcome("finished", (type(perfect)(4, 1.0, 0.0),))
         return [
-            [solved] * len(batch.trials) if batch.study == "1" else told for batch, told in zip(work.batches, outcomes)
+            [solved] * len(batch.trials) if batch.study == "1" else own for batch, own in zip(work.batches, outcomes)
         ]
 
     found = search(tmp_path, [0, 1, 2], trials=12, batch=3, sharing="gain")
     run_here(found, run)
-    counts = {name: len(each.study.trials) for name, each in found.searched.items()}
+    counts = {name: len(each.study.trials) for name, each in found.studies.items()}
     assert sum(counts.values()) == 36
     assert counts["1"] == 3
 
@@ -211,12 +211,12 @@ def test_the_time_budget_ends_the_search_and_counts_earlier_runs(tmp_path, monke
     now[0] += 1_000  # the machine is off
     again = search(tmp_path, [0, 1], trials=None, seconds=20, batch=1)
     run_here(again, three_seconds)
-    assert again.told == 7
+    assert again.finished == 7
 
 
 def test_the_best_is_compared_with_the_default_from_other_seeds(tmp_path):
     found = finished(tmp_path, [5], compared=(1, 2))
-    each = found.searched["5"]
+    each = found.studies["5"]
     best = each.study.trials[each.study.best].values
     assert set(each.compared) == {1, 2}
     default, tuned = each.compared[1]
@@ -228,12 +228,12 @@ def test_the_best_is_compared_with_the_default_from_other_seeds(tmp_path):
 def test_a_failed_trial_is_kept_with_its_reason_and_is_never_the_best(tmp_path):
     def run(work: Round) -> list[list[Outcome]]:
         outcomes = FormulaBackend().run(work)
-        return [[Outcome("failed", reason="out of memory"), *told[1:]] for told in outcomes]
+        return [[Outcome("failed", reason="out of memory"), *own[1:]] for own in outcomes]
 
     found = search(tmp_path, [0])
     run_here(found, run)
-    again = search(tmp_path, [0]).searched["0"].study
+    again = search(tmp_path, [0]).studies["0"].study
     assert [outcome.reason for outcome in again.outcomes[::3]] == ["out of memory"] * 4
     assert again.best is not None and again.best % 3 != 0
-    assert again.trials == found.searched["0"].study.trials
+    assert again.trials == found.studies["0"].study.trials
     assert isinstance(again.trials[0], Trial)

@@ -10,9 +10,9 @@ from moe_dist.errors import UserError
 from moe_dist.job import Job, parse_job
 from moe_dist.methods.dfcp.config import DfcpConfig
 from moe_dist.tune.budget import expected_gain
-from moe_dist.tune.halving import Rungs, rung_ranks
+from moe_dist.tune.halving import Rungs, rung_keys
 from moe_dist.tune.space import configured, distributions, nearest, read_space
-from moe_dist.tune.trials import Batch, Outcome, Point, Round, Trial, pack_round, unpack_round
+from moe_dist.tune.trials import Outcome, Point, Round, Trial, TrialBatch
 
 
 def job(**tune) -> Job:
@@ -115,7 +115,7 @@ def test_rungs_remember_what_curves_say():
         Outcome("stopped", (Point(1, 0.1, 0.7),)),
         Outcome("failed", reason="diverged"),
     ]
-    assert rung_ranks(outcomes, (1, 2)) == {1: [(0.2, -0.9), (0.1, -0.7)], 2: [(0.4, -0.8)]}
+    assert rung_keys(outcomes, (1, 2)) == {1: [(0.2, -0.9), (0.1, -0.7)], 2: [(0.4, -0.8)]}
 
 
 def test_expected_gain_by_hand():
@@ -126,6 +126,6 @@ def test_expected_gain_by_hand():
 
 
 def test_a_round_travels_as_json():
-    batch = Batch("3", (Trial(0, {"width": 4, "rate": 0.1, "kind": "sgd"}),), 7, {2: [(0.5, -0.25)]})
-    work = Round(9, (batch, Batch("4", (), 8)))
-    assert unpack_round(pack_round(work)) == work
+    batch = TrialBatch("3", (Trial(0, {"width": 4, "rate": 0.1, "kind": "sgd"}),), 7, {2: [(0.5, -0.25)]})
+    work = Round(9, (batch, TrialBatch("4", (), 8)))
+    assert Round.from_json(work.to_json()) == work

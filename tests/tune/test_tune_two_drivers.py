@@ -67,7 +67,7 @@ def test_a_file_system_without_locks_is_told_of_and_goes_on(tmp_path, monkeypatc
     assert "cannot be locked (No locks available); see to it that no other moe-dist works in it" in said.getvalue()
 
 
-def told(journal: Path) -> int:
+def finished_batches(journal: Path) -> int:
     return journal.read_bytes().count(b'"told"') if journal.exists() else 0
 
 
@@ -80,7 +80,7 @@ def test_the_command_twice_on_one_run_and_the_first_killed(tmp_path):
     command = [sys.executable, "-m", "moe_dist.cli", "run", "job.yaml", "--launcher", "local", "--out", "run"]
     first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while told(journal) < 1:
+        while finished_batches(journal) < 1:
             assert first.poll() is None
             time.sleep(0.05)
         second = subprocess.run([*command, "--resume"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -91,6 +91,6 @@ def test_the_command_twice_on_one_run_and_the_first_killed(tmp_path):
     finally:
         first.kill()
         first.wait()
-    kept = told(journal)
+    kept = finished_batches(journal)
     found = run(search(kept + 1), folder)
     assert [trial["number"] for trial in found["studies"]["method"]["trials"]] == list(range(kept + 1))

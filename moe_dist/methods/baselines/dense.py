@@ -29,7 +29,7 @@ class DenseConfig(MethodConfig):
     weights: Weights | None = "DEFAULT"
     """torchvision's name of pretrained weights, a .safetensors or .pth file, or null for random ones."""
     image_size: Annotated[int, Field(ge=32)] | None = None
-    """Side the images are brought to for the backbone; null keeps data.image_size."""
+    """Side to which images are resized for the backbone; null keeps data.image_size."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.6
     optimiser: OptimiserConfig = OptimiserConfig(kind="adam", learning_rate=1e-3, weight_decay=1e-4)
     epochs: Count = 100
@@ -62,9 +62,9 @@ class Dense(Method):
         config = self.config
         return (
             Stage(
-                "dense",
-                config.batch_size,
-                {"": config.optimiser},
+                name="dense",
+                batch_size=config.batch_size,
+                optimisers={"": config.optimiser},
                 epochs=config.epochs,
                 schedule=config.schedule,
                 augment=config.augment,

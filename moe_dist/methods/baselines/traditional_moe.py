@@ -1,6 +1,6 @@
-"""The traditional mixture of experts DFCP-MoE is compared with: the same experts and managing network, end to end.
+"""The traditional mixture of experts that DFCP-MoE is compared with: the same experts and managing network, end to end.
 
-Experts are C-way softmax classifiers; there are no clusters and no conditioning of the managing network (L_com alone).
+Experts are C-way softmax classifiers. There are no clusters, and L_com alone trains the managing network.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from moe_dist.data.batch import Batch
 from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.dfcp import losses
-from moe_dist.methods.dfcp.config import GATE_SPACE, ExpertConfig, Experts, GateConfig, check_experts, expert_list
+from moe_dist.methods.dfcp.config import GATE_SPACE, ExpertConfig, Experts, GateConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
 from moe_dist.methods.phases import Progress, Stage, StepResult
 from moe_dist.models.makers import Makers
@@ -38,8 +38,8 @@ class TraditionalMoeConfig(MethodConfig):
     top_k: Annotated[tuple[Count, ...], Part.EVALUATION] = (1, 3)
 
     def check(self, classes: int) -> None:
-        """As many experts as DFCP-MoE has: one a class."""
-        check_experts(self.experts, classes)
+        """Require as many experts as DFCP-MoE has: one for each class."""
+        expert_list(self.experts, classes)
 
 
 class TraditionalMoe(Method):
@@ -77,12 +77,11 @@ class TraditionalMoe(Method):
     def phases(self) -> Sequence[Stage]:
         """One stage, end to end."""
         config = self.config
-        chosen = optimisers(self.experts, config.gate)
         return (
             Stage(
-                "joint",
-                config.batch_size,
-                chosen,
+                name="joint",
+                batch_size=config.batch_size,
+                optimisers=optimisers(self.experts, config.gate),
                 epochs=config.epochs,
                 schedule=config.schedule,
                 augment=config.augment,
@@ -92,7 +91,7 @@ class TraditionalMoe(Method):
         )
 
     def search_space(self) -> Mapping[str, Any]:
-        """The managing network's, as DFCP-MoE's, and the training's."""
+        """The managing network's, as DFCP-MoE's, and the batch size."""
         return {**GATE_SPACE, "batch_size": [16, 32, 64]}
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -101,7 +100,7 @@ class TraditionalMoe(Method):
         return {"combined": batch.mean_over_labels(lambda labels: losses.combined_loss(log_probs, labels))}
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
-        """Eq 3; for one image and `top_k`, only the experts the managing network picked are computed."""
+        """Eq 3; for one image, only the `top_k` experts of largest gate weight are computed."""
         assert isinstance(network, Mixture)
         if top_k is not None and len(images) == 1:
             _, gate_logits, expert_logits = network.picked(images, top_k)
@@ -112,5 +111,5 @@ class TraditionalMoe(Method):
         return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits, top_k).exp()}, expert_logits)
 
     def top_ks(self) -> Sequence[int]:
-        """As the job says."""
+        """The job's."""
         return self.config.top_k

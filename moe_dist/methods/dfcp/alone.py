@@ -21,7 +21,7 @@ from moe_dist.bank.stack import Member
 from moe_dist.data.batch import DatasetInfo
 from moe_dist.errors import UserError
 from moe_dist.methods.dfcp.config import AloneConfig, DfcpConfig, ExpertConfig, expert_list
-from moe_dist.methods.dfcp.network import expert_costs, expert_optimiser, widths
+from moe_dist.methods.dfcp.network import expert_costs
 from moe_dist.methods.dfcp.steps import members
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.methods.phases import Step, StepResult, TaskContext, Workspace
@@ -116,13 +116,13 @@ def _train_bank(
 
 def initial_network(config: ExpertConfig, expert: int, image_size: int, seed: int) -> LeNet:
     """The binary network of an expert before its training, initialised from (seed, expert)."""
-    return cast(LeNet, seeded_member(lambda: LeNet(widths(config), 1, image_size), expert, seed))
+    return cast(LeNet, seeded_member(lambda: LeNet(config.widths, 1, image_size), expert, seed))
 
 
 def bank_member(config: ExpertConfig, expert: int, image_size: int, seed: int, data_group: int | None = None) -> Member:
     """An expert as a member of a bank."""
     weights = initial_network(config, expert, image_size, seed).state_dict()
-    return Member(widths(config), expert_optimiser(config), config.batch_size, weights, data_group)
+    return Member(config.widths, config.optimiser_config, config.batch_size, weights, data_group)
 
 
 class ExpertData:

@@ -1,6 +1,6 @@
 """The two clustering stages of DFCP-MoE (sections 3.1.2-3.1.3): k-means, then re-assignment around reference clusters.
 
-Letters in shapes: N samples, D features, K clusters, R reference clusters.
+Letters in shapes: N samples of a set, D features, Q clusters.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from sklearn.metrics.pairwise import euclidean_distances
 from moe_dist.errors import UserError
 
 NEIGHBOURS = 3
-"""Of the neighbour graph over centroids, and how many a reference cluster has at least (K >= 3 in the paper)."""
+"""K of the graph of K nearest neighbours over centroids, and the fewest neighbours of a reference cluster (K >= 3 in
+the paper)."""
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """Stage 1: labels [N] in 0..K-1, centroids [K, D], objective J = sum of squared distances to the own centroid."""
+    """Stage 1: labels [N] in 0..Q-1, centroids [Q, D], objective J = sum of squared distances to the own centroid."""
 
     labels: np.ndarray
     centroids: np.ndarray
@@ -30,7 +31,7 @@ class Clustering:
 
 
 def kmeans(features: np.ndarray, count: int, seed: int, restarts: int = 3) -> Clustering:
-    """K-means of features [N, D] into `count` clusters, the best of `restarts` k-means++ starts by J.
+    """K-means of features [N, D] into `count` clusters; of `restarts` k-means++ starts the one of lowest J.
 
     Raises UserError where `count` is below 2 or above the number of (distinct) samples.
     """
@@ -47,7 +48,7 @@ def kmeans(features: np.ndarray, count: int, seed: int, restarts: int = 3) -> Cl
 
 
 def davies_bouldin(features: np.ndarray, labels: np.ndarray) -> float:
-    """The Davies-Bouldin index of features [N, D] under labels [N] (Eq 9); samples with a negative label are left out.
+    """The Davies-Bouldin index of features [N, D] with labels [N] (Eq 9); samples with a negative label are left out.
 
     Mean over clusters i of the largest (d_i + d_j) / ||mu_i - mu_j|| over j != i, where d is the mean distance of a
     cluster's samples to its centroid mu. Infinite where two centroids coincide. Needs at least two clusters.
@@ -68,10 +69,10 @@ def davies_bouldin(features: np.ndarray, labels: np.ndarray) -> float:
 
 
 def reference_clusters(centroids: np.ndarray, neighbours: int = NEIGHBOURS) -> dict[int, np.ndarray]:
-    """The reference clusters of stage 2: {reference: the clusters that are its neighbours}, from centroids [K, D].
+    """The reference clusters of stage 2: {reference: the clusters that are its neighbours}, from centroids [Q, D].
 
     Reading: every cluster points to the 3 centroids nearest to its own; a cluster's neighbours are those that point to
-    it, and a reference is a cluster with at least 3. Where no cluster has as many, all clusters are references.
+    it, and a reference is a cluster with at least 3 neighbours. Where no cluster has so many, all are references.
     """
     distances = euclidean_distances(centroids)
     np.fill_diagonal(distances, np.inf)
@@ -83,19 +84,19 @@ def reference_clusters(centroids: np.ndarray, neighbours: int = NEIGHBOURS) -> d
 
 @dataclass(frozen=True)
 class Reach:
-    """Of every sample, its nearest reference cluster among those it may join [N], and the distance to its centroid [N].
+    """The nearest reference cluster that each sample may join [N], and the distance to its centroid [N].
 
     A sample may join a reference if it lies in it or in one of its neighbours; of equally near ones the first is taken.
-    A sample that may join none has the distance infinity.
+    The distance of a sample that may join none is infinity.
     """
 
     reference: np.ndarray
     distance: np.ndarray
 
     def second_stage(self, clustering: Clustering, radius: float) -> np.ndarray:
-        """Labels [N] after stage 2: who is within `radius` of its reference joins it, the others keep their cluster.
+        """Labels [N] after stage 2: samples within `radius` of their reference join it, the others keep their cluster.
 
-        Reading: the new cluster carries its reference's number, so there are at most the K clusters of stage 1.
+        Reading: the new cluster has its reference's number, so there are at most the Q clusters of stage 1.
         """
         return np.where(self.distance <= radius, self.reference, clustering.labels)
 
@@ -105,13 +106,13 @@ class Reach:
 
 
 def reach(features: np.ndarray, clustering: Clustering, neighbours: int = NEIGHBOURS) -> Reach:
-    """How far each of the features [N, D] is from the nearest reference cluster it may join."""
+    """The nearest reference cluster that each sample, of features [N, D], may join."""
     references = reference_clusters(clustering.centroids, neighbours)
     numbers = np.array(list(references))
-    may_join = np.zeros((len(clustering.centroids), len(numbers)), dtype=bool)  # [K, R]
+    may_join = np.zeros((len(clustering.centroids), len(numbers)), dtype=bool)  # [Q, references]
     for column, (reference, around) in enumerate(references.items()):
         may_join[[reference, *around], column] = True
-    distances = euclidean_distances(features, clustering.centroids[numbers])  # [N, R], blockwise in float64
+    distances = euclidean_distances(features, clustering.centroids[numbers])  # [N, references], blockwise in float64
     distances[~may_join[clustering.labels]] = np.inf
     nearest = distances.argmin(axis=1)
     return Reach(numbers[nearest], distances[np.arange(len(features)), nearest])
@@ -119,7 +120,7 @@ def reach(features: np.ndarray, clustering: Clustering, neighbours: int = NEIGHB
 
 @dataclass(frozen=True)
 class RadiusRow:
-    """One radius of the scan: the index and coverage it leads to, and its labels [N]."""
+    """One radius of the scan: its Davies-Bouldin index, its coverage and its labels [N]."""
 
     radius: float
     davies_bouldin: float
@@ -129,7 +130,7 @@ class RadiusRow:
 
 @dataclass(frozen=True)
 class RadiusScan:
-    """The scan in order of the radii, and the chosen row; None: stage 1 stands."""
+    """The scan in order of the radii, and the chosen row; None: the labels of stage 1 are kept."""
 
     rows: tuple[RadiusRow, ...]
     chosen: RadiusRow | None
@@ -142,10 +143,11 @@ def scan_radii(
     min_coverage: float,
     neighbours: int = NEIGHBOURS,
 ) -> RadiusScan:
-    """Stage 2 at every radius; chosen is the lowest Davies-Bouldin index among those that cover `min_coverage`.
+    """Stage 2 at every radius; chosen is the lowest Davies-Bouldin index of the radii that cover `min_coverage`.
 
-    Reading: stage 2 is there to lower the index, so where no radius covers enough and has a lower index than stage 1,
-    none is chosen. Of equal indices the smaller radius is taken. A single remaining cluster has the index infinity.
+    Reading: the purpose of stage 2 is to lower the index, so no radius is chosen where none that covers enough has a
+    lower index than stage 1. Of equal indices the smaller radius is taken. A single remaining cluster has the index
+    infinity.
     """
     reached = reach(features, clustering, neighbours)
     rows = []

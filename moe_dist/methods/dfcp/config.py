@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from moe_dist.errors import UserError
 from moe_dist.methods.config import MethodConfig
+from moe_dist.models.lenet import LeNetWidths
 from moe_dist.models.siamese import SiameseConfig
 from moe_dist.paths import local_path
 from moe_dist.processor import has_avx512
@@ -20,7 +21,7 @@ from moe_dist.settings.training import OptimiserConfig, ScheduleConfig, Weights
 
 
 class ExpertConfig(Strict):
-    """One row of Table 1: an expert's widths and how it is trained."""
+    """One row of Table 1: an expert's widths and its training."""
 
     conv1: Count = 6
     conv2: Count = 16
@@ -30,9 +31,19 @@ class ExpertConfig(Strict):
     learning_rate: Positive = 2e-3
     batch_size: Count = 32
 
+    @property
+    def widths(self) -> LeNetWidths:
+        """The layer widths."""
+        return LeNetWidths(self.conv1, self.conv2, self.fc1, self.fc2)
+
+    @property
+    def optimiser_config(self) -> OptimiserConfig:
+        """The expert's optimiser; SGD has momentum 0.9."""
+        return OptimiserConfig(kind=self.optimiser, learning_rate=self.learning_rate)
+
 
 def _recipe(value: Any, info: ValidationInfo) -> Any:
-    """A path to a YAML list of experts becomes the list; relative paths start at the job file's folder."""
+    """Replace the path of a YAML list of experts by the list; relative paths start at the job file's folder."""
     if not isinstance(value, str | Path):
         return value
     path = (info.context or {}).get("folder", Path()) / local_path(value)
@@ -42,30 +53,30 @@ def _recipe(value: Any, info: ValidationInfo) -> Any:
 
 
 class FeaturesConfig(Strict):
-    """Where the vectors that are clustered come from (Eq 7-8)."""
+    """How images become the vectors that are clustered (Eq 7-8)."""
 
     backbone: str = "efficientnet_b1"
-    """A torchvision network, cut before its pooling; or `siamese`, the network of the pseudo-labels, trained first."""
+    """A torchvision network, cut before its pooling; or `siamese`, the network of the pseudo-labels."""
     weights: Weights | None = "DEFAULT"
-    """torchvision's name of the weights, a .safetensors or .pth file, or null for random ones. Not of `siamese`."""
+    """torchvision's name of the weights, a .safetensors or .pth file, or null for random ones; unused by `siamese`."""
     image_size: Annotated[int, Field(ge=32)] = 64
-    """Side the images are brought to for the backbone; 64 gives a 2x2 map, 240 an 8x8 one."""
+    """Side to which images are resized for the backbone; 64 gives a 2x2 map, 240 an 8x8 one."""
 
 
 class ClustersConfig(Strict):
     """The two clustering stages."""
 
     count: Annotated[int, Field(ge=2)] | None = None
-    """K of k-means; default: the number of classes. More clusters are purer; those of one class merge later."""
+    """Clusters of k-means; default: the number of classes. More clusters are purer; those of one class merge later."""
     restarts: Count = 3
     neighbours: Count = 3
-    """A reference cluster has at least so many neighbours among the so-many-nearest-neighbour graph."""
+    """K of the graph of K nearest neighbours over centroids; a reference cluster has at least K neighbours in it."""
     radii: tuple[Positive, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 def _of_a_step(augment: AugmentConfig) -> AugmentConfig:
-    """A step before training has whole images, decoded, and one label of each."""
+    """Raise ValueError for augmentation that a step before training, with whole images of one label each, cannot do."""
     for name in ("resized_crop", "mixup", "cutmix"):
         if getattr(augment, name):
             raise ValueError(f"{name} is for training stages (joint.augment), not for the steps before them")
@@ -81,18 +92,18 @@ class PseudoLabelsConfig(Strict):
     siamese: SiameseConfig = SiameseConfig()
     augment: StepAugment = AugmentConfig()
     held_out: Fraction = 0.25
-    """Share of the trusted samples that the threshold tau* is chosen on, by a network that does not train on them."""
+    """Share of the trusted samples on which the threshold tau* is chosen, by a network that was not trained on them."""
 
 
 class AloneConfig(Strict):
-    """Training each expert by itself, before the joint stage."""
+    """The training of each expert by itself, before the joint stage."""
 
     epochs: Annotated[int, Field(ge=0)] = 20
     others_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Share of the other classes' samples an expert sees as negatives, class-balanced."""
+    """Share of the other classes' samples that an expert sees as negatives, class-balanced."""
     augment: StepAugment = AugmentConfig()
     bank: Count = 8
-    """Experts trained together in one task, each as it would be alone. 1: a task of its own for every expert."""
+    """Experts trained together in one task, each as it would be alone; 1: every expert has a task of its own."""
 
 
 class GateConfig(Strict):
@@ -109,7 +120,7 @@ GATE_SPACE: dict[str, Any] = {
     "gate.optimiser.weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
     "gate.dropout": {"low": 0.0, "high": 0.7},
 }
-"""What a search of a method with a managing network looks at, of the network."""
+"""The managing network's part of a method's search space."""
 
 
 class JointConfig(Strict):
@@ -132,21 +143,21 @@ class DfcpConfig(MethodConfig):
 
     name: Literal["dfcp"] = "dfcp"
     trusted_fraction: Fraction = 0.1
-    """Share of the training images whose labels may be seen."""
+    """Share of the training images whose labels the method may see."""
     features: FeaturesConfig = FeaturesConfig()
     clusters: ClustersConfig = ClustersConfig()
     pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
     experts: Experts = ExpertConfig()
-    """Widths and rates of all experts, a list with one entry per class, or the path of a YAML file with such a list."""
+    """One configuration for all experts, a list with one for each class, or the path of a YAML file of such a list."""
     alone: AloneConfig = AloneConfig()
     gate: GateConfig = GateConfig()
     joint: JointConfig = JointConfig()
     top_k: Annotated[tuple[Count, ...], Part.EVALUATION] = (1, 3)
-    """Besides all experts, accuracy and latency are reported for prediction by so many."""
+    """Numbers of experts for which accuracy and latency are reported, beside all of them."""
 
     def check(self, classes: int) -> None:
-        """One expert a class."""
-        check_experts(self.experts, classes)
+        """Require one expert for each class."""
+        expert_list(self.experts, classes)
 
     def slow_here(self, field: str) -> Sequence[str]:
         """Banks of experts, without AVX-512."""
@@ -159,14 +170,12 @@ class DfcpConfig(MethodConfig):
         )
 
 
-def check_experts(experts: ExpertConfig | tuple[ExpertConfig, ...], classes: int) -> None:
-    """Raise UserError unless a list of experts has one for each of `classes`."""
-    if isinstance(experts, tuple) and len(experts) != classes:
+def expert_list(experts: ExpertConfig | tuple[ExpertConfig, ...], classes: int) -> tuple[ExpertConfig, ...]:
+    """The configuration of each class's expert. Raises UserError where a list has not one for each of `classes`."""
+    if not isinstance(experts, tuple):
+        return (experts,) * classes
+    if len(experts) != classes:
         raise UserError(
             f"method.experts: {len(experts)} experts, but the dataset has {classes} classes; give each class one"
         )
-
-
-def expert_list(experts: ExpertConfig | tuple[ExpertConfig, ...], classes: int) -> tuple[ExpertConfig, ...]:
-    """One configuration per class."""
-    return experts if isinstance(experts, tuple) else (experts,) * classes
+    return experts

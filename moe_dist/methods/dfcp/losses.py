@@ -1,7 +1,7 @@
 """The mixture of DFCP-MoE and its losses, in log space (Eq 1-4, 14-16).
 
-Letters in shapes: B samples, E experts, C classes. Every loss returns one value per sample [B]; the caller takes the
-weighted mean over the batch. Half-precision logits are computed on in float32.
+Letters in shapes: B samples of a batch, C classes, E experts. Every loss returns one value per sample [B], and the
+caller takes the weighted mean over the batch. Half-precision logits are converted to float32 first.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from torch.nn import functional
 def gate_log_weights(gate_logits: Tensor, top_k: int | None = None) -> Tensor:
     """log g [B, E] from gating logits h [B, E]: the log-softmax of Eq 1, so that the weights sum to 1 (Eq 2).
 
-    With `top_k`, the k largest weights of each sample are renormalised and the others are 0: their log weight is a
-    lowest finite number instead of -inf, which keeps gradients finite and vanishes in every sum.
+    With `top_k`, the k largest weights of each sample are renormalised and the others are 0. The log of such a 0 is a
+    very low finite number instead of -inf, which keeps gradients finite.
     """
     log_weights = functional.log_softmax(_at_least_float32(gate_logits), dim=1)
     if top_k is None or top_k >= log_weights.shape[1]:
         return log_weights
     kept = log_weights.topk(top_k, dim=1)
     renormalised = functional.log_softmax(kept.values, dim=1)
-    return torch.full_like(log_weights, _vanishing(log_weights)).scatter(1, kept.indices, renormalised)
+    log_of_zero = torch.finfo(log_weights.dtype).min / 4  # a quarter, so that adding log-probabilities cannot overflow
+    return torch.full_like(log_weights, log_of_zero).scatter(1, kept.indices, renormalised)
 
 
 def class_log_probs(expert_logits: Tensor, expert_class: Tensor, classes: int) -> Tensor:
@@ -32,7 +33,8 @@ def class_log_probs(expert_logits: Tensor, expert_class: Tensor, classes: int) -
 
     Reading: an expert gives p_j = sigmoid(s_j) to its own class and (1 - p_j) / (C - 1) to every other one.
     """
-    own, other = _own_and_other(expert_logits, classes)
+    logits = _at_least_float32(expert_logits)
+    own, other = functional.logsigmoid(logits), functional.logsigmoid(-logits) - math.log(classes - 1)  # [B, E]
     is_own = functional.one_hot(expert_class, classes).bool()
     return torch.where(is_own, own[:, :, None], other[:, :, None])
 
@@ -42,8 +44,8 @@ def mixture_log_probs(
 ) -> Tensor:
     """log P(Y | X) [B, C] of the mixture of binary experts (Eq 3-4); logits [B, E], own classes [E].
 
-    The sum over experts is taken as it stands, B E C terms: its gradient only scales with the loss, so that a batch cut
-    into two halves gives the same bits wherever the halves are computed.
+    The sum over experts is computed as written, from B E C terms: its gradient then scales exactly with the loss, so
+    that a batch cut into two halves gives the same bits wherever the halves are computed.
     """
     log_weights = gate_log_weights(gate_logits, top_k)
     return torch.logsumexp(log_weights[:, :, None] + class_log_probs(expert_logits, expert_class, classes), dim=1)
@@ -74,21 +76,10 @@ def expert_loss(expert_logits: Tensor, expert: Tensor) -> Tensor:
 def gate_loss(gate_logits: Tensor, expert: Tensor) -> Tensor:
     """L_gate per sample [B]: cross-entropy of the gate (logits [B, E]) against the sample's expert [B].
 
-    Reading of "preconditioned to assign specific weights to specific experts".
+    Reading: how the gate is "preconditioned to assign specific weights to specific experts".
     """
     return functional.cross_entropy(_at_least_float32(gate_logits), expert, reduction="none")
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _vanishing(values: Tensor) -> float:
-    """A finite stand-in for log 0; a quarter of the lowest number, so that adding log-probabilities cannot overflow."""
-    return torch.finfo(values.dtype).min / 4
-
-
-def _own_and_other(expert_logits: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """log p_j and log (1 - p_j) / (C - 1), each [B, E]."""
-    logits = _at_least_float32(expert_logits)
-    return functional.logsigmoid(logits), functional.logsigmoid(-logits) - math.log(classes - 1)

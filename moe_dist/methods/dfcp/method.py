@@ -22,7 +22,7 @@ from moe_dist.models.makers import Makers
 
 
 class Dfcp(Method):
-    """Cluster, label from few trusted images, train an expert per class, then all with the managing network."""
+    """Clusters, labels from few trusted images, an expert trained per class, then all with the managing network."""
 
     Config = DfcpConfig
     config: DfcpConfig
@@ -41,7 +41,7 @@ class Dfcp(Method):
         )
 
     def visible_labels(self, results: Mapping[str, StepResult], true_labels: np.ndarray) -> np.ndarray:
-        """The labels of trusted samples; every other is hidden, and all are until the split is made."""
+        """The labels [N] of trusted samples, -1 for all others; all are -1 until the split is made."""
         visible = np.full_like(true_labels, -1)
         if "split" in results:
             trusted = results["split"].arrays["trusted"]
@@ -49,19 +49,18 @@ class Dfcp(Method):
         return visible
 
     def labels_used(self) -> str:
-        """In words, for the report."""
+        """See Method."""
         return f"{self.config.trusted_fraction:.0%} trusted"
 
     def training_set(self, results: Mapping[str, StepResult], labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
-        """Trusted samples with their labels and clustered ones with their cluster's class; outliers are left out.
+        """Trusted samples with their labels, and clustered ones with their cluster's class; outliers are left out.
 
-        One cluster, one class, one expert: the label is also the number of the sample's expert.
+        A label is also the number of the sample's expert, since each class has one cluster and one expert.
         """
-        members, classes = steps.members(results, labels)
-        return TrainingSet(members, classes)
+        return TrainingSet(*steps.members(results, labels))
 
     def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
-        """The mixture, its experts as they left their training alone."""
+        """The mixture, its experts with the weights of their training alone."""
         return build_mixture(
             self.experts,
             1,
@@ -83,9 +82,9 @@ class Dfcp(Method):
     def _joint_stage(self) -> Stage:
         joint = self.config.joint
         return Stage(
-            "joint",
-            joint.batch_size,
-            optimisers(self.experts, self.config.gate),
+            name="joint",
+            batch_size=joint.batch_size,
+            optimisers=optimisers(self.experts, self.config.gate),
             epochs=joint.epochs,
             schedule=joint.schedule,
             augment=joint.augment,
@@ -94,8 +93,10 @@ class Dfcp(Method):
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """L_com + lambda_e L_e + lambda_g L_gate (Eq 14, 16 and the conditioning of the managing network)."""
-        gate_logits, expert_logits = _logits(network, batch.images)
-        log_probs = self._log_probs(gate_logits, expert_logits, None)
+        gate_logits, expert_logits = network(batch.images)
+        expert_logits = expert_logits.squeeze(2)
+        own_class = torch.arange(self.info.classes, device=gate_logits.device)
+        log_probs = losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes)
         joint = self.config.joint
         return {
             "combined": batch.mean(losses.combined_loss(log_probs, batch.labels)),
@@ -104,37 +105,29 @@ class Dfcp(Method):
         }
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
-        """Eq 3 over all experts, or over the `top_k` of largest gate weight, which alone are then computed.
+        """Eq 3 over all experts, or over the `top_k` of largest gate weight.
 
-        Only a mixture with all its experts in this process can leave some out.
+        For one image, only those `top_k` are computed; all experts must be in this process.
         """
         assert isinstance(network, Mixture)
         if top_k is not None and len(images) == 1:
             ids, gate_logits, expert_logits = network.picked(images, top_k)
             log_probs = losses.mixture_log_probs(gate_logits, expert_logits.squeeze(2), ids, self.info.classes)
             return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits).exp()})
-        gate_logits, expert_logits = _logits(network, images)
-        log_probs = self._log_probs(gate_logits, expert_logits, top_k)
+        gate_logits, expert_logits = network(images)
+        expert_logits = expert_logits.squeeze(2)
+        own_class = torch.arange(self.info.classes, device=gate_logits.device)
+        log_probs = losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, top_k)
         return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits, top_k).exp()}, expert_logits)
 
-    def _log_probs(self, gate_logits: Tensor, expert_logits: Tensor, top_k: int | None) -> Tensor:
-        own_class = torch.arange(self.info.classes, device=gate_logits.device)
-        return losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, top_k)
-
     def search_space(self) -> Mapping[str, Any]:
-        """The managing network's and the joint stage's; the experts have searches of their own."""
+        """The managing network's and the joint stage's; the experts are searched by `expert_search`."""
         return {**GATE_SPACE, "joint.batch_size": [16, 32, 64]}
 
     def expert_search(self) -> ExpertSearch:
-        """Table 1's."""
+        """A search over Table 1's hyper-parameters."""
         return DfcpExpertSearch(self.experts, self.config.alone)
 
     def top_ks(self) -> Sequence[int]:
-        """As the job says."""
+        """The job's."""
         return self.config.top_k
-
-
-def _logits(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Gating logits [B, E] and expert logits [B, E]."""
-    gate_logits, expert_logits = network(images)
-    return gate_logits, expert_logits.squeeze(2)

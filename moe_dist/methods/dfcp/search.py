@@ -9,12 +9,11 @@ Letters in shapes: B samples of a batch, S image side.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from moe_dist.bank.bank import Bank
@@ -22,13 +21,12 @@ from moe_dist.bank.batches import EpochData
 from moe_dist.data.augment.augment import normalise
 from moe_dist.methods.dfcp.alone import ExpertData, bank_member, initial_network
 from moe_dist.methods.dfcp.config import AloneConfig, ExpertConfig
-from moe_dist.methods.dfcp.network import expert_optimiser
 from moe_dist.methods.dfcp.views import IMAGES_AT_ONCE, Views
 from moe_dist.methods.search import ExpertSearch, ExpertTrial, RunningTrials, Score, SearchData
 from moe_dist.optimisers import torch_optimiser
 
 TREND_SAMPLES = (210, 600, 1400, 2200)
-"""Sizes of clusters at which Table 1's trend is read off."""
+"""Sizes of clusters for which TREND holds what Table 1 suggests; values between them are interpolated."""
 TREND = {
     "conv1": (6, 9, 14, 11),
     "conv2": (16, 19, 29, 22),
@@ -57,7 +55,7 @@ class DfcpExpertSearch(ExpertSearch):
         self._experts, self._alone = experts, alone
 
     def defaults(self) -> Sequence[ExpertConfig]:
-        """As the job has them."""
+        """See ExpertSearch."""
         return self._experts
 
     def suggestion(self, samples: int) -> Mapping[str, Any]:
@@ -131,7 +129,7 @@ class _TrialsOneByOne:
             for number, trial in enumerate(trials)
         }
         self._optimisers = {
-            number: torch_optimiser(network.parameters(), expert_optimiser(trials[number].config))
+            number: torch_optimiser(network.parameters(), trials[number].config.optimiser_config)
             for number, network in self.networks.items()
         }
 
@@ -154,22 +152,17 @@ class _TrialsOneByOne:
 
     def scores(self) -> dict[int, Score]:
         """See RunningTrials."""
-        scores = {}
-        for number, network in self.networks.items():
-            expert = self._trials[number].expert
-            logits_of = partial(_logits_of_one, network, self._device)
-            (scores[number],) = _f1_scores([expert], logits_of, self._data, IMAGES_AT_ONCE)
-        return scores
+        experts = [self._trials[number].expert for number in self.networks]
+
+        def logits_of(images: Tensor) -> Tensor:
+            return torch.stack([network(images.to(self._device)).squeeze(1) for network in self.networks.values()])
+
+        return dict(zip(self.networks, _f1_scores(experts, logits_of, self._data, IMAGES_AT_ONCE)))
 
     def drop(self, numbers: Collection[int]) -> None:
         """See RunningTrials."""
         for number in numbers:
             del self.networks[number], self._optimisers[number]
-
-
-def _logits_of_one(network: nn.Module, device: torch.device, images: Tensor) -> Tensor:
-    """One network's logits [1, B] of images [B, 3, S, S]."""
-    return network(images.to(device)).squeeze(1)[None]
 
 
 @torch.no_grad()

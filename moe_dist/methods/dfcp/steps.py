@@ -1,6 +1,7 @@
-"""The steps of DFCP-MoE up to labelled clusters. Each reads the results before it and leaves its own.
+"""The steps of DFCP-MoE up to labelled clusters. Each reads the earlier steps' results and returns its own.
 
-Letters in shapes: N training images, U clustered (unlabelled) ones, M trusted ones, K clusters, C classes, D features.
+Letters in shapes: N samples of the training set, L trusted ones, U unlabelled ones, which are clustered, Q clusters,
+C classes, D features.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from moe_dist.models.siamese import embed
 from moe_dist.settings.schema import settings_of
 
 SIAMESE = "siamese"
-"""The name under which the Siamese network serves as the source of features."""
+"""The backbone of `features` that stands for the Siamese network."""
 
 
 def labelling_phases(config: DfcpConfig, classes: int) -> Sequence[Phase]:
-    """From a split to pseudo-labelled, merged clusters; the Siamese network may give the features."""
+    """The phases from the split to pseudo-labelled, merged clusters; the Siamese network may give the features."""
     pseudo, features, clusters = config.pseudo_labels, config.features, config.clusters
     return (
         Step(
@@ -61,7 +62,7 @@ def labelling_phases(config: DfcpConfig, classes: int) -> Sequence[Phase]:
 
 
 def members(results: Mapping[str, StepResult], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(samples, classes) of all that training sees: trusted images and those of a labelled cluster, by number."""
+    """What training sees: the numbers and classes of trusted samples and of those in a labelled cluster; labels [N]."""
     parts = results["split"].arrays
     classes = labels.copy()
     classes[parts["clustered"]] = results["pseudo_labels"].arrays["merged"]
@@ -71,7 +72,7 @@ def members(results: Mapping[str, StepResult], labels: np.ndarray) -> tuple[np.n
 
 
 def _split(trusted_fraction: float, workspace: Workspace) -> StepResult:
-    """Trusted [M] and clustered [U] sample numbers; stratified by class, whole tracks."""
+    """Trusted [L] and clustered [U] sample numbers; stratified by class, tracks kept whole."""
     assert workspace.true_labels is not None
     samples = workspace.samples
     labels, groups = workspace.true_labels[samples], workspace.groups[samples]
@@ -90,7 +91,7 @@ def _split(trusted_fraction: float, workspace: Workspace) -> StepResult:
 
 
 def _features(config: FeaturesConfig, workspace: Workspace) -> StepResult:
-    """The vectors [U, D] that are clustered, of length 1 (reading: a radius means something on a fixed scale)."""
+    """The vectors [U, D] that are clustered, of length 1 (reading: a radius needs a fixed scale)."""
     if config.backbone == SIAMESE:
         features = workspace.results["siamese"].arrays["clustered"]
     else:
@@ -115,7 +116,7 @@ def _extract(task: tuple[Views, FeaturesConfig, np.ndarray], item: None, context
 
 
 def _first_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
-    """K-means: labels [U] and centroids [K, D]; objective J and the Davies-Bouldin index (Eq 9)."""
+    """K-means: labels [U] and centroids [Q, D]; objective J and the Davies-Bouldin index (Eq 9)."""
     features = workspace.results["features"].arrays["features"]
     clustering = kmeans(features, config.count or workspace.info.classes, workspace.seed, config.restarts)
     values = {
@@ -127,7 +128,7 @@ def _first_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
 
 
 def _second_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
-    """Labels [U] after the chosen radius; the scan, with purities for the report alone."""
+    """Labels [U] after stage 2 at the chosen radius; and the scan, with purities, which only the report reads."""
     assert workspace.true_labels is not None
     features = workspace.results["features"].arrays["features"]
     first = workspace.results["first_stage"]
@@ -177,7 +178,7 @@ def _pseudo_labels(workspace: Workspace) -> StepResult:
 
 
 def _scores(pseudo: np.ndarray, merged: np.ndarray, true: np.ndarray, classes: int) -> StepResult:
-    """How right the labels are, from the true ones [U]; nothing after this reads them."""
+    """The accuracy of the labels [U] by the true ones [U], which only the report reads."""
     kept = pseudo >= 0
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (true[kept], pseudo[kept]), 1)

@@ -1,4 +1,7 @@
-"""Images as the networks of the pipeline's steps see them: augmented views, or plain normalised batches."""
+"""Images as the networks of the steps before training see them: augmented, or only normalised.
+
+Letters in shapes: B samples of a batch, S image side.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ IMAGES_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Views:
-    """Images of a training set with the job's normalisation; every random change is drawn from (seed, draw, sample)."""
+    """Images of a training set with the job's normalisation. Random changes follow from (seed, draw, sample)."""
 
     images: Images
     data: DataConfig
     seed: int
 
     def augmented(self, images: Tensor, samples: np.ndarray, draw: int, config: AugmentConfig) -> Tensor:
-        """`images` [n, 3, S, S] uint8 of `samples` [n], changed afresh for every `draw`; normalised float32."""
+        """The `images` [B, 3, S, S] uint8 of `samples` [B], augmented anew for every `draw`; normalised float32."""
         if config.resized_crop is not None:
             draws = uniform(self.seed, draw, samples, CROP_DRAWS, purpose=CROPS)
             images = cropped(images, RandomCrop(config.resized_crop, draws))
@@ -36,7 +39,7 @@ class Views:
         return normalise(changed, self.data.mean, self.data.std)
 
     def batches(self, samples: np.ndarray) -> Iterator[Tensor]:
-        """The `samples` in order, without changes; normalised float32 batches."""
+        """Batches [B, 3, S, S] of the `samples` in order, only normalised; float32."""
         for start in range(0, len(samples), IMAGES_AT_ONCE):
             images = self.images.uint8(samples[start : start + IMAGES_AT_ONCE])
             yield normalise(images, self.data.mean, self.data.std)

@@ -1,10 +1,11 @@
 """The losses of ICL (Chen et al., IJCAI 2025), Eq 3, 6, 8 and 10, as functions of tensors.
 
-Letters: B samples, M experts, C classes, D features, k confused classes.
+Letters in shapes: B samples of a batch, C classes, D features, E experts, k confused classes. The paper's index of an
+expert is m.
 
-Two readings. The sum of Eq 10 is one-sided, the text says mutual: both directions are summed and divided by M (M - 1).
-In Eq 6, N(c) holds the k classes that c was most often taken for, and only such: where fewer than k were, or where a
-class has no prototype yet, there are fewer negatives; where there are none, the loss is 0.
+Two readings. The sum of Eq 10 is one-sided, but the text says mutual: both directions are summed and divided by
+E (E - 1). In Eq 6, N(c) holds the k classes that samples of c were most often mistaken for. Classes that they never
+were, and classes without a prototype yet, are left out; where no class is left, the loss is 0.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from moe_dist.methods.longtail.losses import mutual_divergence
 
 
 def diversity(features: Tensor) -> Tensor:
-    """AD, Eq 3: [B], the cosines between the experts' `features` [B, M, D], summed over ordered pairs of experts."""
+    """AD, Eq 3: [B], the cosines between the experts' `features` [B, E, D], summed over ordered pairs of experts."""
     unit = functional.normalize(features, dim=2)
     cosines = unit @ unit.transpose(1, 2)
     return cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def most_confused(confusion: Tensor, prototypes: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """N(c) of Eq 6 for each sample's class: (classes [M, B, k], whether each is one of N(c) [M, B, k]).
+    """N(c) of Eq 6 for each sample's class: (classes [E, B, k], whether each belongs to N(c) [E, B, k]).
 
-    confusion [M, C, C]: rows are true classes, the diagonal is zero; prototypes [M, C, D]: zero where there is none
-    yet; labels [B]. Where k exceeds the other classes, all of them are looked at.
+    confusion [E, C, C]: rows are true classes, the diagonal is zero; prototypes [E, C, D]: zero where there is none
+    yet; labels [B]. Where k is more than the number of other classes, it is reduced to that.
     """
     met = prototypes.any(2)
     rows = confusion[:, labels] * met[:, None]
@@ -48,8 +49,8 @@ def contrast(
 ) -> Tensor:
     """CCL, Eq 6: [B], summed over the experts as in Eq 7; features and prototypes are L2-normalised.
 
-    features [B, M, D], labels [B], confusion [M, C, C], prototypes [M, C, D], temperature tau. negatives: the sum over
-    N(c) in the denominator, or their mean in its place (released code).
+    features [B, E, D], labels [B], confusion [E, C, C], prototypes [E, C, D], temperature tau. negatives: whether the
+    denominator has the sum over N(c), or the mean (released code).
     """
     unit = functional.normalize(features, dim=2).transpose(0, 1)
     own = functional.normalize(prototypes[:, labels], dim=2)
@@ -66,9 +67,9 @@ def contrast(
 
 
 def parallel(means: Tensor, epsilon: float) -> Tensor:
-    """Eq 8: (sum over experts of 1 / (L_m + epsilon))^-1 of the experts' mean losses `means` [M].
+    """Eq 8: (sum over experts of 1 / (L_m + epsilon))^-1 of the experts' mean losses `means` [E].
 
-    Autograd's gradient is Eq 9: an expert's share falls with the square of its loss.
+    Its gradient is Eq 9: an expert's share falls with the square of its loss.
     """
     return 1 / (1 / (means + epsilon)).sum()
 
@@ -76,7 +77,7 @@ def parallel(means: Tensor, epsilon: float) -> Tensor:
 def distillation(logits: Tensor) -> Tensor:
     """Eq 10, both directions: [B], the mean of KL(p^m || p^m') over ordered pairs of experts, p = softmax.
 
-    logits [B, M, C], M > 1. Both sides have a gradient.
+    logits [B, E, C], E > 1. Both sides have a gradient.
     """
     experts = logits.shape[1]
     return mutual_divergence(logits) / (experts * (experts - 1))

@@ -1,7 +1,8 @@
-"""What ICL remembers between batches: who was taken for whom (Eq 4), and where each class lies (Eq 5).
+"""What ICL keeps between batches: how often each class is mistaken for each other (Eq 4), and class prototypes (Eq 5).
 
-Letters: M experts, C classes, D features, N samples of the global batch. It takes 4 M C (C + D) bytes: 0.2 MB on
-CIFAR-100, 37 MB on ImageNet-LT and 1.0 GB on iNaturalist 2018 with three experts, on every rank and in a checkpoint.
+Letters in shapes: B samples of a rank's share, C classes, D features, E experts, G samples of the global batch. It
+takes 4 E C (C + D) bytes: 0.2 MB on CIFAR-100, 37 MB on ImageNet-LT and 1.0 GB on iNaturalist 2018 with three experts,
+on every rank and in a checkpoint.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from moe_dist.methods.ranks import gather
 
 
 class Memory(nn.Module):
-    """Confusion matrices [M, C, C] (rows: true classes; the diagonal stays 0) and prototypes [M, C, D], both from 0.
+    """Confusion matrices [E, C, C] (rows: true classes; the diagonal stays 0) and prototypes [E, C, D], initially 0.
 
-    They are buffers, so that checkpoints carry them. Every rank updates them with the whole global batch, so that all
+    They are buffers, so that checkpoints hold them. Every rank updates them with the whole global batch, so that all
     ranks hold the same.
     """
 
@@ -31,9 +32,9 @@ class Memory(nn.Module):
     def update(
         self, features: Tensor, logits: Tensor, labels: Tensor, valid: Tensor, alpha: float, beta: float
     ) -> None:
-        """Eq 4 and 5 with this rank's share of a batch: features [B, M, D], logits [B, M, C], labels [B], valid [B].
+        """Eq 4 and 5 with this rank's share of a batch: features [B, E, D], logits [B, E, C], labels [B], valid [B].
 
-        alpha, beta: the weights of the old values. Rows that are not valid (padding) count for nothing. Collective.
+        alpha, beta: the weights of the old values. Rows that are not valid (padding) are ignored. Collective.
         """
         seen = torch.cat([labels[:, None], valid[:, None].long(), logits.argmax(2)], 1)
         features, seen = gather(features.detach()), gather(seen)
@@ -43,9 +44,9 @@ class Memory(nn.Module):
 
 
 def update_confusion(confusion: Tensor, predicted: Tensor, labels: Tensor, valid: Tensor, alpha: float) -> None:
-    """Eq 4, in place: alpha * old + (1 - alpha) * how often each class was taken for each other one.
+    """Eq 4, in place: alpha * old + (1 - alpha) * how often each class was mistaken for each other one.
 
-    confusion [M, C, C], predicted [N, M], labels [N], valid [N].
+    confusion [E, C, C], predicted [G, E], labels [G], valid [G].
     """
     mistaken = valid[:, None] & (predicted != labels[:, None])
     experts = torch.arange(len(confusion), device=labels.device).expand_as(predicted)
@@ -55,13 +56,13 @@ def update_confusion(confusion: Tensor, predicted: Tensor, labels: Tensor, valid
 
 
 def update_prototypes(prototypes: Tensor, features: Tensor, labels: Tensor, valid: Tensor, beta: float) -> None:
-    """Eq 5, in place: beta * old + (1 - beta) * the batch's mean of each class in it; other classes stay as they are.
+    """Eq 5, in place: beta * old + (1 - beta) * the batch's mean of each class in it; other classes do not change.
 
-    prototypes [M, C, D], features [N, M, D], labels [N], valid [N].
+    prototypes [E, C, D], features [G, E, D], labels [G], valid [G].
     """
     alike = ((labels[:, None] == labels) & valid).to(features.dtype)
     count = alike.sum(1)
-    # Every sample of a class writes the same row, taken from the first one: in which order they write does not matter.
+    # Every sample of a class writes the same row, computed for its first sample, so their order does not matter.
     first = alike.argmax(1)
     means = (alike @ features.flatten(1)).view_as(features)[first].transpose(0, 1) / count.clamp_min(1)[:, None]
     old = prototypes[:, labels]

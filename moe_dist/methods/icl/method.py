@@ -1,4 +1,4 @@
-"""ICL (Chen et al., IJCAI 2025): a shared trunk, M experts, one training in two stages.
+"""ICL (Chen et al., IJCAI 2025): a shared trunk and E experts, trained in two stages.
 
 1. features: all but the fresh classifiers, on CoL + DOL (Eq 12).
 2. classifiers: the fresh classifiers alone, on logit-adjusted cross-entropies (Eq 13, methods/longtail/method.py).
@@ -32,7 +32,7 @@ class Icl(BranchMethod):
     needs_whole_batch = True
 
     def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
-        """The branches, and with DOL their memory."""
+        """The branches and, with DOL, their memory."""
         network = super().build(make, results, seed)
         if self.config.dol:
             memory = Memory(self.config.experts, self.info.classes, self.config.network.features)
@@ -40,7 +40,7 @@ class Icl(BranchMethod):
         return network
 
     def search_space(self) -> Mapping[str, Any]:
-        """Of stage one, with the weights of what ICL adds to it."""
+        """Stage one's, and the weights of ICL's own terms."""
         return {
             **super().search_space(),
             "distillation_weight": {"low": 0.0, "high": 2.0},
@@ -57,7 +57,7 @@ class Icl(BranchMethod):
         if self.config.dol:
             terms |= self._independence(network, *outputs, batch, progress.epoch)
         if self.config.contrast_alone and "contrast" in terms:
-            return {"contrast": terms["contrast"]}  # what nothing trains now, the classifiers, goes on decaying
+            return {"contrast": terms["contrast"]}  # the classifiers have no gradient now and only decay
         return terms
 
     def _collaboration(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ class Icl(BranchMethod):
     def _independence(
         self, network: nn.Module, features: Tensor, logits: Tensor, batch: Batch, epoch: int
     ) -> dict[str, Tensor]:
-        """DOL, Eq 7. The memory learns from the batch first, so that CCL finds a prototype of each class in it."""
+        """DOL, Eq 7. The memory is updated first, so that it has a prototype of each class in the batch."""
         config = self.config
         memory = cast(Memory, network.get_submodule("memory"))
         memory.update(

@@ -1,1 +1,1 @@
-"""Long-tailed recognition with branch networks: what its methods share, and ICL's rivals, one file each."""
+"""Long-tailed recognition with branch networks: what its methods share, and ICL's rivals in one file each."""

@@ -16,15 +16,15 @@ from moe_dist.settings.schema import NonNegative
 
 
 class BalancedSoftmaxConfig(BranchConfig):
-    """Logit adjustment while features are learnt."""
+    """Logit adjustment in stage one."""
 
     name: Literal["balanced_softmax"] = "balanced_softmax"
     tau: NonNegative = 1.0
-    """Of Menon et al.: what log n_c is multiplied by; 1: balanced softmax, 0: cross-entropy."""
+    """Menon et al.'s factor of log n_c; 1: balanced softmax, 0: cross-entropy."""
 
 
 class BalancedSoftmax(BranchMethod):
-    """Every expert under cross-entropy of z_c + tau log n_c; it predicts by z alone."""
+    """Every expert is trained by the cross-entropy of z_c + tau log n_c and predicts by z."""
 
     Config = BalancedSoftmaxConfig
     config: BalancedSoftmaxConfig

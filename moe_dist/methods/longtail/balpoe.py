@@ -1,7 +1,7 @@
-"""BalPoE (Aimar et al., CVPR 2023): experts aim at long-tailed, balanced and inversely long-tailed classes.
+"""BalPoE (Aimar et al., CVPR 2023): experts trained for long-tailed, balanced and inversely long-tailed classes.
 
-Their product, the mean of their logits, aims at balanced classes where each is calibrated: MixUp serves that
-(`features.augment.mixup`, 0.4 in the paper).
+Their product, the mean of their logits, is right for balanced classes if each expert is calibrated, which is what MixUp
+is for (`features.augment.mixup`, 0.4 in the paper).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from moe_dist.settings.schema import NonNegative
 
 
 class BalpoeConfig(BranchConfig):
-    """The experts' targets."""
+    """The class frequencies that the experts are trained for."""
 
     name: Literal["balpoe"] = "balpoe"
     spread: NonNegative = 1.0
-    """Targets lambda go from `spread` (1: classes as they come) evenly to -`spread`; three experts: 1, 0, -1."""
+    """Exponents lambda of n_c, evenly from `spread` to -`spread`; for three experts and 1: 1, 0, -1."""
 
 
 class Balpoe(BranchMethod):
-    """Every expert under an adjustment of its own."""
+    """Every expert is trained with its own logit adjustment."""
 
     Config = BalpoeConfig
     config: BalpoeConfig

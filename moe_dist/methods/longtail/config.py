@@ -1,4 +1,4 @@
-"""What a job may set of any method that trains a branch network on a long tail."""
+"""Settings of every method that trains a branch network on a long tail."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig
 
 CIFAR_AUGMENT = AugmentConfig(pad_crop=4, flip=True, policy="autoaugment_cifar10", cutout=0.5)
 Epoch = Annotated[int, Field(ge=0)]
-"""A number of an epoch; epochs count from 0."""
+"""The number of an epoch, counted from 0."""
 
 
 class StageConfig(Strict):
-    """A stage by SGD with a cosine schedule to zero."""
+    """A stage trained by SGD with a cosine schedule to zero."""
 
     epochs: Count
     batch_size: Count = 128
     learning_rate: Positive
-    """At the end of the warm-up, where the cosine begins."""
+    """The rate at the end of the warm-up, where the cosine begins."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegative = 5e-4
     warmup_epochs: Annotated[int, Field(ge=0)] = 5
-    """Epoch e of them has (e + 1) / (warmup_epochs + 1) of the rate."""
+    """Epoch e of these has (e + 1) / (warmup_epochs + 1) of the rate."""
     clip_norm: Positive | None = None
     augment: AugmentConfig = CIFAR_AUGMENT
     sampling: Sampling = "instance"
 
     def optimiser(self) -> OptimiserConfig:
-        """The optimiser of what the stage trains."""
+        """The optimiser of the parameters that the stage trains."""
         return OptimiserConfig(
             kind="sgd", learning_rate=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -42,9 +42,9 @@ class StageConfig(Strict):
     def stage(self, name: str, trained: dict[str, OptimiserConfig | None], whole_batch: bool = False) -> Stage:
         """The stage called `name`; trained: an optimiser, or None to freeze, by prefix of parameters' names."""
         return Stage(
-            name,
-            self.batch_size,
-            trained,
+            name=name,
+            batch_size=self.batch_size,
+            optimisers=trained,
             epochs=self.epochs,
             schedule=ScheduleConfig(kind="cosine", warmup_epochs=self.warmup_epochs),
             augment=self.augment,
@@ -55,7 +55,7 @@ class StageConfig(Strict):
 
 
 class FeatureStage(StageConfig):
-    """Stage one of a method with two: features, and classifiers that serve them."""
+    """Stage one of a method with two: features, and the first set of classifiers."""
 
     epochs: Count = 180
     learning_rate: Positive = 0.05
@@ -75,10 +75,10 @@ class ClassifierStage(StageConfig):
 
 
 class BranchConfig(MethodConfig):
-    """A network of a trunk and `experts` branches, trained in one stage or two."""
+    """A network of a trunk and `experts` branches, trained in one or two stages."""
 
     network: NetworkConfig = NetworkConfig()
     experts: Count = 3
     features: FeatureStage = OnlyStage()
     classifiers: ClassifierStage | None = None
-    """Retrains fresh classifiers under logit adjustment; null: the model of stage one."""
+    """A second stage that trains fresh classifiers with logit adjustment; null: none."""

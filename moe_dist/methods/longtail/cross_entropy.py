@@ -1,4 +1,4 @@
-"""Cross-entropy, summed over experts: what every long-tail method is compared with; one expert is the plain network."""
+"""Cross-entropy, summed over experts: the baseline of every long-tail method; one expert is the plain network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from moe_dist.models.branches import BranchOutputs
 
 
 class CrossEntropyConfig(BranchConfig):
-    """Nothing of its own."""
+    """No settings beside those of every branch network."""
 
     name: Literal["cross_entropy"] = "cross_entropy"
 
 
 class CrossEntropy(BranchMethod):
-    """Every expert learns the labels as they come."""
+    """Every expert is trained by cross-entropy."""
 
     Config = CrossEntropyConfig
     config: CrossEntropyConfig

@@ -1,4 +1,4 @@
-"""Focal loss (Lin et al., ICCV 2017): samples that are already certain count less."""
+"""Focal loss (Lin et al., ICCV 2017): samples that are already classified with certainty weigh less."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from moe_dist.settings.schema import NonNegative
 
 
 class FocalConfig(BranchConfig):
-    """Focal loss on every expert."""
+    """The focal loss's exponent."""
 
     name: Literal["focal"] = "focal"
     gamma: NonNegative = 2.0
-    """0: cross-entropy."""
+    """The exponent of 1 - p; 0: cross-entropy."""
 
 
 class Focal(BranchMethod):
-    """Every expert under the focal loss."""
+    """Every expert is trained by the focal loss."""
 
     Config = FocalConfig
     config: FocalConfig

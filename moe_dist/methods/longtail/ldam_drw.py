@@ -24,14 +24,14 @@ class MarginConfig(BranchConfig):
     """LDAM's margins and the deferred weights."""
 
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Of the rarest class, in units of cosine; the others' fall with n_c^(-1/4)."""
+    """The rarest class's margin, in units of cosine; the others are smaller, proportional to n_c^(-1/4)."""
     beta: Fraction = 0.9999
-    """Of the effective number of samples."""
+    """beta of the effective number of samples."""
     reweight_from: Epoch = 160
-    """From this epoch on, samples are weighed by their class."""
+    """From this epoch on, samples are weighted by their class."""
 
     def check(self, classes: int) -> None:
-        """Raise UserError for linear classifiers, whose logits are no cosines."""
+        """Raise UserError for linear classifiers, whose logits are not cosines."""
         if self.network.classifier == "linear":
             raise UserError(
                 f"method {self.name}: its margins are differences of cosines, and method.network.classifier is linear; "
@@ -39,7 +39,7 @@ class MarginConfig(BranchConfig):
             )
 
     def notices(self) -> Sequence[str]:
-        """Where the epoch of the deferred weights never comes."""
+        """A notice where training ends before the epoch of the deferred weights."""
         if self.reweight_from < self.features.epochs:
             return ()
         return (
@@ -49,13 +49,13 @@ class MarginConfig(BranchConfig):
 
 
 class LdamDrwConfig(MarginConfig):
-    """Nothing of its own."""
+    """LDAM's settings, as MarginConfig has them."""
 
     name: Literal["ldam_drw"] = "ldam_drw"
 
 
 class LdamDrw(BranchMethod):
-    """Every expert under LDAM."""
+    """Every expert is trained by LDAM."""
 
     Config: ClassVar[type[MethodConfig]] = LdamDrwConfig
     config: MarginConfig
@@ -65,7 +65,7 @@ class LdamDrw(BranchMethod):
     def feature_loss(
         self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
     ) -> dict[str, Tensor]:
-        """The sum of the experts' losses; re-weighted, the mean over samples is that of weights by class."""
+        """The sum of the experts' losses; from `reweight_from` on, the mean over samples is weighted by class."""
         config, counts = self.config, self.class_counts(network)
         margins = config.network.scale * losses.margins(counts, config.margin)
         loss = losses.ldam(outputs.logits, batch.labels, margins).sum(1)

@@ -1,6 +1,7 @@
 """Losses for long-tailed recognition, as functions of tensors; each names its source.
 
-Letters: B samples, M experts, C classes; n_c training images of class c. Logits are [B, M, C], labels [B] int64.
+Letters in shapes: B samples of a batch, C classes, E experts; n_c is the number of training images of class c. Logits
+are [B, E, C], labels [B] int64.
 
     focal               Lin et al., Focal loss for dense object detection, ICCV 2017, Eq 4, of a softmax
     balanced_softmax    Ren et al., Balanced meta-softmax, NeurIPS 2020; with a factor tau before log n_c
@@ -21,36 +22,36 @@ from torch.nn import functional
 
 
 def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy of every expert: [B, M]."""
+    """The cross-entropy of every expert: [B, E]."""
     return functional.cross_entropy(logits.transpose(1, 2), labels[:, None].expand(logits.shape[:2]), reduction="none")
 
 
 def focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
-    """(1 - p_y)^gamma * -log p_y of every expert: [B, M]; gamma 0 is the cross-entropy."""
+    """(1 - p_y)^gamma * -log p_y of every expert: [B, E]; gamma 0 is the cross-entropy."""
     entropy = cross_entropies(logits, labels)
-    # Below 1, a power of 0 has no finite gradient: a sample that is certain in float32 would make all others NaN.
+    # For gamma < 1, 0^gamma has an infinite gradient: a sample of probability 1 would make the whole gradient NaN.
     missing = (-torch.expm1(-entropy)).clamp_min(torch.finfo(entropy.dtype).tiny)
     return missing**gamma * entropy
 
 
 def balanced_softmax(logits: Tensor, labels: Tensor, log_counts: Tensor) -> Tensor:
-    """Cross-entropies of the adjusted logits z_c + log n_c: [B, M].
+    """Cross-entropies of the adjusted logits z_c + log n_c: [B, E].
 
-    log_counts: [C], or [M, C] with an adjustment of each expert's own; times tau it is Menon's.
+    log_counts: [C], or [E, C] where each expert has its own adjustment; multiplied by tau it is Menon's.
     """
     return cross_entropies(logits + log_counts, labels)
 
 
 def margins(counts: Tensor, largest: float) -> Tensor:
-    """LDAM's margins of cosines in proportion to n_c^(-1/4), the rarest class's being `largest`: [C]."""
+    """LDAM's margins between cosines, proportional to n_c^(-1/4): [C]; that of the rarest class is `largest`."""
     raw = counts**-0.25
     return raw * (largest / raw.max())
 
 
 def ldam(logits: Tensor, labels: Tensor, margins: Tensor) -> Tensor:
-    """Cross-entropies with the label's logit lowered by its margin: [B, M].
+    """Cross-entropies with the label's logit reduced by its margin: [B, E].
 
-    margins [C] in units of logits: those of the cosines times the scale of the cosine classifiers.
+    margins [C] in units of logits: the margins between cosines times the scale of the cosine classifiers.
     """
     own = functional.one_hot(labels, logits.shape[2]) * margins
     return cross_entropies(logits - own[:, None], labels)
@@ -59,26 +60,26 @@ def ldam(logits: Tensor, labels: Tensor, margins: Tensor) -> Tensor:
 def effective_weights(counts: Tensor, beta: float) -> Tensor:
     """Weights of classes by their effective number of samples, (1 - beta) / (1 - beta^n_c), with mean one: [C].
 
-    beta 0 weighs all alike; towards 1 it weighs them by 1 / n_c.
+    With beta 0 all weights are equal; with beta near 1 they are proportional to 1 / n_c.
     """
     raw = (1 - beta) / (1 - beta ** counts.double())
     return (raw * (len(counts) / raw.sum())).to(counts.dtype)
 
 
 def ride_temperatures(counts: Tensor, temperature: float, factor: float) -> Tensor:
-    """RIDE's temperature of each class [C]: `temperature` for the largest, less for rarer ones.
+    """RIDE's temperature of each class [C]: `temperature` for the largest class, less for rarer ones.
 
-    Before it is divided by its maximum it is C * (n_c / n) * factor + 1 - factor, factor in [0, 1).
+    It is proportional to C * (n_c / n) * factor + 1 - factor, factor in [0, 1).
     """
     raw = len(counts) * (counts / counts.sum()) * factor + 1 - factor
     return temperature * (raw / raw.max())
 
 
 def ride_diversity(logits: Tensor, temperatures: Tensor) -> Tensor:
-    """How far the experts are from their mean: [B], mean(T)^2 * KL(mean || expert), summed over experts.
+    """The experts' divergence from their mean: [B], mean(T)^2 * KL(mean || expert), summed over experts.
 
-    Both sides are softmaxes of logits / T, the mean's of the experts' mean logits, without gradient. temperatures: [C].
-    RIDE *subtracts* a share of it from the loss.
+    Both sides are softmaxes of logits / T; the mean's is that of the experts' mean logits, without gradient.
+    temperatures: T [C]. RIDE *subtracts* a multiple of it from the loss.
     """
     own = (logits / temperatures).log_softmax(2)
     mean = (logits.detach().mean(1, keepdim=True) / temperatures).log_softmax(2)
@@ -96,10 +97,10 @@ def mutual_divergence(logits: Tensor) -> Tensor:
 def hard_negatives(logits: Tensor, labels: Tensor) -> Tensor:
     """SHIKE's dynamic transfer between non-target classes: [B], KL(teacher || expert), summed over experts.
 
-    The hardest negative is the class, other than the label, of the largest mean logit. The teacher's logit is the mean
-    over experts there and the maximum over experts at all others, so that it makes the hardest one less likely. Both
-    sides are softmaxes over all classes but the label, as published (the released code leaves the label in the teacher,
-    with a logit of 0); both have a gradient, as in the released code.
+    The hardest negative is the class other than the label with the largest mean logit. The teacher's logit is the mean
+    over experts for the hardest negative, and the maximum over experts for all other classes, which makes the hardest
+    negative less likely. Both sides are softmaxes over all classes but the label, as published (the released code
+    leaves the label in the teacher, with a logit of 0); both have a gradient, as in the released code.
     """
     own = functional.one_hot(labels, logits.shape[2]).bool()
     mean = logits.mean(1)
@@ -110,16 +111,16 @@ def hard_negatives(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _log_softmax_without(logits: Tensor, excluded: Tensor) -> Tensor:
-    """log_softmax over the classes that are not `excluded`, which get a logit too low to count."""
-    # No -inf: as 0 * (-inf - -inf) it would make the divergence NaN.
+    """log_softmax over the classes that are not `excluded`; excluded ones get a logit so low that their share is 0."""
+    # Not -inf: 0 * (-inf - -inf) would make the divergence NaN.
     return logits.masked_fill(excluded, torch.finfo(logits.dtype).min / 4).log_softmax(-1)
 
 
 def target_biases(counts: Tensor, spread: float, experts: int) -> Tensor:
-    """BalPoE's biases [M, C], (1 - lambda_m) * log n_c: expert m aims at classes in proportion to n_c^lambda_m.
+    """BalPoE's biases [E, C], (1 - lambda_e) * log n_c: expert e is trained for class frequencies of n_c^lambda_e.
 
-    The lambdas are evenly spaced from `spread` to -`spread`; as their mean is 0, the mean of the experts' logits aims
-    at balanced classes. One expert has lambda 0: balanced softmax.
+    The lambdas are evenly spaced from `spread` to -`spread`. Their mean is 0, so the mean of the experts' logits is
+    trained for balanced classes. A single expert has lambda 0: balanced softmax.
     """
     lambdas = torch.linspace(spread, -spread, experts) if experts > 1 else torch.zeros(1)
     return (1 - lambdas.to(counts))[:, None] * counts.log()

@@ -1,7 +1,9 @@
 """What methods that train a branch network share: the network, one or two stages, the prediction.
 
-1. features: all but the fresh classifiers, on the method's own loss.
-2. classifiers, where the job wants it: the fresh classifiers alone, on logit-adjusted cross-entropies.
+1. features: all but the fresh classifiers, by the method's own loss.
+2. classifiers, if the job has this stage: the fresh classifiers alone, by logit-adjusted cross-entropies.
+
+Letters in shapes: B samples of a batch, C classes, D features, E experts.
 """
 
 from __future__ import annotations
@@ -33,36 +35,37 @@ FEATURES, CLASSIFIERS = "features", "classifiers"
 
 
 class BranchMethod(Method):
-    """A shared trunk and M experts; a method adds the loss of stage one."""
+    """A shared trunk and E experts; a method adds the loss of stage one."""
 
     config: BranchConfig
     counts_serve: ClassVar[str] = ""
-    """What the loss of stage one needs the class counts for, in words; empty: it needs none."""
+    """The name of what in stage one needs class counts, for messages; empty: nothing does."""
 
     def __init__(self, config: BranchConfig, info: DatasetInfo) -> None:
-        """Raises UserError where a loss needs class counts and the dataset tells none, or tells a class of none."""
+        """Raise UserError where a loss needs class counts and the dataset has none, or a count is 0."""
         super().__init__(config, info)
-        if self._needs_counts():
-            _demand_counts(config, info, self.counts_serve)
+        self._needs_counts = bool(self.counts_serve) or config.classifiers is not None
+        if self._needs_counts:
+            _require_counts(config, info, self.counts_serve)
 
     @abstractmethod
     def feature_loss(
         self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
     ) -> dict[str, Tensor]:
-        """The loss terms of stage one by name, from what the network gave for `batch`; asked outside autocast."""
+        """The loss terms of stage one by name, from the network's outputs for `batch`; called outside autocast."""
 
     needs_whole_batch: ClassVar[bool] = False
     """Whether a term of stage one is no sum over samples: then a worker's share cannot be cut into micro-batches."""
 
     def class_counts(self, network: nn.Module) -> Tensor:
-        """Training images of each class, n_c [C] float32, on the network's device; where counts are needed."""
+        """Training images of each class, n_c [C] float32, on the network's device; only where a loss needs them."""
         return network.get_buffer("class_counts")
 
     def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
         """The branches."""
         config, info = self.config, self.info
         network = build_branches(config.network, info.classes, info.image_size, config.experts, make, seed)
-        if self._needs_counts():
+        if self._needs_counts:
             counts = torch.tensor(info.class_counts, dtype=torch.float32)
             network.register_buffer("class_counts", counts, persistent=False)
         return network
@@ -76,7 +79,7 @@ class BranchMethod(Method):
         return self.config.network.features + 2 * self.info.classes
 
     def phases(self) -> Sequence[Stage]:
-        """Features, then the fresh classifiers, where there is a second stage."""
+        """Features and, if there is a second stage, the fresh classifiers."""
         features, classifiers = self.config.features, self.config.classifiers
         fresh = [f"experts.members.{expert}.classifiers.1." for expert in range(self.config.experts)]
         first = features.stage(FEATURES, {"": features.optimiser()} | dict.fromkeys(fresh), self.needs_whole_batch)
@@ -85,7 +88,7 @@ class BranchMethod(Method):
         return first, classifiers.stage(CLASSIFIERS, dict.fromkeys(fresh, classifiers.optimiser()))
 
     def search_space(self) -> Mapping[str, Any]:
-        """Of stage one, which decides what both have to work with."""
+        """Stage one's, whose features both stages depend on."""
         return {
             "features.learning_rate": {"low": 5e-3, "high": 0.5, "log": True},
             "features.weight_decay": {"low": 5e-5, "high": 5e-3, "log": True},
@@ -93,20 +96,20 @@ class BranchMethod(Method):
         }
 
     def set_training(self, network: nn.Module, stage: str) -> None:
-        """In stage two the fresh classifiers speak, and all else keeps its batch statistics."""
+        """In stage two, train the fresh classifiers and keep all batch statistics."""
         if stage == CLASSIFIERS:
             cast(BranchNetwork, network).train_classifiers_only()
         network.train()
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The terms of stage one or, in stage two, logit-adjusted cross-entropy summed over experts; in float32."""
+        """The terms of stage one or, in stage two, the experts' logit-adjusted cross-entropies; in float32."""
         outputs: BranchOutputs = network(batch.images)
         with torch.autocast(batch.images.device.type, enabled=False):
             if progress.stage == FEATURES:
                 return self.feature_loss(network, outputs, batch, progress)
             log_counts = self.class_counts(network).log()
-            adjusted = batch.mean_over_labels(lambda y: balanced_softmax(outputs.logits, y, log_counts).sum(1))
-            return {"logit_adjusted": adjusted}
+            loss = batch.mean_over_labels(lambda labels: balanced_softmax(outputs.logits, labels, log_counts).sum(1))
+            return {"logit_adjusted": loss}
 
     def compared_parameters(self, network: nn.Module) -> Sequence[nn.Parameter | None]:
         """Each branch's last convolution."""
@@ -118,18 +121,15 @@ class BranchMethod(Method):
         return Prediction(logits.mean(1).log_softmax(1), experts=logits.log_softmax(2))
 
     def features(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Every expert's features, of length 1 as a cosine classifier sees them, one after another [B, M D]."""
+        """The experts' features side by side, [B, E D], each of length 1 as a cosine classifier sees them."""
         return functional.normalize(network(images).features, dim=2).flatten(1)
 
     def expert_maps(self, network: nn.Module, images: Tensor) -> ExpertMaps:
         """The deep map that each branch pools."""
         return cast(BranchNetwork, network).expert_maps(images)
 
-    def _needs_counts(self) -> bool:
-        return bool(self.counts_serve) or self.config.classifiers is not None
 
-
-def _demand_counts(config: BranchConfig, info: DatasetInfo, counts_serve: str) -> None:
+def _require_counts(config: BranchConfig, info: DatasetInfo, counts_serve: str) -> None:
     """Raise UserError where the counts that `counts_serve` (or else stage two) needs are unknown, or one is 0."""
     purpose = counts_serve or "logit adjustment in the second stage"
     if not info.class_counts:

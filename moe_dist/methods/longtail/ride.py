@@ -1,6 +1,6 @@
-"""RIDE's experts (Wang et al., ICLR 2021): LDAM with deferred re-weighting on each, and a reward for being different.
+"""RIDE's experts (Wang et al., ICLR 2021): LDAM with deferred re-weighting for each, and a reward for diversity.
 
-Its second stage, which learns to leave experts out, saves time and no errors: it is not here.
+RIDE's second stage, which learns to leave experts out, is not implemented: it saves time and does not raise accuracy.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class RideConfig(MarginConfig):
 
     name: Literal["ride"] = "ride"
     diversity_weight: NonNegative = 0.2
-    """Lambda of Eq 3: what the divergence from the mean is rewarded with."""
+    """Lambda of Eq 3: the weight of the divergence from the mean, which is rewarded."""
     temperature: Positive = 1.0
-    """Of the softmaxes that are compared; from `reweight_from` on the largest class's."""
+    """The temperature of the softmaxes that are compared; from `reweight_from` on the largest class's."""
     temperature_factor: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """From `reweight_from` on, how much lower the temperature of rare classes is; 0: not at all."""
 
 
 class Ride(LdamDrw):
-    """Each expert on its own logits, pushed away from the experts' mean."""
+    """Every expert is trained by LDAM and pushed away from the experts' mean."""
 
     Config = RideConfig
     config: RideConfig
@@ -41,7 +41,7 @@ class Ride(LdamDrw):
     def feature_loss(
         self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
     ) -> dict[str, Tensor]:
-        """LDAM of every expert, less the diversity."""
+        """LDAM of every expert, minus the diversity."""
         config, counts = self.config, self.class_counts(network)
         if progress.epoch < config.reweight_from:
             temperatures = torch.full_like(counts, config.temperature)

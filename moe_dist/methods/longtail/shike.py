@@ -1,6 +1,6 @@
-"""SHIKE (Jin et al., CVPR 2023): experts of different depths that teach each other, above all not to err alike.
+"""SHIKE (Jin et al., CVPR 2023): experts of different depths that learn from each other, above all of hard negatives.
 
-Its networks are ICL's with `network.aligned`: expert m uses shallow features of its own depth. Two stages as ICL's.
+Its networks are ICL's with `network.aligned`: expert e uses shallow features of its own depth. Two stages, as ICL.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from moe_dist.settings.schema import NonNegative
 
 
 class ShikeConfig(BranchConfig):
-    """Divergences are averaged over the classes, as in the released code: the weights below belong to that."""
+    """The weights of SHIKE's terms, for divergences averaged over the classes, as in the released code."""
 
     name: Literal["shike"] = "shike"
     features: FeatureStage = FeatureStage()
     classifiers: ClassifierStage | None = ClassifierStage()
     mutual_weight: NonNegative = 1.0
-    """Of the divergences between experts, one a pair and direction."""
+    """Weight of the divergences between experts, which are summed over ordered pairs."""
     hard_negative_weight: NonNegative = 10.0
-    """Of the transfer between non-target classes."""
+    """Weight of the transfer between non-target classes."""
 
 
 class Shike(BranchMethod):
-    """Cross-entropy, mutual distillation, and a teacher of soft targets gathered from all experts."""
+    """Cross-entropy, mutual distillation, and distillation from a teacher made of all experts."""
 
     Config = ShikeConfig
     config: ShikeConfig
@@ -39,7 +39,7 @@ class Shike(BranchMethod):
     def feature_loss(
         self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
     ) -> dict[str, Tensor]:
-        """Summed over experts; one expert has none but itself to learn from, and keeps its cross-entropy alone."""
+        """The terms summed over experts; a single expert has the cross-entropy alone."""
         config, logits, labels = self.config, outputs.logits, batch.labels
         terms = {"cross_entropy": batch.mean(losses.cross_entropies(logits, labels).sum(1))}
         if config.experts > 1:

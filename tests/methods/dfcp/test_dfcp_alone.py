@@ -11,7 +11,6 @@ from moe_dist.data.batch import DatasetInfo
 from moe_dist.errors import UserError
 from moe_dist.methods.dfcp.alone import banks_of, chosen_samples, expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import AloneConfig, DfcpConfig, ExpertConfig
-from moe_dist.methods.dfcp.network import expert_optimiser, widths
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.methods.phases import StepResult, Workspace
 from moe_dist.models.experts import seeded_member
@@ -72,8 +71,8 @@ def info(digits: SmallDigits) -> DatasetInfo:
 def trained_alone(expert: int, digits: SmallDigits) -> dict[str, torch.Tensor]:
     """One expert under torch.optim, batch by batch."""
     config = EXPERTS[expert]
-    network = seeded_member(lambda: LeNet(widths(config), 1, SIDE), expert, SEED)
-    optimiser = torch_optimiser(network.parameters(), expert_optimiser(config))
+    network = seeded_member(lambda: LeNet(config.widths, 1, SIDE), expert, SEED)
+    optimiser = torch_optimiser(network.parameters(), config.optimiser_config)
     random = np.random.default_rng([SEED, expert])
     rows = chosen_samples(digits.labels, expert, ALONE.others_fraction, random)
     views = Views(digits, DataConfig(image_size=SIDE), SEED)

@@ -19,13 +19,20 @@ from moe_dist.train.log import last_metrics
 from moe_dist.train.loop import train
 from moe_dist.train.task import TrainingTask
 from moe_dist.train.worker import LocalWorker
+from moe_dist.tune.backend import failure
 from moe_dist.tune.halving import Rungs
-from moe_dist.tune.runner import failure
 from moe_dist.tune.space import configured
-from moe_dist.tune.trials import Batch, Outcome, Point, Round, State, Trial
+from moe_dist.tune.studies import tune_settings
+from moe_dist.tune.trials import Outcome, Point, Round, State, Trial
 
 TRIALS = "trials"
-"""Folder of the trials' trainings in the search's folder; a trial leaves its metrics.jsonl there."""
+"""The folder, in the search's folder, of the trials' trainings; a trial leaves its metrics.jsonl there."""
+
+
+def open_method_backend(packed: dict[str, Any], device: torch.device) -> MethodBackend:
+    """The backend of a method's trials of a packed TrainingTask."""
+    task = TrainingTask.unpack(packed)
+    return MethodBackend(task, tune_settings(task.job).rung_factor, device)
 
 
 class Stopped(Exception):
@@ -33,19 +40,19 @@ class Stopped(Exception):
 
 
 class TrialWorker(LocalWorker):
-    """A rank whose checkpoints go nowhere: what is left of a trial is its log. After every epoch it may be stopped."""
+    """A rank that keeps no checkpoints and begins at the first step; `epoch_done` is called after every epoch."""
 
     def __init__(self, device: torch.device, epoch_done: Callable[[bool], None]) -> None:
         super().__init__(Path(), 1, 0, 1, device)
         self._epoch_done = epoch_done
 
     def restore(self) -> Path | None:
-        """A trial begins at its beginning."""
+        """No checkpoint."""
         return None
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
-        """A folder that is gone when the block ends."""
+        """A folder that is deleted when the block ends."""
         with (
             tempfile.TemporaryDirectory(prefix="moe-dist-trial-") as folder,
             disk_explained(Path(folder).parent, "a trial's checkpoint"),
@@ -62,11 +69,11 @@ class MethodBackend:
 
     def run(self, work: Round) -> list[list[Outcome]]:
         """See Backend."""
-        return [self._run_batch(batch) for batch in work.batches]
-
-    def _run_batch(self, batch: Batch) -> list[Outcome]:
-        rungs = Rungs(self._rung_factor, batch.rungs or {})
-        return [self._run_trial(trial, rungs) for trial in batch.trials]
+        outcomes = []
+        for batch in work.batches:
+            rungs = Rungs(self._rung_factor, batch.rungs or {})
+            outcomes.append([self._run_trial(trial, rungs) for trial in batch.trials])
+        return outcomes
 
     def _run_trial(self, trial: Trial, rungs: Rungs) -> Outcome:
         started = time.perf_counter()
@@ -76,10 +83,11 @@ class MethodBackend:
         score = method_class(self._task.job.models[self._task.label].name).chosen_by
 
         def epoch_done(folder: Path, is_last: bool) -> None:
-            line = _last_epoch(folder)
+            line = last_metrics(folder / "metrics.jsonl")  # the loop has ended a training whose loss is not finite
+            assert line is not None and line["kind"] == "epoch"
             point = Point(len(curve) + 1, line[f"val/{score}"], line.get("val/loss", line["loss"]))
             curve.append(point)
-            if not is_last and trial.number not in rungs.survivors(point.epoch, {trial.number: point.rank}):
+            if not is_last and trial.number not in rungs.survivors(point.epoch, {trial.number: point.sort_key}):
                 raise Stopped
 
         try:
@@ -101,10 +109,3 @@ def trial_task(task: TrainingTask, number: int, values: Mapping[str, Any]) -> Tr
     folder = task.folder / TRIALS / str(number)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     return replace(task, job=job, folder=folder)
-
-
-def _last_epoch(folder: Path) -> dict[str, Any]:
-    """The log's line of the epoch that has just ended; the loop has ended a training whose loss is not finite."""
-    line = last_metrics(folder / "metrics.jsonl")
-    assert line is not None and line["kind"] == "epoch"
-    return line
