@@ -1,4 +1,4 @@
-"""models/siamese.py: the losses against Eq 11 pair by pair, and training on images that are easy to tell apart."""
+"""models/siamese.py: the losses against Eq 11 pair by pair, the network, balanced batches and embeddings."""
 
 import math
 
@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_dist.errors import UserError
-from moe_dist.models.siamese import (
-    Siamese,
-    SiameseConfig,
-    balanced_batch,
-    contrastive_loss,
-    embed,
-    pair_loss,
-    train_siamese,
-)
+from moe_dist.models.siamese import Siamese, balanced_batch, contrastive_loss, embed, pair_loss
 from tests.reference import dfcp as reference
 
 
@@ -80,67 +71,6 @@ def test_balanced_batch_takes_as_many_of_each_class():
         assert len(classes) == 3 and len(set(batch.tolist())) == len(batch)
         assert counts.tolist() == [min(4, (labels == label).sum()) for label in classes]
         assert counts.max() > 1
-
-
-def striped(count: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Noisy 32-pixel images [3 * count, 3, 32, 32] uint8 of three classes: vertical, horizontal and no stripes."""
-    random = np.random.default_rng(seed)
-    stripes = np.tile([40, 40, 200, 200], 8)
-    patterns = [np.tile(stripes, (32, 1)), np.tile(stripes, (32, 1)).T, np.full((32, 32), 120)]
-    images = np.stack([pattern for pattern in patterns for _ in range(count)])[:, None].repeat(3, axis=1)
-    noisy = images + random.normal(0, 30, images.shape)
-    return torch.from_numpy(noisy.clip(0, 255).astype(np.uint8)), np.repeat(np.arange(3), count)
-
-
-def normalised(images, samples=None, draw=0):
-    return images.float() / 127.5 - 1
-
-
-CONFIG = SiameseConfig(dimensions=8, channels=(4, 8, 8), epochs=6, images_per_class=6)
-
-
-def test_training_separates_classes_it_has_not_seen_images_of():
-    """After training, every unseen image is nearer to all unseen ones of its class than to any other (margin 1)."""
-    images, labels = striped(12, seed=0)
-    losses = []
-    network = train_siamese(images, labels, CONFIG, normalised, seed=0, on_epoch=lambda _, loss: losses.append(loss))
-    assert len(losses) == 6 and losses[-1] < losses[0]
-    unseen, unseen_labels = striped(5, seed=1)
-    embeddings = embed(network, [normalised(part) for part in unseen.split(4)])
-    distances = np.linalg.norm(embeddings[:, None] - embeddings[None], axis=2)
-    same = unseen_labels[:, None] == unseen_labels[None]
-    assert distances[same].max() < distances[~same].min()
-
-
-def test_training_is_fixed_by_its_seed_and_leaves_the_generator_alone():
-    images, labels = striped(4, seed=0)
-    before = torch.random.get_rng_state()
-    first, again = (train_siamese(images, labels, CONFIG, normalised, seed=3) for _ in range(2))
-    assert torch.equal(before, torch.random.get_rng_state())
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-
-
-def test_every_batch_is_a_new_draw_of_its_samples():
-    images, labels = striped(6, seed=0)
-    draws = []
-
-    def augment(views, samples, draw):
-        assert torch.equal(views, images[samples])
-        draws.append(draw)
-        return normalised(views)
-
-    config = CONFIG.model_copy(update={"epochs": 2, "images_per_class": 2})
-    train_siamese(images, labels, config, augment, seed=0)
-    # 18 images in batches of 3 classes x 2 images: 3 steps an epoch.
-    assert draws == [0, 1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]], ids=["one class", "no class twice"])
-def test_trusted_images_without_both_kinds_of_pairs_are_refused(labels):
-    images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
-    with pytest.raises(UserError, match="trusted_fraction: pairs need two trusted classes and two images of one"):
-        train_siamese(images, np.array(labels), CONFIG, normalised, seed=0)
 
 
 def test_embed_flattens_maps_in_eval_mode():

@@ -4,7 +4,7 @@ Two networks at the same time. One does without the held-out trusted images, so 
 seen; the other, which gives the labels, learns from all of them (reading: a class may have no more than two or three
 trusted tracks, too few to do without one for good).
 
-Letters in shapes: N trusted samples that a network trains on, M trusted samples, U clustered ones, D dimensions of an
+Letters in shapes: N trusted samples that a network trains on, L trusted samples, U clustered ones, D dimensions of an
 embedding, G samples of a global batch.
 """
 
@@ -63,7 +63,7 @@ def siamese_phases(config: PseudoLabelsConfig, classes: int) -> tuple[Phase, ...
 
 
 def _hold_out(fraction: float, workspace: Workspace) -> StepResult:
-    """Which of the trusted images ([M] bool) are held out, and the sample numbers of the others."""
+    """Hold a fraction of the trusted images out ([L] bool); the others' sample numbers are the first network's."""
     trusted = workspace.results["split"].arrays["trusted"]
     training, held = divide(workspace.labels[trusted], workspace.groups[trusted], fraction, workspace.seed + 2)
     held_out = np.zeros(len(trusted), bool)
@@ -133,7 +133,7 @@ def balanced_epoch(config: SiameseConfig, labels: np.ndarray, seed: int, epoch: 
 
 
 def _embeddings(workspace: Workspace) -> StepResult:
-    """Embeddings of trusted [M, D] and clustered [U, D] images, and those [M, D] that tau* is chosen on."""
+    """Embeddings of trusted [L, D] and clustered [U, D] images, and those [L, D] that tau* is chosen on."""
     parts, held = workspace.results["split"].arrays, workspace.results["held_out"]
     trusted, clustered = parts["trusted"], parts["clustered"]
     views = Views(workspace.images, workspace.data, workspace.seed)

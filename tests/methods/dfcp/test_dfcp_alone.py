@@ -60,6 +60,7 @@ def workspace(digits: SmallDigits, told: list[tuple[float, float]]) -> Workspace
         samples=numbers,
         true_labels=None,
         results=results,
+        trained={}.__getitem__,
         run_tasks=lambda function, items, common=None: (function(common, item, Here(told)) for item in items),
     )
 
