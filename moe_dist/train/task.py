@@ -145,6 +145,7 @@ class Training:
             shard_of=self.data.train.shard_of,
             sampling=stage.sampling,
             epochs=self.length(stage)[0],
+            order=stage.order,
         )
 
     def validation(self, stage: Stage, worker: Worker, beside: Stream) -> Stream | None:
