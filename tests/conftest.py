@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch is imported: two threads on a busy core wait for each other
+# Before torch is imported: two threads on a busy core wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The made-up methods of tests/installed are found as an installed package is, here and in every process.
+sys.path.insert(0, str(Path(__file__).parent / "installed"))
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
 import pytest
 import torch

@@ -1,18 +1,10 @@
-"""Jobs of the made-up methods of tests/made_up, which is put where Python finds packages, here and in every process."""
+"""Jobs of the made-up methods of tests/installed."""
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
-PACKAGE = str(Path(__file__).parent / "made_up")
-if PACKAGE not in sys.path:
-    sys.path.insert(0, PACKAGE)
-os.environ["PYTHONPATH"] = os.pathsep.join([PACKAGE, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-from moe_dist.job import Job, parse_job  # noqa: E402
+from moe_dist.job import Job, parse_job
 
 DATA = {"dataset": "digits", "image_size": 16, "max_train_images": 160, "max_test_images": 40}
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "new_method.md").read_text()
-MADE_UP = ROOT / "tests" / "made_up" / "made_up"
+MADE_UP = ROOT / "tests" / "installed" / "made_up"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
@@ -48,7 +48,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def moe_dist(command: str, package: Path) -> str:
     """What `moe-dist ...` prints, where the package is installed."""
-    path = os.pathsep.join([str(package), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and "installed" not in path]
+    path = os.pathsep.join([str(package), str(ROOT), *others])
     run = subprocess.run(
         [sys.executable, "-m", "moe_dist.cli", *command.split()[1:]],
         cwd=package,
@@ -61,7 +62,7 @@ def moe_dist(command: str, package: Path) -> str:
 
 
 def test_the_page_is_the_made_up_method_of_the_tests() -> None:
-    """What is tested as tests/made_up is what the page shows, but for the places where tests let it die."""
+    """What is tested as tests/installed/made_up is what the page shows, but for the places where tests let it die."""
     gates = (MADE_UP / "gates.py").read_text()
     shown = "\n".join(line for line in gates.splitlines() if "here(" not in line and "made_up.dying" not in line)
     assert files()["made_up/gates.py"].strip() == shown.strip()

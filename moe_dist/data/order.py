@@ -18,8 +18,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ORDER, _SHARDS, _DRAWS, _SPLIT, _CHOICE = (np.uint64(purpose) for purpose in range(1, 6))
 CROPS, MIXES = np.uint64(16), np.uint64(17)
 """Purposes of random numbers: equal seeds give independent numbers to different purposes."""
-_REPEAT_SHIFT = np.uint64(40)
-"""A sample's repeat is written above the bits of its number: no two (sample, repeat) share a state."""
+_REPEAT_SHIFT, _REPEAT_BITS = np.uint64(40), np.uint64(24)
+"""A sample's repeat is written above the bits of its number: no two (sample, repeat < 2^24) share a state."""
 
 
 def splitmix64(values: np.ndarray | np.uint64) -> np.ndarray:
@@ -51,7 +51,9 @@ def uniform(
     counters = np.arange(draws, dtype=np.uint64) * _GOLDEN
     states = np.asarray(samples, np.int64).astype(np.uint64)
     if repeats is not None:
-        states = states ^ (repeats.astype(np.uint64) << _REPEAT_SHIFT)
+        copies = repeats.astype(np.uint64)
+        high = np.asarray(copies >> _REPEAT_BITS, np.uint64)  # the bits that the shift cuts off
+        states = states ^ (copies << _REPEAT_SHIFT) ^ (splitmix64(high) * (high > 0).astype(np.uint64))
     rows = splitmix64(states ^ _key(purpose, seed, epoch))
     return (splitmix64(rows[:, None] + counters) >> np.uint64(11)) * 2.0**-53
 

@@ -102,6 +102,8 @@ class ModelPhases:
         show, missing = self.drive.show, []
         for training in trainings:
             task = self.task(training)
+            if read_json(task.folder / SETTINGS) != training.settings:  # not there yet, or emptied by a power cut
+                write_json(task.folder / SETTINGS, dict(training.settings))
             checkpoint = self._finished(task)
             if checkpoint is None:
                 missing.append((training, task))
@@ -111,9 +113,7 @@ class ModelPhases:
         if not missing:
             return
         self.drive.record.work_begins()
-        for training, task in missing:
-            if read_json(task.folder / SETTINGS) != training.settings:
-                write_json(task.folder / SETTINGS, dict(training.settings))
+        for _, task in missing:
             (task.folder / TRAINED).unlink(missing_ok=True)
         workers = self.drive.job.workers
         on = f"on {workers} worker{'s' if workers > 1 else ''} ({self.drive.launcher.name})"

@@ -17,6 +17,7 @@ from moe_dist.data.order import (
     epoch_order,
     largest_remainder,
     limit,
+    occurrences,
     rank_batch,
     rank_positions,
     sampled_order,
@@ -288,3 +289,21 @@ def test_a_limit_loses_no_class_and_is_a_split_where_that_keeps_all(data, count:
         held = divide(labels, groups, count / len(labels), seed)[1]
         assert set(held) <= set(kept)
         assert set(labels[np.setdiff1d(kept, held)]).isdisjoint(labels[held])
+
+
+def test_occurrences_by_hand():
+    assert occurrences(np.array([7, 3, 7, 7, 3])).tolist() == [0, 0, 1, 2, 1]
+    assert occurrences(np.array([], np.int64)).tolist() == []
+
+
+@given(st.lists(st.integers(-1, 5), max_size=30))
+def test_occurrences_count_what_came_before(values: list[int]):
+    expected = [values[:place].count(value) for place, value in enumerate(values)]
+    assert occurrences(np.array(values, np.int64)).tolist() == expected
+
+
+def test_repeats_of_any_size_have_numbers_of_their_own():
+    """Also beyond the 24 bits that lie above a sample's number."""
+    repeats = np.array([0, 1, 2**24 - 1, 2**24, 2**24 + 1, 2**40, 2**40 + 1, 2**41])
+    draws = uniform(3, 0, np.full(len(repeats), 7), 2, repeats)
+    assert len({tuple(row) for row in draws.tolist()}) == len(repeats)

@@ -83,8 +83,9 @@ def take_steps(
 ) -> Outcome:
     """Train as the loop does, but with batch normalisation as in evaluation: its statistics are a rank's own."""
     shares = GradientShares(rank, world)
-    session = cast(Session, SimpleNamespace(engine=engine, gradients=shares, accumulate=accumulate))
-    name = method.stages()[stage].name
+    now = method.stages()[stage]
+    session = cast(Session, SimpleNamespace(engine=engine, gradients=shares, accumulate=accumulate, stage=now))
+    name = now.name
     method.set_training(engine.network, name)
     engine.network.eval()
     record = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import FormulaBackend, search, suggestions
+from formula_studies import FormulaBackend, search, suggestions
 from tune_jobs import mixture_search, quiet, run
 
 from moe_dist.disk import disk_explained

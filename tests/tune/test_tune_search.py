@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from made_up import FormulaBackend, score, search, suggestions
+from formula_studies import FormulaBackend, score, search, suggestions
 
 from moe_dist.errors import UserError
 from moe_dist.tune.search import Search, SearchedStudy, run_here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from made_up import Network
+from formula_studies import Network
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from moe_dist.errors import UserError

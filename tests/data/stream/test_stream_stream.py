@@ -87,6 +87,7 @@ def interleave(shares: tuple[Batch, ...]) -> Batch:
     return Batch(
         *(together([getattr(share, name) for share in shares]) for name in ("images", "labels", "samples")),
         weight=together([share.weight / len(shares) for share in shares]),
+        rows=together([share.rows for share in shares]),
         columns={name: together([share.columns[name] for share in shares]) for name in shares[0].columns},
     )
 
@@ -401,3 +402,81 @@ def test_batches_arrive_on_the_gpu():
         assert other.images.is_cuda and other.labels.is_cuda and other.columns["score"].is_cuda
         assert torch.equal(one.samples, other.samples.cpu())
         assert torch.allclose(one.images, other.images.cpu(), atol=1e-4)
+
+
+def pairs_of_a_label(labels: np.ndarray, seed: int, epoch: int, batch: int) -> np.ndarray:
+    """Three steps, each of rows of one label side by side, its last place empty."""
+    random = np.random.default_rng([seed, epoch])
+    steps = [random.choice(np.flatnonzero(labels == label), batch) for label in (0, 1, 2)]
+    rows = np.stack(steps)
+    rows[:, -1] = -1
+    return rows
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_an_order_of_its_own_is_what_an_epoch_shows(world: int):
+    """Rows may come several times and places may be empty; an empty place weighs nothing, the others their share."""
+    ranks = [stream(30, 6, rank, world, order=pairs_of_a_label) for rank in range(world)]
+    assert {len(rank) for rank in ranks} == {3}
+    expected = [pairs_of_a_label(training_set(30).labels, 0, epoch, 6) for epoch in (0, 1)]
+    for step, batch in enumerate(run(ranks, 6)):
+        rows = expected[step // 3][step % 3]
+        assert batch.samples.tolist()[:-1] == training_set(30).samples[rows[:-1]].tolist()
+        torch.testing.assert_close(batch.weight, torch.tensor([1 / 5] * 5 + [0.0]))
+
+
+def test_copies_of_a_row_are_augmented_differently_and_alike_on_any_ranks():
+    def twice(labels: np.ndarray, seed: int, epoch: int, batch: int) -> np.ndarray:
+        return np.array([[4, 4, 4, 9, 9, 9]])
+
+    alone = run([stream(30, 6, order=twice)], 2)
+    together = run([stream(30, 6, rank, 2, order=twice) for rank in range(2)], 2)
+    assert all(same(one, other) for one, other in zip(alone, together, strict=True))
+    assert len({tuple(image.flatten().tolist()) for image in alone[0].images}) == 6
+
+
+NEIGHBOURS = np.stack([(np.arange(20) + 1) % 20, np.where(np.arange(20) % 3 == 0, -1, np.arange(20) // 2)], axis=1)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_companions_are_the_images_of_the_rows_that_are_named(world: int):
+    """Unaugmented, they are the very images; black where the row is -1; whatever the number of ranks."""
+    ranks = [
+        Stream(PICTURES, training_set(20), CONFIG, seed=0, global_batch=4, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    plain = next(iter(Stream(PICTURES, training_set(20), CONFIG, seed=0, global_batch=20, rank=0, world=1).epoch()))
+    image_of = {int(row): image for row, image in zip(plain.rows, plain.images)}
+    for rank in ranks:
+        for batch in rank.epoch({"near": NEIGHBOURS}, "near"):
+            assert batch.companions is not None and batch.companions.shape == (4 // world, 2, 3, 8, 8)
+            assert torch.equal(batch.columns["near"], torch.from_numpy(NEIGHBOURS)[batch.rows])
+            for row, companions in zip(batch.rows.tolist(), batch.companions):
+                for neighbour, companion in zip(NEIGHBOURS[row], companions):
+                    expected = image_of[int(neighbour)] if neighbour >= 0 else torch.zeros(3, 8, 8)
+                    assert torch.equal(companion, expected)
+
+
+def test_companions_are_augmented_by_draws_of_their_own():
+    """The same on one rank and on two, and neither as the sample itself nor twice alike."""
+    itself = np.stack([np.arange(20), np.arange(20)], axis=1)
+    alone = list(stream(20, 4).epoch({"near": itself}, "near"))
+    ranks = [list(stream(20, 4, rank, 2).epoch({"near": itself}, "near")) for rank in range(2)]
+    for batch, shares in zip(alone, zip(*ranks)):
+        assert batch.companions is not None
+        together = torch.stack([share.companions for share in shares], dim=1).flatten(0, 1)
+        assert torch.equal(batch.companions, together)
+        for image, companions in zip(batch.images, batch.companions):
+            assert not torch.equal(image, companions[0]) and not torch.equal(companions[0], companions[1])
+
+
+def test_an_epoch_can_be_read_in_parts():
+    """`most` ends a reading early; the next one goes on from there with other arrays."""
+    whole = [batch.samples.tolist() for batch in stream(20, 4).epoch()]
+    parts, reader = [], stream(20, 4)
+    for number, most in enumerate((2, 2, 4)):
+        for batch in reader.epoch({"reading": np.full(20, number)}, most=most):
+            parts.append(batch.samples.tolist())
+            assert batch.columns["reading"].tolist() == [number] * 4
+            reader.advance()
+    assert parts == whole

@@ -153,7 +153,7 @@ def test_mixed_images_share_their_labels(name: str) -> None:
     network, own = built(method).eval(), batch_of([0, 1, 4])
     partner, share = torch.tensor([3, 1, 0]), torch.full((3,), 0.3)
     other = Batch(own.images, partner, own.samples, own.weight)
-    mixed = Batch(own.images, own.labels, own.samples, own.weight, {}, partner, share)
+    mixed = Batch(own.images, own.labels, own.samples, own.weight, partner=partner, share=share)
     for stage in ("features", "classifiers"):
         terms, first, second = (numbers(method.loss(network, batch, at(0, stage))) for batch in (mixed, own, other))
         assert terms == pytest.approx({key: 0.3 * first[key] + 0.7 * second[key] for key in terms}, rel=1e-5)
