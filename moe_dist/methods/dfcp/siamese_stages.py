@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from moe_dist.methods.phases import (
 )
 from moe_dist.models.experts import seeded
 from moe_dist.models.makers import Makers
-from moe_dist.models.siamese import Siamese, SiameseConfig, balanced_batch, embed, pair_loss
+from moe_dist.models.siamese import Siamese, SiameseConfig, balanced_batch, embed, pair_loss, recompute_statistics
 from moe_dist.settings.schema import settings_of
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
 
@@ -137,11 +137,11 @@ def _embeddings(workspace: Workspace) -> StepResult:
     parts, held = workspace.results["split"].arrays, workspace.results["held_out"]
     trusted, clustered = parts["trusted"], parts["clustered"]
     views = Views(workspace.images, workspace.data, workspace.seed)
-    wanted = [
-        (workspace.trained(FOR_THRESHOLD), trusted),
-        (workspace.trained(FOR_LABELS), np.concatenate([trusted, clustered])),
+    tasks = [
+        _EmbedTask(workspace.trained(FOR_THRESHOLD), held.arrays["training"], trusted),
+        _EmbedTask(workspace.trained(FOR_LABELS), trusted, np.concatenate([trusted, clustered])),
     ]
-    threshold, embeddings = workspace.run_tasks(_embed, wanted, views)
+    threshold, embeddings = workspace.run_tasks(_embed, tasks, views)
     arrays = {
         "trusted": embeddings[: len(trusted)],
         "clustered": embeddings[len(trusted) :],
@@ -151,6 +151,17 @@ def _embeddings(workspace: Workspace) -> StepResult:
     return StepResult(dict(held.values), arrays)
 
 
-def _embed(views: Views, wanted: tuple[nn.Module, np.ndarray], context: TaskContext) -> Any:
-    network, samples = wanted
-    return embed(network.to(context.device), views.batches(samples))
+@dataclass(frozen=True)
+class _EmbedTask:
+    """A trained network, the samples it was trained on, and those it embeds."""
+
+    network: nn.Module
+    training: np.ndarray
+    embedded: np.ndarray
+
+
+def _embed(views: Views, task: _EmbedTask, context: TaskContext) -> np.ndarray:
+    """The embeddings [n, D], with statistics of batch normalisation that do not depend on the number of workers."""
+    network = task.network.to(context.device)
+    recompute_statistics(network, views.batches(task.training))
+    return embed(network, views.batches(task.embedded))
