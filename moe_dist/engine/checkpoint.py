@@ -44,7 +44,7 @@ def save_checkpoint(
     engine: Engine,
     *,
     rank: int,
-    world: int,
+    ranks: int,
     state: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
@@ -68,12 +68,12 @@ def save_checkpoint(
     for name, tensors in mine.items():
         save_file({key: _detached(tensor) for key, tensor in tensors.items()}, folder / name)
         flush_to_disk(folder / name)
-    files = _gather({name: _described(folder / name) for name in mine}, world)
+    files = _gather({name: _described(folder / name) for name in mine}, ranks)
     if rank == 0:
-        write_json(folder / "state.json", {"format": FORMAT, "world": world, "files": files, "state": dict(state)})
+        write_json(folder / "state.json", {"format": FORMAT, "world": ranks, "files": files, "state": dict(state)})
 
 
-def load_checkpoint(folder: Path, engine: Engine, *, rank: int, world: int) -> dict[str, Any]:
+def load_checkpoint(folder: Path, engine: Engine, *, rank: int, ranks: int) -> dict[str, Any]:
     """Put the network, its optimiser and the random generators where `folder` has them; returns the loop's state.
 
     The saving run may have had any number of ranks, expert parallelism and ZeRO stage. With the same layout the
@@ -84,7 +84,7 @@ def load_checkpoint(folder: Path, engine: Engine, *, rank: int, world: int) -> d
     content = _read_content(folder)
     _load_network(folder, engine.network)
     engine.load_optimiser_state(_optimiser_state(folder, engine))
-    if content["world"] == world:
+    if content["world"] == ranks:
         restore_random_state(_read(folder / _random_file(rank)))
     else:
         reseed(_read(folder / _random_file(0)), rank)
@@ -211,11 +211,11 @@ def _random_file(rank: int) -> str:
     return f"random_{rank:04d}.safetensors"
 
 
-def _gather(files: dict[str, dict[str, Any]], world: int) -> dict[str, dict[str, Any]]:
+def _gather(files: dict[str, dict[str, Any]], ranks: int) -> dict[str, dict[str, Any]]:
     """Every rank's files; returns when all ranks have written theirs."""
-    if world == 1:
+    if ranks == 1:
         return files
-    parts: list[Any] = [None] * world
+    parts: list[Any] = [None] * ranks
     torch.distributed.all_gather_object(parts, files)
     return {name: about for part in parts for name, about in part.items()}
 

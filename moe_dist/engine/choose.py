@@ -62,16 +62,16 @@ def make_engine(
     clip_norm: float | None,
     device: torch.device,
     bf16: bool,
-    world: int,
+    ranks: int,
     deepspeed: bool,
 ) -> Engine:
-    """The engine of one stage: DeepSpeed's over `world` ranks, or plain torch in one process.
+    """The engine of one stage: DeepSpeed's over `ranks` ranks, or plain torch in one process.
 
     Moves `network` to `device`, freezes what no optimiser prefix fits. One engine per network at a time: `close` the
     last stage's first. Raises UserError where DeepSpeed is needed and missing, or cannot train this stage as asked.
     """
     if not deepspeed:
-        assert world == 1, "several ranks need DeepSpeed"
+        assert ranks == 1, "several ranks need DeepSpeed"
         return LocalEngine(
             network, optimisers, accumulate=parallel.accumulate(1), clip_norm=clip_norm, device=device, bf16=bf16
         )

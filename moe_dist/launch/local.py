@@ -69,24 +69,24 @@ class LocalLauncher:
         return last
 
 
-def train_rank(rank: int, world: int, packed: dict[str, Any], port: int) -> None:
+def train_rank(rank: int, ranks: int, packed: dict[str, Any], port: int) -> None:
     """One rank of a local training; with several, they meet at `port` of this machine."""
     from moe_dist.train.loop import train
 
     task = TrainingTask.unpack(packed)
     resources = task.job.resources
     device = device_of(resources.gpus_per_worker)
-    use_threads(resources.cpus_per_worker, sharing=world)
-    if world > 1:
+    use_threads(resources.cpus_per_worker, sharing=ranks)
+    if ranks > 1:
         if device.type == "cuda":
             device = torch.device("cuda", rank % torch.cuda.device_count())
         torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+            "nccl" if device.type == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
         )
     keep = task.job.checkpoint.keep
     with disk_explained(task.folder, TRAINING_FILES):
-        train(LocalWorker(task.checkpoints, keep, rank, world, device), task)
-    if world > 1:
+        train(LocalWorker(task.checkpoints, keep, rank, ranks, device), task)
+    if ranks > 1:
         torch.distributed.destroy_process_group()
 
 
@@ -98,8 +98,8 @@ def _spawn(task: TrainingTask, workers: int) -> None:
     try:
         with _ctrl_c_for_this_process_alone():
             arguments = (workers, task.pack(), _free_port(), os.getpid(), sentence)
-            ranks = torch.multiprocessing.spawn(_spawned, arguments, nprocs=workers, join=False)
-        while not ranks.join():
+            processes = torch.multiprocessing.spawn(_spawned, arguments, nprocs=workers, join=False)
+        while not processes.join():
             pass
     except (ProcessRaisedException, ProcessExitedException) as error:
         if sentences.poll():
@@ -127,15 +127,15 @@ def _ctrl_c_for_this_process_alone() -> Iterator[None]:
 
 
 def _spawned(
-    rank: int, world: int, packed: dict[str, Any], port: int, driver: int, sentence: Connection[UserError, Any]
+    rank: int, ranks: int, packed: dict[str, Any], port: int, driver: int, sentence: Connection[UserError, Any]
 ) -> None:
     """One rank in its process; a UserError goes to the driver through a pipe, as the disk may be what is wrong."""
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
     if os.getppid() != driver:  # it died before the line above
         return
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
     try:
-        train_rank(rank, world, packed, port)
+        train_rank(rank, ranks, packed, port)
     except UserError as error:
         sentence.send(error)
         sys.exit(1)  # what is raised here would be written to a temporary file, whose disk may be full

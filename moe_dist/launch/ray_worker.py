@@ -25,7 +25,7 @@ class RayWorker:
 
         context = ray.train.get_context()
         self.folder, self.device, self.deepspeed = folder, device, True
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.rank, self.ranks = context.get_world_rank(), context.get_world_size()
 
     def restore(self) -> Path | None:
         """What Ray says was published last, if it is sound, else the newest sound one in the folder.
@@ -40,7 +40,7 @@ class RayWorker:
                 return Path(published.path)
             return sound_checkpoint(self.folder)[0]
 
-        return agreed(look, self.rank, self.world)
+        return agreed(look, self.rank, self.ranks)
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:

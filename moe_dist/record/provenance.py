@@ -25,12 +25,12 @@ class Made:
     A stretch: from_step, to_step, seconds, workers, hardware (by rank), code, torch, precision and start.
     """
 
-    def __init__(self, earlier: Sequence[dict[str, Any]], step: int, world: int, precision: str, start: int) -> None:
+    def __init__(self, earlier: Sequence[dict[str, Any]], step: int, ranks: int, precision: str, start: int) -> None:
         """earlier: the stretches up to `step`, of a checkpoint; start: the number of the run's start. Collective."""
         self._started = time.perf_counter()
         about = {
-            "workers": world,
-            "hardware": _hardware_of_ranks(world),
+            "workers": ranks,
+            "hardware": _hardware_of_ranks(ranks),
             "code": code_version(),
             "torch": torch.__version__,
             "precision": precision,
@@ -49,11 +49,11 @@ class Made:
         return self._stretches
 
 
-def _hardware_of_ranks(world: int) -> list[str]:
+def _hardware_of_ranks(ranks: int) -> list[str]:
     """The ranks' machines in words, equal ones counted: "2 x 8 cores of ...". Collective."""
     found: list[Any] = [hardware()]
-    if world > 1:
-        found = [None] * world
+    if ranks > 1:
+        found = [None] * ranks
         dist.all_gather_object(found, hardware())
     return [words if count == 1 else f"{count} x {words}" for words, count in Counter(found).items()]
 

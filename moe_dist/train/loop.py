@@ -46,7 +46,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
         session = Session(training, stage, worker)
         if restored and stage.name == state["stage"]:
             session.load(
-                load_checkpoint(restored, session.engine, rank=worker.rank, world=worker.world), load_arrays(restored)
+                load_checkpoint(restored, session.engine, rank=worker.rank, ranks=worker.ranks), load_arrays(restored)
             )
         else:
             session.prepare()
@@ -63,7 +63,7 @@ class Loop:
         self.step: int = state["step"]
         self._total_steps = training.total_steps
         self._stages = [stage.name for stage in training.stages]
-        self._made = Made(state["made"], self.step, worker.world, training.precision, training.task.start)
+        self._made = Made(state["made"], self.step, worker.ranks, training.precision, training.task.start)
         self._began = time.perf_counter() - state["seconds"]
 
     def train_stage(self, session: Session) -> None:
@@ -71,8 +71,8 @@ class Loop:
         while not session.over:
             epoch = session.epoch
             losses = self._train_epoch(session)
-            values = checked(losses, self.worker.world, self.step, session.stage.name) if losses else {}
-            scores = validate(session, self.worker.world)
+            values = checked(losses, self.worker.ranks, self.step, session.stage.name) if losses else {}
+            scores = validate(session, self.worker.ranks)
             if "loss" in scores:
                 require_finite("val/loss", scores["loss"], self.step, session.stage.name)
             values |= {f"val/{name}": value for name, value in scores.items()}
@@ -96,10 +96,10 @@ class Loop:
             images += session.stage.batch_size
             if self.step % session.log_every == 0:
                 rate = images / (time.perf_counter() - started)
-                values = checked(losses, self.worker.world, self.step, session.stage.name) | session.gradient_norm()
+                values = checked(losses, self.worker.ranks, self.step, session.stage.name) | session.gradient_norm()
                 self._log("step", session, epoch, values, images_per_second=rate)
             if session.save_due(self.step):
-                checked(losses, self.worker.world, self.step, session.stage.name)
+                checked(losses, self.worker.ranks, self.step, session.stage.name)
                 self._save(session, None)
         if session.refreshed:
             self._log("refresh", session, epoch, session.take_refreshed())
@@ -124,7 +124,7 @@ class Loop:
                 folder,
                 session.engine,
                 rank=self.worker.rank,
-                world=self.worker.world,
+                ranks=self.worker.ranks,
                 state=state,
                 arrays=session.arrays,
             )
@@ -150,13 +150,13 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
     return Losses(terms, logged)
 
 
-def checked(losses: Losses, world: int, step: int, stage: str) -> dict[str, float]:
+def checked(losses: Losses, ranks: int, step: int, stage: str) -> dict[str, float]:
     """The terms, their sum and what is only logged, averaged over ranks.
 
     A term that is not finite ends the training with its name.
     """
     values = [*losses.values(), *losses.logged.values()]
-    averaged = mean_over_ranks(torch.stack([value.float() for value in values]), world).tolist()
+    averaged = mean_over_ranks(torch.stack([value.float() for value in values]), ranks).tolist()
     terms, logged = averaged[: len(losses)], averaged[len(losses) :]
     for name, value in zip(losses, terms):
         require_finite(name, value, step, stage)
@@ -174,7 +174,7 @@ def require_finite(term: str, value: float, step: int, stage: str) -> None:
 
 
 @torch.no_grad()
-def validate(session: Session, world: int) -> dict[str, float]:
+def validate(session: Session, ranks: int) -> dict[str, float]:
     """The method's scores of the validation split, over all ranks; nothing where the stage looks at none."""
     if session.validation is None:
         return {}
@@ -192,7 +192,7 @@ def validate(session: Session, world: int) -> dict[str, float]:
         for name, output in outputs.items():
             values = output.float().cpu().numpy() if output.is_floating_point() else output.cpu().numpy()
             measured.setdefault(name, np.zeros((count, *values.shape[1:]), values.dtype))[rows] = values[valid]
-    everything = sum_into_all({"labels": labels, "read": read.astype(np.int64), **measured}, world, session.device)
+    everything = sum_into_all({"labels": labels, "read": read.astype(np.int64), **measured}, ranks, session.device)
     readable = everything.pop("read") > 0
     require_readable(int(readable.sum()), "validation")
     whole = {name: values[readable] for name, values in everything.items()}

@@ -49,14 +49,14 @@ class SampleView:
         count, worker = len(self.samples), self._worker
         found: dict[str, np.ndarray] = {}
         starts = range(0, count, EVALUATION_BATCH)
-        mine = [np.arange(start, min(start + EVALUATION_BATCH, count)) for start in starts[worker.rank :: worker.world]]
+        mine = [np.arange(start, min(start + EVALUATION_BATCH, count)) for start in starts[worker.rank :: worker.ranks]]
         shapes = self._shapes(function)  # a rank without a batch takes part with zeros
         for name, (shape, dtype) in shapes.items():
             found[name] = np.zeros((count, *shape), dtype)
         for rows in mine:
             for name, output in function(next(self._batches(rows, len(rows)))).items():
                 found[name][rows] = _as_array(output)
-        return sum_into_all(found, worker.world, worker.device)
+        return sum_into_all(found, worker.ranks, worker.device)
 
     def _shapes(self, function: Callable[[Batch], Mapping[str, Tensor]]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         one = function(next(self._batches(np.arange(min(2, len(self.samples))), 2)))
@@ -64,7 +64,7 @@ class SampleView:
 
     def on_one_rank(self, function: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """What `function` gives on the first rank, sent to all."""
-        return from_first_rank(function, self._worker.rank, self._worker.world)
+        return from_first_rank(function, self._worker.rank, self._worker.ranks)
 
     def _batches(self, rows: np.ndarray, size: int) -> Iterator[Batch]:
         training_set = self._set

@@ -27,8 +27,8 @@ class GradientShares:
     ranks' sum are shares of the experts.
     """
 
-    def __init__(self, rank: int, world: int) -> None:
-        self._rank, self._world = rank, world
+    def __init__(self, rank: int, ranks: int) -> None:
+        self._rank, self._ranks = rank, ranks
         self._sums: Tensor | None = None
 
     def add(self, sizes: Tensor) -> None:
@@ -45,7 +45,7 @@ class GradientShares:
 
     def state(self) -> list[float]:
         """The sums over all ranks. Collective."""
-        return [] if self._sums is None else sum_over_ranks(self._sums.clone(), self._world).tolist()
+        return [] if self._sums is None else sum_over_ranks(self._sums.clone(), self._ranks).tolist()
 
     def load(self, state: list[float], device: torch.device) -> None:
         """Go on from a checkpoint's state: rank 0 takes the sums over, the others start from nothing."""
@@ -100,13 +100,13 @@ class Session:
             clip_norm=stage.clip_norm,
             device=worker.device,
             bf16=training.precision == "bf16",
-            world=worker.world,
+            ranks=worker.ranks,
             deepspeed=training.deepspeed,
         )
         self.stream = training.stream(stage, worker)
         self.validation = training.validation(stage, worker, beside=self.stream)
-        self.gradients = GradientShares(worker.rank, worker.world)
-        self.accumulate = job.parallel.accumulate(worker.world)
+        self.gradients = GradientShares(worker.rank, worker.ranks)
+        self.accumulate = job.parallel.accumulate(worker.ranks)
         self.log_every = LOG_EVERY_STEPS[worker.device.type]
         self.step, self.over = 0, ""
         self.by_step = stage.rate_by == "step" or stage.steps is not None

@@ -139,7 +139,7 @@ class Training:
             seed=self.task.job.seed,
             global_batch=stage.batch_size,
             rank=worker.rank,
-            world=worker.world,
+            ranks=worker.ranks,
             augment=stage.augment,
             device=worker.device,
             shard_of=self.data.train.shard_of,
@@ -159,15 +159,15 @@ class Training:
         chosen = TrainingSet(samples, labels)
         if stage.validation_set is not None:
             chosen = stage.validation_set(self.results, self.data.val.labels, samples)
-        share = -(-len(samples) // worker.world)
+        share = -(-len(samples) // worker.ranks)
         return Stream(
             self.data.val.images,
             chosen,
             self.data.config,
             seed=self.task.job.seed,
-            global_batch=min(EVALUATION_BATCH, share) * worker.world,  # a small split is not padded to a whole batch
+            global_batch=min(EVALUATION_BATCH, share) * worker.ranks,  # a small split is not padded to a whole batch
             rank=worker.rank,
-            world=worker.world,
+            ranks=worker.ranks,
             augment=None,
             shuffle=False,
             device=worker.device,

@@ -25,7 +25,7 @@ class Worker(Protocol):
     """One rank of a training."""
 
     rank: int
-    world: int
+    ranks: int
     device: torch.device
     deepspeed: bool
     """Whether a DeepSpeed engine drives the network; the local launcher does without for a single rank."""
@@ -46,13 +46,13 @@ class Worker(Protocol):
 class LocalWorker:
     """A rank started by the local launcher: checkpoints are folders renamed into place."""
 
-    def __init__(self, folder: Path, keep: int, rank: int, world: int, device: torch.device) -> None:
-        self.folder, self.keep, self.rank, self.world, self.device = folder, keep, rank, world, device
-        self.deepspeed = world > 1
+    def __init__(self, folder: Path, keep: int, rank: int, ranks: int, device: torch.device) -> None:
+        self.folder, self.keep, self.rank, self.ranks, self.device = folder, keep, rank, ranks, device
+        self.deepspeed = ranks > 1
 
     def restore(self) -> Path | None:
         """The newest sound checkpoint of the folder."""
-        return agreed(lambda: sound_checkpoint(self.folder)[0], self.rank, self.world)
+        return agreed(lambda: sound_checkpoint(self.folder)[0], self.rank, self.ranks)
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
@@ -75,30 +75,30 @@ class LocalWorker:
         self._barrier()
 
     def _barrier(self) -> None:
-        if self.world > 1:
+        if self.ranks > 1:
             dist.barrier()
 
 
-def agreed(look: Callable[[], Path | None], rank: int, world: int) -> Path | None:
+def agreed(look: Callable[[], Path | None], rank: int, ranks: int) -> Path | None:
     """What rank 0 finds by `look`, on every rank: two that looked for themselves could see different folders."""
-    return from_first_rank(lambda: {"path": look()}, rank, world)["path"]
+    return from_first_rank(lambda: {"path": look()}, rank, ranks)["path"]
 
 
-def mean_over_ranks(values: torch.Tensor, world: int) -> torch.Tensor:
+def mean_over_ranks(values: torch.Tensor, ranks: int) -> torch.Tensor:
     """The ranks' average of `values`, on every rank."""
-    return sum_over_ranks(values, world) / world
+    return sum_over_ranks(values, ranks) / ranks
 
 
-def sum_over_ranks(values: torch.Tensor, world: int) -> torch.Tensor:
+def sum_over_ranks(values: torch.Tensor, ranks: int) -> torch.Tensor:
     """The ranks' sum of `values`, on every rank."""
-    if world > 1:
+    if ranks > 1:
         dist.all_reduce(values)
     return values
 
 
-def sum_into_all(arrays: Mapping[str, np.ndarray], world: int, device: torch.device) -> dict[str, np.ndarray]:
+def sum_into_all(arrays: Mapping[str, np.ndarray], ranks: int, device: torch.device) -> dict[str, np.ndarray]:
     """Arrays of which every rank has filled its own part and left zeros elsewhere, whole on every rank. Collective."""
-    if world == 1:
+    if ranks == 1:
         return dict(arrays)
     whole = {}
     for name in sorted(arrays):
@@ -108,7 +108,7 @@ def sum_into_all(arrays: Mapping[str, np.ndarray], world: int, device: torch.dev
     return whole
 
 
-def from_first_rank(function: Callable[[], Mapping[str, Any]], rank: int, world: int) -> dict[str, Any]:
+def from_first_rank(function: Callable[[], Mapping[str, Any]], rank: int, ranks: int) -> dict[str, Any]:
     """What `function` gives on rank 0, on every rank; a UserError of rank 0 is raised on every rank. Collective."""
     found: list[Any] = [None, ""]
     if rank == 0:
@@ -116,7 +116,7 @@ def from_first_rank(function: Callable[[], Mapping[str, Any]], rank: int, world:
             found = [dict(function()), ""]
         except UserError as error:
             found = [None, str(error)]
-    if world > 1:
+    if ranks > 1:
         dist.broadcast_object_list(found)
     if found[1]:
         raise UserError(found[1])

@@ -75,9 +75,9 @@ def task_of(root: Path, job: Job) -> TrainingTask:
     return TrainingTask(job, label, run, cache, ensure_shards(job.data, cache), run / label, {})
 
 
-def train_rank(rank: int, world: int, task: TrainingTask) -> None:
+def train_rank(rank: int, ranks: int, task: TrainingTask) -> None:
     """A case for a World: a whole training, as a launcher's rank does it."""
-    train(LocalWorker(task.checkpoints, 1, rank, world, CPU), task)
+    train(LocalWorker(task.checkpoints, 1, rank, ranks, CPU), task)
 
 
 def accuracy(task: TrainingTask) -> float:

@@ -92,7 +92,7 @@ def test_several_ranks_say_that_they_need_deepspeed(monkeypatch: pytest.MonkeyPa
             clip_norm=None,
             device=CPU,
             bf16=False,
-            world=2,
+            ranks=2,
             deepspeed=True,
         )
 

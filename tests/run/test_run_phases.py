@@ -178,7 +178,7 @@ def test_a_stage_without_gain_is_stopped_and_the_next_begins(tmp_path: Path, mon
     """Losses 3, 2, 2, 2: two epochs without a lower one end the first stage after four of its six."""
     seen: list[float] = []
 
-    def validate(session: Any, world: int) -> dict[str, float]:
+    def validate(session: Any, ranks: int) -> dict[str, float]:
         seen.append(float(3 - min(len(seen), 1)))
         return {"loss": seen[-1], "top1": 0.5}
 

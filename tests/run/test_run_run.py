@@ -125,7 +125,7 @@ def test_the_epoch_chosen_on_validation_is_kept_and_told(
     """The fourth of six epochs, of 6 steps each; also where the run dies in the fifth and is gone on with."""
     real_step, folder, job = loop.train_step, tmp_path / "run", traditional(epochs=6, checkpoint={"keep": 1})
 
-    def validated(session: Any, world: int) -> dict[str, float]:
+    def validated(session: Any, ranks: int) -> dict[str, float]:
         return {"loss": 1.0, "top1": [0.1, 0.9, 0.2, 0.9, 0.3, 0.2][session.stream.position.epoch - 1]}
 
     def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
