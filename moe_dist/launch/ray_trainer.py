@@ -41,8 +41,8 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
             name=task.checkpoints.name,
             storage_path=str(task.checkpoints.parent),
             failure_config=FailureConfig(max_failures=job.checkpoint.max_failures),
-            checkpoint_config=CheckpointConfig(  # and the newest, whatever its standing
-                num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="standing"
+            checkpoint_config=CheckpointConfig(  # and the newest, whatever its score
+                num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="checkpoint_score"
             ),
             worker_runtime_env={"env_vars": environment},
             logging_config=LoggingConfig(log_level="ERROR"),

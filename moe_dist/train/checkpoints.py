@@ -75,6 +75,6 @@ def superseded(folder: Path, keep: int) -> list[Path]:
     return [path for path in checkpoints(folder)[:-keep] if path != best]
 
 
-def standing(stage: int, validation_top1: float | None) -> float:
+def checkpoint_score(stage: int, validation_top1: float | None) -> float:
     """A number by which Ray Train orders checkpoints: later stages first, then higher top-1, then those without one."""
     return stage if validation_top1 is None else stage + (1 + validation_top1) / 3

@@ -23,7 +23,7 @@ from moe_dist.errors import UserError
 from moe_dist.methods.base import Method
 from moe_dist.methods.phases import Losses, Progress
 from moe_dist.record.provenance import Made
-from moe_dist.train.checkpoints import standing
+from moe_dist.train.checkpoints import checkpoint_score
 from moe_dist.train.log import TrainingLog
 from moe_dist.train.session import Session
 from moe_dist.train.task import Training, TrainingTask, open_training
@@ -118,7 +118,12 @@ class Loop:
         state |= session.state() | {"made": self._made.up_to(self.step)}
         done = bool(session.over) and number + 1 == len(self._stages)
         with self.worker.saving(
-            {"step": self.step, "standing": standing(number, score), "done": done, "of_steps": self._total_steps}
+            {
+                "step": self.step,
+                "checkpoint_score": checkpoint_score(number, score),
+                "done": done,
+                "of_steps": self._total_steps,
+            }
         ) as folder:
             save_checkpoint(
                 folder,

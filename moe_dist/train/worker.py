@@ -39,7 +39,7 @@ class Worker(Protocol):
     def saving(self, metrics: dict[str, Any]) -> contextlib.AbstractContextManager[Path]:
         """A folder to write a checkpoint into; leaving the block publishes it. Every rank takes part.
 
-        metrics: step, of_steps, the checkpoint's `standing`, and done: whether the training ends with it.
+        metrics: step, of_steps, the checkpoint's `checkpoint_score`, and done: whether the training ends with it.
         """
 
 
