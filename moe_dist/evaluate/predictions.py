@@ -41,7 +41,7 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
     task = TrainingTask.unpack(packed)
     data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.bad_samples)
-    method = open_method(task.job, task.label, data)
+    method = open_method(task.job, task.model, data)
     network = load_network(task, method, Path(last)).to(context.device)
     arrays = predict_test(method, network, data, context)
     image = next(

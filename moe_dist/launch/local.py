@@ -106,7 +106,7 @@ def _spawn(task: TrainingTask, workers: int) -> None:
             raise sentences.recv() from None
         if isinstance(error, ProcessExitedException) and error.signal_name:
             raise UserError(
-                f"rank {error.error_index} of the training of {task.label} was ended by {error.signal_name} (SIGKILL: "
+                f"rank {error.error_index} of the training of {task.model} was ended by {error.signal_name} (SIGKILL: "
                 "often memory that ran out); go on from its last checkpoint with --resume"
             ) from None
         raise

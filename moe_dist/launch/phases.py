@@ -27,19 +27,19 @@ SETTINGS = "settings.json"
 
 @dataclass
 class ModelPhases:
-    """The phases of one model (one label) of a run, of which those in `planned` are wanted.
+    """The phases of one model of a run, of which those in `planned` are wanted.
 
     trained: the last checkpoints of the stages that are done, by the stage's name.
     """
 
     drive: Drive
-    label: str
+    model: str
     method: Method
     planned: Sequence[Planned]
     trained: dict[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.folder = ModelFolder(self.drive.run / self.label)
+        self.folder = ModelFolder(self.drive.run / self.model)
         steps = {item.step.name: item for item in self.planned if isinstance(item, PlannedStep)}
         self.results = Results({name: self.folder.step(name, item.fingerprint) for name, item in steps.items()})
 
@@ -86,7 +86,7 @@ class ModelPhases:
         """A training of `stages` into a folder, on what the phases so far have left."""
         return TrainingTask(
             job=self.drive.job,
-            label=self.label,
+            model=self.model,
             run=self.drive.run,
             cache=cache_folder(),
             shards=self.drive.data.shards,
@@ -184,6 +184,6 @@ class ModelPhases:
             return
         changed = "; ".join(differences(earlier, training.settings))
         self.drive.show.notice(
-            f"{self.label}: other settings than those of the training in {before.name} ({changed}); that one stays, "
+            f"{self.model}: other settings than those of the training in {before.name} ({changed}); that one stays, "
             f"and this one goes to {folder.name} beside it"
         )

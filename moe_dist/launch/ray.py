@@ -143,7 +143,7 @@ class RayLauncher:
                 fit(task, train_worker)
         except TrainingFailedError as error:
             raise UserError(
-                f"the training of {task.label} failed more than {task.job.checkpoint.max_failures} times "
+                f"the training of {task.model} failed more than {task.job.checkpoint.max_failures} times "
                 f"(checkpoint.max_failures); go on from its last checkpoint with --resume. The last failure: {error}"
             ) from error
         last = newest_checkpoint(task.checkpoints)

@@ -67,7 +67,7 @@ Planned = PlannedStep | tuple[PlannedTraining, ...]
 """A step, or trainings side by side: most often one."""
 
 
-def plan(method: Method, job: Job, label: str, data: OpenedData) -> list[Planned]:
+def plan(method: Method, job: Job, model: str, data: OpenedData) -> list[Planned]:
     """The method's phases in their order; stages that go on with the network of the stage before are one training."""
     inputs = fingerprint(SCHEME, data.digests["train"], job.seed, settings_of(job.data))
     planned: list[Planned] = []
@@ -78,7 +78,7 @@ def plan(method: Method, job: Job, label: str, data: OpenedData) -> list[Planned
             continue
         trainings = []
         for stages in group:
-            settings = training_settings(job, label, method, data, stages, inputs)
+            settings = training_settings(job, model, method, data, stages, inputs)
             trainings.append(PlannedTraining(stages, settings, fingerprint(settings)))
         inputs = fingerprint(inputs, *(training.fingerprint for training in trainings))
         planned.append(tuple(trainings))
@@ -132,14 +132,14 @@ def inputs_of(planned: Sequence[Planned]) -> str:
 
 
 def training_settings(
-    job: Job, label: str, method: Method, data: OpenedData, stages: Sequence[Stage], inputs: str
+    job: Job, model: str, method: Method, data: OpenedData, stages: Sequence[Stage], inputs: str
 ) -> dict[str, Any]:
     """All that a training of these stages depends on, as JSON values; inputs: the fingerprint of the phases before.
 
     Stages that say what they depend on are counted with that alone, others with the method's whole configuration.
     """
     if any(stage.settings is None for stage in stages):
-        settings = settings_of(job) | {"method": settings_of(job.models[label])}
+        settings = settings_of(job) | {"method": settings_of(job.models[model])}
         settings.pop("methods", None)
     else:
         kept = {name: value for name, value in settings_of(job).items() if name in ("data", "seed", "resources")}
@@ -151,14 +151,14 @@ def training_settings(
     return settings | _shares(job, method, stages[0]) | _held(stages, data)
 
 
-def evaluation_settings(job: Job, label: str, method: Method, data: OpenedData, chosen: str | None) -> dict[str, Any]:
+def evaluation_settings(job: Job, model: str, method: Method, data: OpenedData, chosen: str | None) -> dict[str, Any]:
     """What an evaluation depends on beside its training; chosen: the checkpoint that validation chose, if one."""
     return {
         "scheme": SCHEME,
         "test": data.digests["test"],
         "chosen": chosen,
         "top_k": [*method.top_ks()],
-        "method": settings_of(job.models[label], Part.EVALUATION),
+        "method": settings_of(job.models[model], Part.EVALUATION),
         "job": settings_of(job.model_copy(update={"method": None, "methods": {}}), Part.EVALUATION),
     }
 

@@ -35,7 +35,7 @@ class RunRecord:
     """
 
     def __init__(self, run: Path, job: Job, data: OpenedData, launcher: str) -> None:
-        self._run, self._labels = run, list(job.models)
+        self._run, self._models = run, list(job.models)
         self._content: dict[str, Any] = read_json(run / RECORD) or {"layout": LAYOUT, "status": RUNNING, "starts": []}
         self._starts: list[dict[str, Any]] = self._content.pop("starts")
         for start in self._starts:
@@ -65,7 +65,7 @@ class RunRecord:
         further: dict[str, Any] = {}
         with self.failing():
             yield further
-        parts = shown_parts(self._run, self._labels)
+        parts = shown_parts(self._run, self._models)
         made_by = sorted({part.start for part in parts})
         seconds = {"seconds": sum(part.seconds for part in parts)}
         self._end(FINISHED, self._shown(made_by or [self.number]) | seconds | further)
@@ -109,18 +109,18 @@ class ShownPart:
     seconds: float
 
 
-def shown_parts(run: Path, labels: Iterable[str]) -> list[ShownPart]:
+def shown_parts(run: Path, models: Iterable[str]) -> list[ShownPart]:
     """The steps, trainings, evaluations and searches of a run that its report shows, as far as they are there."""
     found: list[dict[str, Any] | None] = []
-    for model in (ModelFolder(run / label) for label in labels):
-        current = model.current()
+    for model in models:
+        current = ModelFolder(run / model).current()
         found += [read_json(folder / "done.json") for folder in current.steps.values()]
         trained = read_json(current.training / "training.json") if current.training else None
         found += trained["made"] if trained else []
         for folder in current.earlier.values():
             found += (read_json(folder / "training.json") or {"made": []})["made"]
         found += [read_json(current.evaluation / "evaluation.json")] if current.evaluation else []
-        found += [read_json(model.path / "search" / "results.json")]
+        found += [read_json(run / model / "search" / "results.json")]
     return [ShownPart(about["start"], about["seconds"]) for about in found if about]
 
 

@@ -46,8 +46,8 @@ def preview(job: Job, console: Console) -> None:
     console.print(f"{job.data.dataset}: about {info.train_images} training images, {info.classes} classes")
     for sentence in notices(job):
         console.print(f"[yellow]![/] {escape(sentence)}")
-    for label, config in job.models.items():
-        console.print(f"\n[bold]{label}[/]")
+    for model, config in job.models.items():
+        console.print(f"\n[bold]{model}[/]")
         for sentence in config.notices():
             console.print(f"[yellow]![/] {sentence}")
         _preview_method(job, method_class(config.name)(config, info), console)

@@ -55,14 +55,14 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
         )
     for sentence in notices(job):
         show.notice(sentence)
-    for label, config in job.models.items():
+    for model, config in job.models.items():
         for sentence in config.notices():
-            show.notice(f"{label}: {sentence}")
-        refuse_early(job, open_method(job, label, data), len(data.val_samples))
+            show.notice(f"{model}: {sentence}")
+        refuse_early(job, open_method(job, model, data), len(data.val_samples))
         if job.kind == "tune":
             from moe_dist.tune.requirements import require_searchable  # Optuna, which no other kind of job waits for
 
-            require_searchable(job, open_method(job, label, data), data, run / label)
+            require_searchable(job, open_method(job, model, data), data, run / model)
     with only_driver(run, show):
         if not begun_before and (run / "job.yaml").exists():
             raise UserError(
@@ -78,14 +78,14 @@ def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show
     record = RunRecord(run, job, data, launcher_name)
     with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher, record.failing():
         drive = Drive(job, run, data, launcher, record, show)
-        for label in job.models:
-            show.headline(label)
+        for model in job.models:
+            show.headline(model)
             if job.kind == "tune":
                 from moe_dist.tune.run import tune_model
 
-                tune_model(drive, label)
+                tune_model(drive, model)
             else:
-                run_model(drive, label)
+                run_model(drive, model)
         ending["bad_samples"] = _bad_samples(run, show)
     with show.working("report"):
         return build_report(run)
@@ -99,11 +99,11 @@ def _bad_samples(run: Path, show: Show) -> dict[str, Any]:
     return {"count": len(met), "first": met[:BAD_SAMPLES_NAMED]}
 
 
-def run_model(drive: Drive, label: str) -> None:
+def run_model(drive: Drive, model: str) -> None:
     """One method: its phases and its evaluation."""
-    method = open_method(drive.job, label, drive.data)
-    planned = plan(method, drive.job, label, drive.data)
-    phases = ModelPhases(drive, label, method, planned)
+    method = open_method(drive.job, model, drive.data)
+    planned = plan(method, drive.job, model, drive.data)
+    phases = ModelPhases(drive, model, method, planned)
     before = phases.folder.current()
     phases.tell_of_change(before.training)
     shown = phases.current()
@@ -118,7 +118,7 @@ def _evaluate(phases: ModelPhases, drive: Drive) -> Path:
     show, method, main = drive.show, phases.method, main_training(phases.planned)
     task, checkpoint = phases.task(main), phases.trained[main.name]
     chosen = _chosen_checkpoint(task, show)
-    settings = evaluation_settings(drive.job, task.label, method, drive.data, chosen.name if chosen else None)
+    settings = evaluation_settings(drive.job, task.model, method, drive.data, chosen.name if chosen else None)
     asked = fingerprint(main.fingerprint, settings)
     folder = evaluation_folder(task.folder, asked)
     if read_json(folder / "evaluation.json"):

@@ -44,7 +44,7 @@ class TrainingTask:
     """
 
     job: Job
-    label: str
+    model: str
     run: Path
     cache: Path
     shards: str
@@ -68,7 +68,7 @@ class TrainingTask:
         """As plain values, to be sent."""
         return {
             "job": self.job.model_dump(mode="json"),
-            "label": self.label,
+            "model": self.model,
             "run": str(self.run),
             "cache": str(self.cache),
             "shards": self.shards,
@@ -85,7 +85,7 @@ class TrainingTask:
         run, cache, folder = (Path(packed[name]) for name in ("run", "cache", "folder"))
         steps, trained = ({key: Path(path) for key, path in packed[name].items()} for name in ("steps", "trained"))
         job, shards, stages = parse_job(packed["job"], "job"), packed["shards"], tuple(packed["stages"])
-        return TrainingTask(job, packed["label"], run, cache, shards, folder, steps, trained, stages, packed["start"])
+        return TrainingTask(job, packed["model"], run, cache, shards, folder, steps, trained, stages, packed["start"])
 
 
 @dataclass
@@ -180,7 +180,7 @@ def open_training(task: TrainingTask, worker: Worker) -> Training:
     job = task.job
     data = open_data(job.data, job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.bad_samples)
-    method = open_method(job, task.label, data)
+    method = open_method(job, task.model, data)
     stages = [stage for stage in method.stages() if stage.name in task.stages] if task.stages else method.stages()
     results = Results(task.steps)
     make = makers(job.parallel.expert, worker.deepspeed)
@@ -206,9 +206,9 @@ def trained_network(task: TrainingTask, method: Method, name: str, results: Resu
     return network.eval()
 
 
-def open_method(job: Job, label: str, data: OpenedData) -> Method:
-    """The method of the job that carries `label`, checked against the dataset."""
-    config = job.models[label]
+def open_method(job: Job, model: str, data: OpenedData) -> Method:
+    """The method of the job's model `model`, checked against the dataset."""
+    config = job.models[model]
     return method_class(config.name)(config, data.info)
 
 

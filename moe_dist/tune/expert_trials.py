@@ -29,7 +29,7 @@ def open_expert_backend(packed: dict[str, Any], device: torch.device) -> ExpertB
     task = TrainingTask.unpack(packed)
     data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.bad_samples)
-    method = open_method(task.job, task.label, data)
+    method = open_method(task.job, task.model, data)
     search_data = SearchData(
         config=data.config,
         train=data.train.images,

@@ -80,7 +80,7 @@ class MethodBackend:
         curve: list[Point] = []
         state: State = "finished"
         reason = ""
-        score = method_class(self._task.job.models[self._task.label].name).chosen_by
+        score = method_class(self._task.job.models[self._task.model].name).chosen_by
 
         def epoch_done(folder: Path, is_last: bool) -> None:
             line = last_metrics(folder / "metrics.jsonl")  # the loop has ended a training whose loss is not finite
@@ -103,7 +103,7 @@ class MethodBackend:
 
 def trial_task(task: TrainingTask, number: int, values: Mapping[str, Any]) -> TrainingTask:
     """The training of a trial: the job with these values, in a folder of its own, on the results of the same steps."""
-    method = configured(task.job.models[task.label], values)
+    method = configured(task.job.models[task.model], values)
     checkpoint = task.job.checkpoint.model_copy(update={"every_epochs": 1, "every_steps": 0})
     job = task.job.model_copy(update={"method": method, "checkpoint": checkpoint})
     folder = task.folder / TRIALS / str(number)

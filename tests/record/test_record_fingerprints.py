@@ -37,14 +37,14 @@ DEFAULTS = Path(__file__).with_name("defaults.json")
 def trained(job: Job) -> dict[str, Any]:
     """The settings that the job's only training depends on."""
     data = built_data(job.data, job.seed, cache_folder())
-    (label,) = job.models
-    return dict(main_training(plan(open_method(job, label, data), job, label, data)).settings)
+    (model,) = job.models
+    return dict(main_training(plan(open_method(job, model, data), job, model, data)).settings)
 
 
 def evaluated(job: Job) -> dict[str, Any]:
     data = built_data(job.data, job.seed, cache_folder())
-    (label,) = job.models
-    return evaluation_settings(job, label, open_method(job, label, data), data, None)
+    (model,) = job.models
+    return evaluation_settings(job, model, open_method(job, model, data), data, None)
 
 
 def with_data(job: Job, **changes: Any) -> Job:
@@ -83,11 +83,11 @@ def test_a_published_validation_split_counts_as_far_as_it_is_used(tmp_path: Path
     """Cut by max_test_images, it is another validation: schedules and the choice of an epoch look at it."""
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 12), ("test", 12)):
-        for label in ("a", "b"):
-            (tmp_path / split / label).mkdir(parents=True)
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
             for number in range(count):
                 pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / split / label / f"{number}.png")
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
     data = {"dataset": "image_folder", "source": str(tmp_path), "image_size": 16}
     job = traditional(data=data)
     assert "val" in {path.name for path in tmp_path.iterdir()}

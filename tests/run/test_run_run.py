@@ -28,9 +28,9 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def last_weights(folder: Path, label: str) -> dict[str, np.ndarray]:
+def last_weights(folder: Path, model: str) -> dict[str, np.ndarray]:
     """Every tensor of the newest checkpoint: parameters, moments and random states."""
-    newest = newest_checkpoint(checkpoints_of(folder / label))
+    newest = newest_checkpoint(checkpoints_of(folder / model))
     assert newest is not None
     return {
         f"{path.name}/{name}": tensor
@@ -39,9 +39,9 @@ def last_weights(folder: Path, label: str) -> dict[str, np.ndarray]:
     }
 
 
-def curve(folder: Path, label: str) -> list[tuple[int, float]]:
+def curve(folder: Path, model: str) -> list[tuple[int, float]]:
     """(step, loss) of every logged step."""
-    lines = log_of(folder / label)
+    lines = log_of(folder / model)
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
 
 
