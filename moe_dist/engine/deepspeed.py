@@ -38,7 +38,7 @@ class DeepSpeedEngine(Engine):
         start_deepspeed(device)
         scalars = [name for name, parameter in network.named_parameters() if not parameter.dim()]
         assert not scalars, f"DeepSpeed cannot broadcast parameters without dimensions: give {scalars} the shape [1]"
-        _refuse_idle_ranks(network, optimisers, parallel.zero, device)
+        _require_work_on_every_rank(network, optimisers, parallel.zero, device)
         super().__init__(network, optimisers, device, bf16)
         self.clip_norm = clip_norm
         self.zero = parallel.zero
@@ -152,7 +152,7 @@ def deepspeed_config(network: nn.Module, parallel: ParallelConfig, device: torch
     }
 
 
-def _refuse_idle_ranks(
+def _require_work_on_every_rank(
     network: nn.Module, optimisers: Mapping[str, OptimiserConfig | None], zero: int, device: torch.device
 ) -> None:
     """Raise UserError, on all ranks, where one has nothing to train, or under ZeRO no expert: it wants a partition."""

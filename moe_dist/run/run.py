@@ -31,7 +31,7 @@ from moe_dist.report.paper import paper_table
 from moe_dist.run.notices import notices
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import best_on_validation
-from moe_dist.train.refusals import refuse_early
+from moe_dist.train.requirements import require_trainable
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
 
 BAD_SAMPLES_NAMED = 20
@@ -41,7 +41,7 @@ BAD_SAMPLES_NAMED = 20
 def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     """Run `job` into the run directory `run` and return its report.html."""
     started = time.time()
-    refuse_other_run(run, job)
+    require_same_run(run, job)
     begun_before = (run / "job.yaml").exists()
     if job.paper_table:
         paper_table(job.paper_table)  # refuses a table there is not
@@ -58,7 +58,7 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
     for model, config in job.models.items():
         for sentence in config.notices():
             show.notice(f"{model}: {sentence}")
-        refuse_early(job, open_method(job, model, data), len(data.val_samples))
+        require_trainable(job, open_method(job, model, data), len(data.val_samples))
         if job.kind == "tune":
             from moe_dist.tune.requirements import require_searchable  # Optuna, which no other kind of job waits for
 
@@ -179,10 +179,10 @@ def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
     return home / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
 
 
-def refuse_other_run(run: Path, job: Job) -> None:
+def require_same_run(run: Path, job: Job) -> None:
     """Raise UserError where `run` is another job's run directory, or an earlier version's, or holds other things."""
     if (run / "job.yaml").exists():
-        _refuse_earlier_layout(run)
+        _require_layout(run)
         before = _job_before(run)
         for field, was, now in (
             ("job", before["name"], job.name),
@@ -197,7 +197,7 @@ def refuse_other_run(run: Path, job: Job) -> None:
         raise UserError(f"{run}: is not empty and holds no run; choose another folder")
 
 
-def _refuse_earlier_layout(run: Path) -> None:
+def _require_layout(run: Path) -> None:
     """Raise UserError where an earlier version made the run: what its trainings depended on was not all recorded."""
     record = read_json(run / RECORD)
     layout = record.get("layout", 1) if record else LAYOUT

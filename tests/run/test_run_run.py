@@ -19,7 +19,7 @@ from moe_dist.data.opened.opened import OpenedData
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.record.results import load_result
-from moe_dist.run.run import choose_run_directory, refuse_other_run, run_job
+from moe_dist.run.run import choose_run_directory, require_same_run, run_job
 from moe_dist.train.checkpoints import checkpoints, newest_checkpoint
 
 
@@ -209,13 +209,13 @@ def test_a_diverged_loss_names_term_and_step_and_keeps_the_last_checkpoint(tmp_p
 
 def test_a_run_directory_of_another_job_is_refused(whole: Path) -> None:
     with pytest.raises(UserError, match="another job, small, not other"):
-        refuse_other_run(whole, traditional(name="other"))
+        require_same_run(whole, traditional(name="other"))
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="is not empty and holds no run"):
-        refuse_other_run(tmp_path, traditional())
+        require_same_run(tmp_path, traditional())
 
 
 def test_an_existing_run_is_gone_on_with_only_when_asked(whole: Path) -> None:

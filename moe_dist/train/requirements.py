@@ -10,7 +10,7 @@ from moe_dist.methods.phases import Stage
 from moe_dist.parallel.placement import place
 
 
-def refuse_early(job: Job, method: Method, validation_images: int) -> None:
+def require_trainable(job: Job, method: Method, validation_images: int) -> None:
     """Raise UserError where a stage, or the division over workers, cannot be as the job says.
 
     That the method fits the dataset has been checked when it was opened.
