@@ -24,6 +24,7 @@ from moe_dist.disk import disk_explained
 from moe_dist.errors import UserError
 from moe_dist.job import Job, dump_job, load_job
 from moe_dist.launch.shipping import pack_tree
+from moe_dist.places import RUNS
 from moe_dist.signals import GO_ON, exit_code
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ MOST_NODES = 10_000
 
 SHIPPED_JOB = "submitted_job.yaml"
 """The job as resolved here, in the shipped tree: relative paths and recipes are looked up where the user is."""
-
-RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
