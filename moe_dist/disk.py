@@ -25,7 +25,7 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 
 
 @contextmanager
-def disk_explained(folder: Path | None, what: str, go_on: str = GO_ON) -> Iterator[None]:
+def raising_disk_errors(folder: Path | None, what: str, go_on: str = GO_ON) -> Iterator[None]:
     """Raise DiskError if a failure of the disk ends the block, which writes `what` into `folder`, if that is known.
 
     An error names its file if opening it failed, not if writing to it did. So the sentence names `folder`, or the

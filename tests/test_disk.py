@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import DiskError, UserError
 
 RUN = Path("/runs/x")
@@ -17,7 +17,7 @@ RUN = Path("/runs/x")
 
 def told(error: Exception) -> str:
     """The sentence for a block that fails with `error`."""
-    with pytest.raises(DiskError) as raised, disk_explained(RUN, "a checkpoint"):
+    with pytest.raises(DiskError) as raised, raising_disk_errors(RUN, "a checkpoint"):
         raise error
     assert "\n" not in str(raised.value)
     return str(raised.value)
@@ -58,7 +58,7 @@ def test_a_file_elsewhere_is_named_by_its_own_folder() -> None:
 def test_where_nobody_knows_the_folder_none_is_named() -> None:
     with (
         pytest.raises(DiskError, match=r"^the disk is full, so a file .* try again$"),
-        disk_explained(None, "a file", "try again"),
+        raising_disk_errors(None, "a file", "try again"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -74,7 +74,7 @@ def test_where_nobody_knows_the_folder_none_is_named() -> None:
     ],
 )
 def test_other_errors_pass(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, disk_explained(RUN, "a checkpoint"):
+    with pytest.raises(type(error)) as raised, raising_disk_errors(RUN, "a checkpoint"):
         raise error
     assert raised.value is error
 
@@ -93,7 +93,7 @@ def test_a_thread_that_meets_it_prints_nothing_and_another_failure_is_still_prin
         thread.start()
         thread.join()
 
-    with disk_explained(RUN, "the log"):
+    with raising_disk_errors(RUN, "the log"):
         run(OSError(errno.ENOSPC, "No space left on device"))
         assert capsys.readouterr().err == ""
         run(ValueError("a bug"))

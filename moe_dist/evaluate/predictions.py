@@ -17,8 +17,8 @@ from moe_dist.data.stream.stream import evaluation_batches
 from moe_dist.engine.checkpoint import damaged_file, load_weights
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
-from moe_dist.evaluate.explain import look_at_images, own_pictures, project_features
 from moe_dist.evaluate.latency import Latency, measure_latency
+from moe_dist.evaluate.pictures import look_at_images, own_pictures, project_features
 from moe_dist.files import whole_file, write_json
 from moe_dist.methods.base import Method
 from moe_dist.methods.phases import TaskContext

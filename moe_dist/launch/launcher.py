@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.launch.progress import ProgressFile
 from moe_dist.methods.phases import TaskContext, TaskFunction
@@ -61,7 +61,7 @@ def train_alone(common: None, packed: dict[str, Any], context: TaskContext) -> s
     Run again after its process died, it goes on from its last checkpoint.
     """
     task = TrainingTask.unpack(packed)
-    with disk_explained(task.folder, TRAINING_FILES), no_torn_checkpoint(task.checkpoints):
+    with raising_disk_errors(task.folder, TRAINING_FILES), no_torn_checkpoint(task.checkpoints):
         train(TaskWorker(task, context), task)
     last = newest_checkpoint(task.checkpoints)
     assert last is not None, "a finished training leaves a checkpoint"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, use_threads
@@ -84,7 +84,7 @@ def train_rank(rank: int, ranks: int, packed: dict[str, Any], port: int) -> None
             "nccl" if device.type == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
         )
     keep = task.job.checkpoint.keep
-    with disk_explained(task.folder, TRAINING_FILES):
+    with raising_disk_errors(task.folder, TRAINING_FILES):
         train(LocalWorker(task.checkpoints, keep, rank, ranks, device), task)
     if ranks > 1:
         torch.distributed.destroy_process_group()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, train_alone, use_threads
@@ -167,7 +167,7 @@ def _run_task(function: TaskFunction, common: Any, item: Any, resources: dict[st
     use_threads(asked.cpus_per_task)
     path = Path(progress_path)
     progress = ProgressFile(path)
-    with disk_explained(path.parent.parent, "what a task leaves"):
+    with raising_disk_errors(path.parent.parent, "what a task leaves"):
         result = function(common, item, Context(device_of(asked.gpus_per_task), progress))
         progress(1, 1)
     return result

@@ -11,7 +11,7 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConf
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.launch.launcher import use_threads
 from moe_dist.launch.ray_environment import PROMPT
 from moe_dist.launch.ray_failures import FailurePolicy, sentence
@@ -48,7 +48,7 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with disk_explained(task.folder, TRAINING_FILES):  # of Ray's own files
+    with raising_disk_errors(task.folder, TRAINING_FILES):  # of Ray's own files
         try:
             trainer.fit()
         except TrainingFailedError as error:
@@ -60,7 +60,7 @@ def train_worker(packed: dict[str, Any]) -> None:
     task = TrainingTask.unpack(packed)
     context = ray.train.get_context()
     use_threads(task.job.resources.cpus_per_worker, sharing=context.get_local_world_size())
-    with disk_explained(task.folder, TRAINING_FILES):
+    with raising_disk_errors(task.folder, TRAINING_FILES):
         train(RayWorker(task.checkpoints, ray.train.torch.get_device()), task)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.engine.checkpoint import damaged_file, is_whole
 from moe_dist.train.checkpoints import sound_checkpoint
 from moe_dist.train.worker import agreed
@@ -48,6 +48,8 @@ class RayWorker:
         import ray.train
 
         with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
-            with disk_explained(Path(folder).parent, f"a checkpoint (on {socket.gethostname()}, before it is copied)"):
+            with raising_disk_errors(
+                Path(folder).parent, f"a checkpoint (on {socket.gethostname()}, before it is copied)"
+            ):
                 yield Path(folder)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

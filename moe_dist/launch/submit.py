@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job, dump_job, load_job
 from moe_dist.launch.shipping import pack_tree
@@ -147,7 +147,7 @@ def connect(address: str) -> JobSubmissionClient:
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)  # Ray would go there instead of to the address it is given
-    with _explained(address):
+    with _raising_user_errors(address):
         return JobSubmissionClient(address)
 
 
@@ -155,7 +155,7 @@ def living_nodes(address: str) -> list[ClusterNode]:
     """The nodes that are alive, as the cluster's state API tells. Raises UserError where it does not."""
     from ray.util.state import list_nodes
 
-    with _explained(address):  # not filtered by Ray, which then calls the dead ones missing and raises
+    with _raising_user_errors(address):  # not filtered by Ray, which then calls the dead ones missing and raises
         nodes = list_nodes(address=address, detail=True, limit=MOST_NODES)
     return [ClusterNode(node.node_ip, node.resources_total or {}) for node in nodes if node.state == "ALIVE"]
 
@@ -190,17 +190,17 @@ def submit_command(
     submission = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     address = client.get_address()
     with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
-        with disk_explained(Path(folder).parent, "the tree to ship", "submit again"):
+        with raising_disk_errors(Path(folder).parent, "the tree to ship", "submit again"):
             tree = pack_tree(root, Path(folder), files)
         runtime = {"working_dir": str(tree), "env_vars": dict(environment)}
-        with _explained(address):
+        with _raising_user_errors(address):
             start_job(client, entrypoint=shlex.join(command), submission_id=submission, runtime_env=runtime)
     print(f"submitted {submission} to {address}")
     if not follow:
         print(_afterwards(address, submission))
         return 0
     try:
-        with _explained(address):
+        with _raising_user_errors(address):
             return follow_job(client, submission)
     except UserError as error:
         raise UserError(f"{error}; the job may go on: ray job status --address {address} {submission}") from None
@@ -232,7 +232,7 @@ def _afterwards(address: str, submission: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(address: str) -> Iterator[None]:
+def _raising_user_errors(address: str) -> Iterator[None]:
     """Turn what Ray raises when a job server cannot be used into a sentence.
 
     Ray raises AuthenticationError for a missing or wrong token, ConnectionError (an OSError, as are those of requests)
