@@ -1,14 +1,15 @@
-"""Checkpoints that fit any number of ranks: dense files, one pair of files per expert, and state.json written last.
+"""Checkpoints that any number of ranks can read: dense files, two files for each expert, and state.json, written last.
 
-    dense.safetensors                   parameters and buffers outside the experts        rank 0
-    dense.optimiser.safetensors         <parameter>/<moment or step>                      rank 0
-    experts_0007.safetensors            the same of expert 7 of the group `experts`       the first rank that holds it
-    experts_0007.optimiser.safetensors
-    arrays.safetensors                  what a refresh left of all samples, by name       rank 0
-    random_0002.safetensors             random generators                                 rank 2
-    state.json                          the loop's state; every file above, its size, sha256  rank 0, last
+    dense.safetensors                   parameters and buffers outside the experts        written by rank 0
+    dense.optimiser.safetensors         optimiser state, as <parameter>/<moment or step>  rank 0
+    experts_0007.safetensors            expert 7 of the group `experts`                   the first rank that holds it
+    experts_0007.optimiser.safetensors  its optimiser state                               the same rank
+    arrays.safetensors                  arrays of all samples, by name                    rank 0
+    random_0002.safetensors             the random generators of rank 2                   rank 2
+    state.json                          the loop's state; size and sha256 of each file    rank 0, last
 
-No layout (ranks, expert parallelism, ZeRO stage) is in the files, so any layout reads them. Nothing is pickled.
+The files do not depend on the layout (ranks, expert parallelism, ZeRO stage), so any layout can read them. Nothing is
+pickled.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from moe_dist.errors import UserError
 from moe_dist.files import file_sha256, flush_to_disk, write_json
 
 FORMAT = 2
-"""1 had sizes of files and no digests."""
+"""Version of state.json; version 1 had the sizes of files without their digests."""
 DENSE = "dense"
 ARRAYS = "arrays.safetensors"
 _EXPERT = re.compile(r"(?P<group>.+)\.members\.(?P<expert>\d+)\.")
@@ -48,13 +49,13 @@ def save_checkpoint(
     state: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Write this rank's part of the training state into `folder`; `state` (JSON) and `arrays` are the loop's own.
+    """Write this rank's part of a checkpoint into `folder`. Collective.
 
-    Collective; arrays are the same on every rank.
+    state: the loop's own state, as JSON values. arrays: the loop's own arrays, the same on every rank.
 
-    Every rank's folder may be the same one, or one each that is merged afterwards: no two ranks write the same file.
-    Buffers that drift apart between replicas take their first rank's values, here and in the files. Between updates
-    only: gradients of an unfinished accumulation are not saved.
+    The ranks may share one folder, or have a folder each that is merged afterwards: no two ranks write the same file.
+    Buffers that differ between replicas are set to the first replica's values. Gradients of an unfinished accumulation
+    are not saved, so call this between updates.
     """
     engine.synchronise_buffers()
     contents = {f"{stem}.safetensors": tensors for stem, tensors in _by_file(engine.network.state_dict()).items()}
@@ -74,12 +75,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, engine: Engine, *, rank: int, ranks: int) -> dict[str, Any]:
-    """Put the network, its optimiser and the random generators where `folder` has them; returns the loop's state.
+    """Load the network, its optimiser and the random generators from `folder`, and return the loop's state.
 
-    The saving run may have had any number of ranks, expert parallelism and ZeRO stage. With the same layout the
-    training goes on bit-identically. Random generators are restored where the number of ranks is the same; otherwise
-    rank r's are seeded from (the saved state, r). Raises UserError where the folder is no whole checkpoint or belongs
-    to another network or optimiser.
+    The checkpoint may have been saved with another number of ranks, expert parallelism or ZeRO stage. With the same
+    layout the training continues bit by bit as if it had not stopped. If the number of ranks differs, the random
+    generators of rank r are seeded from (the saved state, r).
+
+    Raises UserError if the checkpoint is not whole, or belongs to another network or optimiser.
     """
     content = _read_content(folder)
     _load_network(folder, engine.network)
@@ -92,27 +94,27 @@ def load_checkpoint(folder: Path, engine: Engine, *, rank: int, ranks: int) -> d
 
 
 def load_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays that the loop saved, by name. Raises UserError where the folder is no whole checkpoint."""
+    """The arrays that the loop saved, by name. Raises UserError if the checkpoint is not whole."""
     listed = ARRAYS in _files(_read_content(folder))
     return {name: values.numpy() for name, values in _read(folder / ARRAYS).items()} if listed else {}
 
 
 def load_weights(folder: Path, network: nn.Module) -> None:
-    """Load parameters and buffers alone into a network in one process.
+    """Load only the parameters and buffers, into a network that one process holds.
 
-    Raises UserError where the folder is no whole checkpoint or belongs to another network.
+    Raises UserError if the checkpoint is not whole, or belongs to another network.
     """
     _read_content(folder)
     _load_network(folder, network)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The loop's state alone. Raises UserError where the folder is no whole checkpoint."""
+    """The state that the loop saved. Raises UserError if the checkpoint is not whole."""
     return _read_content(folder)["state"]
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether `folder` holds a checkpoint with all its files at their full size."""
+    """Whether `folder` holds a checkpoint with all its files, each of its full size."""
     try:
         files = _files(json.loads((folder / "state.json").read_text()))
         return all((folder / name).stat().st_size == about["bytes"] for name, about in files.items())
@@ -121,13 +123,13 @@ def is_whole(folder: Path) -> bool:
 
 
 def damaged_file(folder: Path) -> str | None:
-    """The first file of a whole checkpoint whose bytes are not those that were written; None: all are. Reads all."""
+    """The first file of a whole checkpoint that differs from its sha256, or None. Reads every file."""
     digests = {name: about["sha256"] for name, about in _files(_read_content(folder)).items()}
     return next((name for name, digest in digests.items() if digest and file_sha256(folder / name) != digest), None)
 
 
 def _files(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The files that a state.json lists, each with its bytes and, since format 2, its sha256."""
+    """The files that a state.json lists, each with its size in bytes and its sha256 (None in format 1)."""
     files = content["files"]
     return files if content["format"] > 1 else {name: {"bytes": size, "sha256": None} for name, size in files.items()}
 
@@ -153,7 +155,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _load_network(folder: Path, network: nn.Module) -> None:
-    """Load the files of the dense part and of the experts that this process holds."""
+    """Load the dense parameters and the experts that this process holds."""
     wanted = network.state_dict()
     found: dict[str, Tensor] = {}
     for stem in _by_file(wanted):
@@ -169,7 +171,7 @@ def _load_network(folder: Path, network: nn.Module) -> None:
 
 
 def _optimiser_state(folder: Path, engine: Engine) -> ParameterState:
-    """The saved optimiser state of the parameters that this process holds and trains; empty before the first step."""
+    """The saved optimiser state of the parameters that this process trains; without tensors before the first step."""
     entries: dict[str, Tensor] = {}
     for stem in _by_file(engine.configs):
         path = folder / f"{stem}.optimiser.safetensors"
@@ -189,7 +191,7 @@ def _optimiser_state(folder: Path, engine: Engine) -> ParameterState:
 
 
 def _by_file(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Named tensors by the stem of the file that holds them: `dense`, or `<group>_<expert>`."""
+    """Named tensors, grouped by the stem of their file: `dense`, or `<group>_<expert>`."""
     files: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, value in named.items():
         match = _EXPERT.match(name)
@@ -199,7 +201,7 @@ def _by_file(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _writers(file: str, engine: Engine) -> int:
-    """How many of the first ranks write `file`: a dense file the first one, an expert's the first that hold experts."""
+    """Number of ranks that write `file` or files like it: 1 for dense files, the expert-parallel size for experts."""
     return 1 if file.startswith(f"{DENSE}.") else engine.expert_ranks
 
 
@@ -212,7 +214,7 @@ def _random_file(rank: int) -> str:
 
 
 def _gather(files: dict[str, dict[str, Any]], ranks: int) -> dict[str, dict[str, Any]]:
-    """Every rank's files; returns when all ranks have written theirs."""
+    """The files of all ranks, on every rank. Returns when every rank has written its files."""
     if ranks == 1:
         return files
     parts: list[Any] = [None] * ranks
@@ -221,7 +223,7 @@ def _gather(files: dict[str, dict[str, Any]], ranks: int) -> dict[str, dict[str,
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    """A copy of its own: safetensors refuses views of shared memory, which ZeRO's parameters are."""
+    """A contiguous copy on the CPU: safetensors refuses views of shared memory, such as the parameters of ZeRO."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

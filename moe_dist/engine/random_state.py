@@ -1,4 +1,4 @@
-"""The random generators of a process, as tensors that a checkpoint can hold without pickling."""
+"""The state of a process's random generators, as tensors, which a checkpoint stores without pickling."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 GeneratorState = dict[str, Tensor]
-"""What `random_state` returns: torch's, CUDA's (where there is a GPU), NumPy's and Python's generators by name."""
+"""The states of the generators of torch, CUDA (if there is a GPU), NumPy and Python, by name."""
 
 
 def random_state() -> GeneratorState:
-    """The state of this process's global generators."""
+    """The state of the global generators of this process."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, next_gauss = random.getstate()
     state = {
@@ -31,7 +31,7 @@ def random_state() -> GeneratorState:
 
 
 def restore_random_state(state: GeneratorState) -> None:
-    """Put the generators back where `random_state` found them."""
+    """Set the generators to a state that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     position, has_gauss, gauss = state["numpy.rest"].tolist()
     keys = state["numpy.keys"].numpy().astype(np.uint32)
@@ -44,12 +44,12 @@ def restore_random_state(state: GeneratorState) -> None:
 
 
 def seed_random(seed: int, rank: int) -> None:
-    """Seed the generators at the start of a training, each rank with numbers of its own."""
+    """Seed the generators at the start of a training, differently on each rank."""
     _seed(seed.to_bytes(8, "little"), rank)
 
 
 def reseed(state: GeneratorState, rank: int) -> None:
-    """Seed the generators from (a saved state, rank) alone: for a run that goes on with another number of ranks."""
+    """Seed the generators from a saved state and the rank, for a run that resumes with another number of ranks."""
     _seed(state["torch"].numpy().tobytes(), rank)
 
 
