@@ -133,7 +133,7 @@ def opened(method: Icl, stage: Stage, device: torch.device, bf16: bool) -> Any:
         ranks=1,
         deepspeed=False,
     )
-    engine.scale_rates(RATE / method.config.features.learning_rate)
+    engine.optimiser.scale_rates(RATE / method.config.features.learning_rate)
     gradients, log_every = GradientShares(0, 1), LOG_EVERY_STEPS[device.type]
     return SimpleNamespace(engine=engine, stage=stage, gradients=gradients, accumulate=1, log_every=log_every)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from moe_dist.engine.engine import Engine, ParameterState
 from moe_dist.engine.optimisers import state_keys
-from moe_dist.engine.random_state import random_state, reseed, restore_random_state
+from moe_dist.engine.random_state import random_state, restore_random_state, seed_random
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256, flush_to_disk, write_json
 
@@ -37,6 +37,7 @@ FORMAT = 2
 """Version of state.json; version 1 had the sizes of files without their digests."""
 DENSE = "dense"
 ARRAYS = "arrays.safetensors"
+RANDOM = "random_{:04d}.safetensors"
 _EXPERT = re.compile(r"(?P<group>.+)\.members\.(?P<expert>\d+)\.")
 
 
@@ -59,17 +60,31 @@ def save_checkpoint(
     """
     engine.synchronise_buffers()
     contents = {f"{stem}.safetensors": tensors for stem, tensors in _by_file(engine.network.state_dict()).items()}
-    moments = _flatten(engine.optimiser_state())
+    moments = {
+        f"{name}/{key}": tensor for name, kept in engine.optimiser_state().items() for key, tensor in kept.items()
+    }
     contents |= {f"{stem}.optimiser.safetensors": tensors for stem, tensors in _by_file(moments).items()}
-    mine = {name: tensors for name, tensors in contents.items() if rank < _writers(name, engine)}
-    mine[_random_file(rank)] = random_state()
+    # Dense files are written by rank 0, those of experts by the first ranks, which together hold each expert once.
+    mine = {
+        name: tensors
+        for name, tensors in contents.items()
+        if rank < (1 if name.startswith(f"{DENSE}.") else engine.expert_ranks)
+    }
+    mine[RANDOM.format(rank)] = random_state()
     if rank == 0 and arrays:
         mine[ARRAYS] = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
     folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, dict[str, Any]] = {}
     for name, tensors in mine.items():
-        save_file({key: _detached(tensor) for key, tensor in tensors.items()}, folder / name)
-        flush_to_disk(folder / name)
-    files = _gather({name: _described(folder / name) for name in mine}, ranks)
+        path = folder / name
+        # copied, because safetensors refuses views of shared memory, such as the parameters of ZeRO
+        save_file({key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}, path)
+        flush_to_disk(path)
+        files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    if ranks > 1:
+        parts: list[Any] = [None] * ranks
+        torch.distributed.all_gather_object(parts, files)  # returns when every rank has written its files
+        files = {name: about for part in parts for name, about in part.items()}
     if rank == 0:
         write_json(folder / "state.json", {"format": FORMAT, "world": ranks, "files": files, "state": dict(state)})
 
@@ -87,16 +102,17 @@ def load_checkpoint(folder: Path, engine: Engine, *, rank: int, ranks: int) -> d
     _load_network(folder, engine.network)
     engine.load_optimiser_state(_optimiser_state(folder, engine))
     if content["world"] == ranks:
-        restore_random_state(_read(folder / _random_file(rank)))
+        restore_random_state(_read(folder / RANDOM.format(rank)))
     else:
-        reseed(_read(folder / _random_file(0)), rank)
+        seed_random(_read(folder / RANDOM.format(0))["torch"].numpy().tobytes(), rank)
     return content["state"]
 
 
 def load_arrays(folder: Path) -> dict[str, np.ndarray]:
     """The arrays that the loop saved, by name. Raises UserError if the checkpoint is not whole."""
-    listed = ARRAYS in _files(_read_content(folder))
-    return {name: values.numpy() for name, values in _read(folder / ARRAYS).items()} if listed else {}
+    if ARRAYS not in _read_content(folder)["files"]:
+        return {}
+    return {name: values.numpy() for name, values in _read(folder / ARRAYS).items()}
 
 
 def load_weights(folder: Path, network: nn.Module) -> None:
@@ -115,33 +131,35 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def is_whole(folder: Path) -> bool:
     """Whether `folder` holds a checkpoint with all its files, each of its full size."""
-    try:
-        files = _files(json.loads((folder / "state.json").read_text()))
-        return all((folder / name).stat().st_size == about["bytes"] for name, about in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return _whole_content(folder) is not None
 
 
 def damaged_file(folder: Path) -> str | None:
     """The first file of a whole checkpoint that differs from its sha256, or None. Reads every file."""
-    digests = {name: about["sha256"] for name, about in _files(_read_content(folder)).items()}
-    return next((name for name, digest in digests.items() if digest and file_sha256(folder / name) != digest), None)
+    for name, about in _read_content(folder)["files"].items():
+        if about["sha256"] and file_sha256(folder / name) != about["sha256"]:
+            return name
+    return None
 
 
-def _files(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The files that a state.json lists, each with its size in bytes and its sha256 (None in format 1)."""
-    files = content["files"]
-    return files if content["format"] > 1 else {name: {"bytes": size, "sha256": None} for name, size in files.items()}
-
-
-def _described(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+def _whole_content(folder: Path) -> dict[str, Any] | None:
+    """state.json of a whole checkpoint, else None. Each file has its size in bytes and its sha256, None in format 1."""
+    try:
+        content = json.loads((folder / "state.json").read_text())
+        if content["format"] == 1:
+            content["files"] = {name: {"bytes": size, "sha256": None} for name, size in content["files"].items()}
+        sizes = {name: about["bytes"] for name, about in content["files"].items()}
+        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return content if whole else None
 
 
 def _read_content(folder: Path) -> dict[str, Any]:
-    if not is_whole(folder):
+    """state.json of a whole checkpoint. Raises UserError for any other folder."""
+    content = _whole_content(folder)
+    if content is None:
         raise UserError(f"{folder}: not a whole checkpoint (state.json or a file it lists is missing or cut short)")
-    content = json.loads((folder / "state.json").read_text())
     if content["format"] > FORMAT:
         raise UserError(f"{folder}: written by a later version of moe-dist (format {content['format']}, not {FORMAT})")
     return content
@@ -198,33 +216,6 @@ def _by_file(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         stem = f"{match['group']}_{int(match['expert']):04d}" if match else DENSE
         files[stem][name] = value
     return files
-
-
-def _writers(file: str, engine: Engine) -> int:
-    """Number of ranks that write `file` or files like it: 1 for dense files, the expert-parallel size for experts."""
-    return 1 if file.startswith(f"{DENSE}.") else engine.expert_ranks
-
-
-def _flatten(state: ParameterState) -> dict[str, Tensor]:
-    return {f"{name}/{key}": tensor for name, tensors in state.items() for key, tensor in tensors.items()}
-
-
-def _random_file(rank: int) -> str:
-    return f"random_{rank:04d}.safetensors"
-
-
-def _gather(files: dict[str, dict[str, Any]], ranks: int) -> dict[str, dict[str, Any]]:
-    """The files of all ranks, on every rank. Returns when every rank has written its files."""
-    if ranks == 1:
-        return files
-    parts: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(parts, files)
-    return {name: about for part in parts for name, about in part.items()}
-
-
-def _detached(tensor: Tensor) -> Tensor:
-    """A contiguous copy on the CPU: safetensors refuses views of shared memory, such as the parameters of ZeRO."""
-    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_dist.engine.engine import Engine, ParameterState, load_state_by_parameter, state_by_parameter
+from moe_dist.engine.engine import Engine, ParameterState
 from moe_dist.engine.optimisers import choose_optimisers
 from moe_dist.engine.partitions import FlatGroup, flat_groups, gather_state, load_state
 from moe_dist.errors import UserError
@@ -67,15 +67,13 @@ class DeepSpeedEngine(Engine):
         return updates
 
     def optimiser_state(self) -> ParameterState:
-        if self.zero:
-            return gather_state(self._flat, self.optimiser)
-        return state_by_parameter(self.network, self.optimiser)
+        return gather_state(self._flat, self.optimiser) if self.zero else super().optimiser_state()
 
     def load_optimiser_state(self, state: ParameterState) -> None:
         if self.zero:
             load_state(self._flat, self.optimiser, state, self.network)
         else:
-            load_state_by_parameter(self.network, self.optimiser, state)
+            super().load_optimiser_state(state)
 
     def synchronise_buffers(self) -> None:
         of_experts = {id(buffer) for module in self._experts for buffer in module.buffers()}

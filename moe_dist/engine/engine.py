@@ -42,10 +42,6 @@ class Engine(ABC):
         """A context for forward passes: bfloat16 autocast if the engine was made with bf16."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def scale_rates(self, factor: float) -> None:
-        """Set every learning rate to `factor` times its initial value."""
-        self.optimiser.scale_rates(factor)
-
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of one micro-batch; `loss` is a scalar. Collective."""
@@ -72,41 +68,29 @@ class Engine(ABC):
         Returns whether parameters were updated. Collective.
         """
 
-    @abstractmethod
     def optimiser_state(self) -> ParameterState:
         """The optimiser state of the parameters on this rank, whole even if ZeRO divides it. Collective."""
+        return {
+            name: {key: value for key, value in self.optimiser.state[parameter].items() if isinstance(value, Tensor)}
+            for name, parameter in self.network.named_parameters()
+            if parameter in self.optimiser.state
+        }
 
-    @abstractmethod
     def load_optimiser_state(self, state: ParameterState) -> None:
         """Load a state that `optimiser_state` returned. ZeRO also takes the network's current parameters over."""
+        self.optimiser.state.clear()
+        for name, parameter in self.network.named_parameters():
+            if state.get(name):
+                self.optimiser.state[parameter] = {
+                    key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                    for key, value in state[name].items()
+                }
 
-    @abstractmethod
-    def synchronise_buffers(self) -> None:
+    def synchronise_buffers(self) -> None:  # noqa: B027 (one process has no replicas)
         """Set each buffer, such as running statistics, to the first replica's value on all replicas. Collective."""
 
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (plain torch has no hooks)
         """Remove the engine's hooks from the network, so that another engine can be made for it."""
-
-
-def state_by_parameter(network: nn.Module, optimiser: MixedOptimiser) -> ParameterState:
-    """The optimiser's tensors by parameter name, for an optimiser that keeps its state by parameter (without ZeRO)."""
-    return {
-        name: {key: value for key, value in optimiser.state[parameter].items() if isinstance(value, Tensor)}
-        for name, parameter in network.named_parameters()
-        if parameter in optimiser.state
-    }
-
-
-def load_state_by_parameter(network: nn.Module, optimiser: MixedOptimiser, state: ParameterState) -> None:
-    """Load what `state_by_parameter` returned: moments onto their parameter's device, step counters onto the CPU."""
-    optimiser.state.clear()
-    for name, parameter in network.named_parameters():
-        if state.get(name):
-            optimiser.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                for key, value in state[name].items()
-            }
 
 
 class LocalEngine(Engine):
@@ -144,15 +128,3 @@ class LocalEngine(Engine):
         self.optimiser.step()
         self.optimiser.zero_grad()
         return True
-
-    def optimiser_state(self) -> ParameterState:
-        return state_by_parameter(self.network, self.optimiser)
-
-    def load_optimiser_state(self, state: ParameterState) -> None:
-        load_state_by_parameter(self.network, self.optimiser, state)
-
-    def synchronise_buffers(self) -> None:
-        """Do nothing: a single process has no replicas."""
-
-    def close(self) -> None:
-        """Do nothing: this engine has no hooks on the network."""

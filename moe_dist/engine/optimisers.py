@@ -25,7 +25,7 @@ class MixedOptimiser(Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         kinds = sorted({group["kind"] for group in groups})
-        self._children = {kind: KINDS[kind](_of_kind(groups, kind)) for kind in kinds}
+        self._children = {kind: KINDS[kind]([group for group in groups if group["kind"] == kind]) for kind in kinds}
         super().__init__(groups, {})
         for child in self._children.values():
             child.state = self.state
@@ -35,7 +35,7 @@ class MixedOptimiser(Optimizer):
         """Step each child on its groups among `param_groups`, which ZeRO sets to one group at a time."""
         assert closure is None, "a closure would be evaluated once for each child"
         for kind, child in self._children.items():
-            child.param_groups = _of_kind(self.param_groups, kind)
+            child.param_groups = [group for group in self.param_groups if group["kind"] == kind]
             if child.param_groups:
                 child.step()
 
@@ -75,7 +75,9 @@ def build_optimiser(network: nn.Module, chosen: Mapping[str, OptimiserConfig]) -
         process_group = getattr(parameter, "group_name", "")
         key = (process_group, config)
         if key not in groups:
-            groups[key] = _group(config) | ({"name": process_group, "moe": True} if process_group else {})
+            groups[key] = {"params": [], "kind": config.kind, "initial_lr": config.learning_rate}
+            groups[key] |= hyper_parameters(config)
+            groups[key] |= {"name": process_group, "moe": True} if process_group else {}
         groups[key]["params"].append(parameter)
     assert groups, "the stage trains nothing on this rank: no parameter has an optimiser"
     return MixedOptimiser([groups[key] for key in sorted(groups, key=lambda key: bool(key[0]))])
@@ -86,14 +88,6 @@ def state_keys(config: OptimiserConfig) -> set[str]:
     if config.kind == "sgd":
         return {"momentum_buffer"} if config.momentum else set()
     return {"step", "square_avg"} if config.kind == "rmsprop" else {"step", "exp_avg", "exp_avg_sq"}
-
-
-def _group(config: OptimiserConfig) -> dict[str, Any]:
-    return {"params": [], "kind": config.kind, "initial_lr": config.learning_rate, **hyper_parameters(config)}
-
-
-def _of_kind(groups: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [group for group in groups if group["kind"] == kind]
 
 
 class RateFactor:

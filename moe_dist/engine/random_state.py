@@ -43,17 +43,8 @@ def restore_random_state(state: GeneratorState) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def seed_random(seed: int, rank: int) -> None:
-    """Seed the generators at the start of a training, differently on each rank."""
-    _seed(seed.to_bytes(8, "little"), rank)
-
-
-def reseed(state: GeneratorState, rank: int) -> None:
-    """Seed the generators from a saved state and the rank, for a run that resumes with another number of ranks."""
-    _seed(state["torch"].numpy().tobytes(), rank)
-
-
-def _seed(origin: bytes, rank: int) -> None:
+def seed_random(origin: bytes, rank: int) -> None:
+    """Seed the generators from `origin` (a job's seed, a saved generator), differently on each rank."""
     digest = hashlib.sha256(origin + rank.to_bytes(8, "little")).digest()
     seed = int.from_bytes(digest[:4], "little")
     torch.manual_seed(seed)  # every device's

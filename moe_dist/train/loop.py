@@ -36,7 +36,7 @@ BEGINNING: dict[str, Any] = {"stage": "", "step": 0, "seconds": 0.0, "made": []}
 def train(worker: Worker, task: TrainingTask) -> None:
     """Train every stage of the task, from the last sound checkpoint if there is one, to a last checkpoint."""
     training = open_training(task, worker)
-    seed_random(task.job.seed, worker.rank)
+    seed_random(task.job.seed.to_bytes(8, "little"), worker.rank)
     restored = worker.restore()
     state = read_state(restored) if restored else BEGINNING
     names = [stage.name for stage in training.stages]

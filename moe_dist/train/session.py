@@ -183,7 +183,7 @@ class Session:
 
     def begin_epoch(self) -> None:
         """Set the epoch's rates and the network's mode."""
-        self.engine.scale_rates(self._rate.factor)
+        self.engine.optimiser.scale_rates(self._rate.factor)
         self.method.set_training(self.engine.network, self.stage.name)
 
     @property
@@ -199,7 +199,7 @@ class Session:
             self.over = "its length"
         if self.by_step:
             self._rate.advance(None)
-            self.engine.scale_rates(self._rate.factor)
+            self.engine.optimiser.scale_rates(self._rate.factor)
 
     def epoch_done(self, validation_loss: float | None) -> None:
         """Let schedule and early stop look at an epoch that has ended."""

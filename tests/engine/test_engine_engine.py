@@ -46,7 +46,7 @@ def test_a_short_gradient_is_not_stretched() -> None:
 def test_rates_scale_from_their_initial_value() -> None:
     engine = engine_of(line(1.0))
     for factor, expected in ((0.1, 0.05), (0.1, 0.05), (1.0, 0.5)):
-        engine.scale_rates(factor)
+        engine.optimiser.scale_rates(factor)
         assert [group["lr"] for group in engine.optimiser.param_groups] == pytest.approx([expected])
 
 
