@@ -83,8 +83,9 @@ def take_steps(
 ) -> Outcome:
     """Train as the loop does, but with batch normalisation as in evaluation: its statistics are a rank's own."""
     shares = GradientShares(rank, ranks)
-    session = cast(Session, SimpleNamespace(engine=engine, gradients=shares, accumulate=accumulate))
-    name = method.stages()[stage].name
+    trained = method.stages()[stage]
+    session = cast(Session, SimpleNamespace(stage=trained, engine=engine, gradients=shares, accumulate=accumulate))
+    name = trained.name
     method.set_training(engine.network, name)
     engine.network.eval()
     record = []
