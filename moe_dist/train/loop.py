@@ -1,7 +1,7 @@
-"""The training loop. It knows methods only through methods/, and its whereabouts only through the worker.
+"""The training loop. It uses methods through methods/base.py, and the launcher's process through train/worker.py.
 
-for each stage:  go on from its checkpoint, or prepare it
-    for each epoch:  for each batch:  step, log, save;   then validate, log, move the schedule, save
+for each stage:  load its checkpoint, or prepare it
+    for each epoch:  for each batch: step, log, save;  then validate, advance the schedule, log, save
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from moe_dist.train.task import Training, TrainingTask, open_training
 from moe_dist.train.worker import Worker, mean_over_ranks, sum_into_all
 
 BEGINNING: dict[str, Any] = {"stage": "", "step": 0, "seconds": 0.0, "made": []}
-"""The state of a training before its first checkpoint."""
+"""The state of a training without a checkpoint."""
 
 
 def train(worker: Worker, task: TrainingTask) -> None:
-    """Train every stage of the task, from the last sound checkpoint if there is one, to a last checkpoint."""
+    """Train all stages of a task, from the newest undamaged checkpoint if there is one, up to a final checkpoint."""
     training = open_training(task, worker)
     seed_random(task.job.seed.to_bytes(8, "little"), worker.rank)
     restored = worker.restore()
@@ -56,7 +56,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
 
 
 class Loop:
-    """A training under way: how many steps it has done, in which time, and where it tells of them."""
+    """A training in progress: the number of its steps so far, the seconds they took, and its log."""
 
     def __init__(self, worker: Worker, training: Training, log: TrainingLog, state: Mapping[str, Any]) -> None:
         self.worker, self.log = worker, log
@@ -67,7 +67,7 @@ class Loop:
         self._began = time.perf_counter() - state["seconds"]
 
     def train_stage(self, session: Session) -> None:
-        """All epochs of a stage, or what is left of them."""
+        """Train the remaining epochs of a stage."""
         while not session.over:
             epoch = session.epoch
             losses = self._train_epoch(session)
@@ -83,7 +83,7 @@ class Loop:
                 self._save(session, scores.get(session.method.chosen_by))
 
     def _train_epoch(self, session: Session) -> Losses | None:
-        """The rest of an epoch; the losses of its last step, None where there was none."""
+        """Train the rest of an epoch. Returns the losses of its last step, or None without a step."""
         epoch, images, losses = session.epoch, 0, None
         session.begin_epoch()
         started = time.perf_counter()
@@ -109,9 +109,9 @@ class Loop:
         self.log.write(kind, session.stage.name, epoch, self.step, values, **facts, of_steps=self._total_steps)
 
     def _save(self, session: Session, score: float | None) -> None:
-        """Publish all that a training needs to go on from here, what made it, and what the validation said of it."""
+        """Save a checkpoint, with its validation score and the code and machines that made it."""
         for name, parameter in session.engine.network.named_parameters():
-            if not torch.isfinite(parameter).all():  # the step's loss was finite, its update was not
+            if not torch.isfinite(parameter).all():  # a finite loss can still have had an infinite update
                 require_finite(name, math.nan, self.step, session.stage.name)
         number = self._stages.index(session.stage.name)
         state: dict[str, Any] = {"step": self.step, "seconds": time.perf_counter() - self._began, "score": score}
@@ -136,7 +136,7 @@ class Loop:
 
 
 def train_step(method: Method, session: Session, batch: Batch, progress: Progress) -> Losses:
-    """One optimiser step on this rank's share of a global batch; the losses, detached."""
+    """Take one optimiser step on this rank's share of a global batch, and return the losses, detached."""
     terms: dict[str, Tensor] = {}
     logged: dict[str, Tensor] = {}
     loss_of = session.stage.loss or method.loss
@@ -145,7 +145,7 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
         with session.engine.autocast():
             losses = loss_of(session.engine.network, part, progress)
         session.engine.backward(torch.stack(list(losses.values())).sum())
-        if part is parts[-1]:  # before, gradients are not whole, and not yet averaged over ranks
+        if part is parts[-1]:  # gradients of earlier parts are incomplete, and not averaged over ranks
             session.gradients.add(session.engine.gradient_sizes(method.compared_parameters(session.engine.network)))
         session.engine.step()
         for name, value in losses.items():
@@ -156,9 +156,9 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
 
 
 def checked(losses: Losses, ranks: int, step: int, stage: str) -> dict[str, float]:
-    """The terms, their sum and what is only logged, averaged over ranks.
+    """The loss, its terms and the logged values of a step, averaged over ranks. Collective.
 
-    A term that is not finite ends the training with its name.
+    Raises UserError if a term is not finite.
     """
     values = [*losses.values(), *losses.logged.values()]
     averaged = mean_over_ranks(torch.stack([value.float() for value in values]), ranks).tolist()
@@ -170,7 +170,7 @@ def checked(losses: Losses, ranks: int, step: int, stage: str) -> dict[str, floa
 
 
 def require_finite(term: str, value: float, step: int, stage: str) -> None:
-    """Raise UserError where a loss is no number any more; it ends the training before anything is saved."""
+    """Raise UserError if `value` is infinite or NaN: the training ends before such weights are saved."""
     if not math.isfinite(value):
         raise UserError(
             f"the loss diverged: term `{term}` is {value} at step {step} of stage {stage}; lower "
@@ -180,7 +180,7 @@ def require_finite(term: str, value: float, step: int, stage: str) -> None:
 
 @torch.no_grad()
 def validate(session: Session, ranks: int) -> dict[str, float]:
-    """The method's scores of the validation split, over all ranks; nothing where the stage looks at none."""
+    """The method's scores on the validation split, by name; empty if the stage is not validated. Collective."""
     if session.validation is None:
         return {}
     measure = session.stage.measure or session.method.measure

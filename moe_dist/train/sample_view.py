@@ -1,4 +1,4 @@
-"""The images of a stage's training set as `prepare` and `refresh` see them: unchanged, in order, shared over ranks."""
+"""The images of a stage's training set for `prepare` and `refresh`: not augmented, in order, shared over ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moe_dist.train.worker import Worker, from_first_rank, sum_into_all
 
 
 class SampleView:
-    """See methods/phases.py's StageSamples. The set is opened when it is first looked at."""
+    """Implements methods/phases.py: StageSamples. The training set is opened when it is first needed."""
 
     def __init__(self, training: Training, stage: Stage, worker: Worker) -> None:
         self._training, self._stage, self._worker = training, stage, worker
@@ -33,7 +33,7 @@ class SampleView:
 
     @property
     def labels(self) -> np.ndarray:
-        """Their labels [N]."""
+        """The labels [N] of these samples."""
         return self._set.labels
 
     def first(self, count: int) -> Batch:
@@ -42,15 +42,15 @@ class SampleView:
         return next(self._batches(rows, count))
 
     def outputs(self, function: Callable[[Batch], Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
-        """What `function` gives for all samples, arrays [N, ...] by name.
+        """The results of `function` for all samples, arrays [N, ...] by name. Collective.
 
-        Batches are the same whatever the number of ranks, which take them in turn: so the numbers are the same, too.
+        The batches do not depend on the number of ranks, which take them in turn, so neither do the results.
         """
         count, worker = len(self.samples), self._worker
         found: dict[str, np.ndarray] = {}
         starts = range(0, count, EVALUATION_BATCH)
         mine = [np.arange(start, min(start + EVALUATION_BATCH, count)) for start in starts[worker.rank :: worker.ranks]]
-        shapes = self._shapes(function)  # a rank without a batch takes part with zeros
+        shapes = self._shapes(function)  # a rank without a batch contributes zeros
         for name, (shape, dtype) in shapes.items():
             found[name] = np.zeros((count, *shape), dtype)
         for rows in mine:
@@ -63,7 +63,7 @@ class SampleView:
         return {name: (tuple(output.shape[1:]), _as_array(output).dtype) for name, output in one.items()}
 
     def on_one_rank(self, function: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """What `function` gives on the first rank, sent to all."""
+        """The result of `function` on the first rank, sent to all ranks. Collective."""
         return from_first_rank(function, self._worker.rank, self._worker.ranks)
 
     def _batches(self, rows: np.ndarray, size: int) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""One stage of a training on one rank: its engine, its stream, its schedule, and their state as one dictionary."""
+"""A stage of a training on one rank: its engine, streams and schedule, and their state for a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from moe_dist.train.worker import Worker, sum_over_ranks
 
 
 class GradientShares:
-    """Sums of the experts' gradient sizes [E] over the steps of an epoch so far, as `Engine.gradient_sizes` tells them.
+    """Sums the gradient sizes [E] of experts (`Engine.gradient_sizes`) over the steps of an epoch.
 
-    A rank tells 0 for experts it does not hold, and every expert is held by equally many ranks, so shares of the
-    ranks' sum are shares of the experts.
+    The size of an expert that a rank does not hold is 0, and each expert is held by equally many ranks. So the shares
+    of the sum over ranks are the experts' shares.
     """
 
     def __init__(self, rank: int, ranks: int) -> None:
@@ -32,12 +32,12 @@ class GradientShares:
         self._sums: Tensor | None = None
 
     def add(self, sizes: Tensor) -> None:
-        """Count one step's gradient sizes [E]; E is 0 where the method compares none."""
+        """Add the gradient sizes [E] of one step; E is 0 if the method compares no gradients."""
         if len(sizes):
             self._sums = sizes.double() if self._sums is None else self._sums + sizes
 
     def take(self) -> dict[str, float]:
-        """Each expert's share by its name in the log, {} where there is none; a new epoch begins. Collective."""
+        """Each expert's share of the epoch, by its name in the log, and start a new epoch. Collective."""
         sums = self.state()
         self._sums = None
         total = sum(sums)
@@ -48,17 +48,17 @@ class GradientShares:
         return [] if self._sums is None else sum_over_ranks(self._sums.clone(), self._ranks).tolist()
 
     def load(self, state: list[float], device: torch.device) -> None:
-        """Go on from a checkpoint's state: rank 0 takes the sums over, the others start from nothing."""
+        """Load the sums of a checkpoint on rank 0, and zeros on other ranks."""
         sums = torch.tensor(state, dtype=torch.float64, device=device)
         self._sums = (sums if self._rank == 0 else torch.zeros_like(sums)) if state else None
 
 
 LOG_EVERY_STEPS = {"cpu": 1, "cuda": 20}
-"""Reading a loss waits for the GPU, so there it is read seldom."""
+"""Steps between two lines of the log. Reading a loss waits for the GPU, so it is read less often there."""
 
 
 class EarlyStop:
-    """Counts the epochs since the validation loss was lowest; after `patience` of them the stage is over."""
+    """Ends a stage after `patience` epochs without a new lowest validation loss; None never ends it."""
 
     def __init__(self, patience: int | None) -> None:
         self._patience = patience
@@ -66,27 +66,27 @@ class EarlyStop:
         self._epochs = 0
 
     def epoch_done(self, validation_loss: float | None) -> bool:
-        """Whether the stage is over, after an epoch with this loss."""
+        """Count an epoch with this loss, and return whether the stage ends."""
         if self._patience is None:
             return False
-        assert validation_loss is not None  # a run without validation is refused
+        assert validation_loss is not None  # require_trainable refuses a run without validation
         lower = self._lowest is None or validation_loss < self._lowest
         self._lowest, self._epochs = (validation_loss, 0) if lower else (self._lowest, self._epochs + 1)
         return self._epochs >= self._patience
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps; plain JSON values."""
+        """The state for a checkpoint, as JSON values."""
         return {"lowest": self._lowest, "epochs": self._epochs}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Load a state that `state` returned."""
         self._lowest, self._epochs = state["lowest"], state["epochs"]
 
 
 class Session:
-    """One stage on one rank: what its loop works with, and how far it has come.
+    """A stage on one rank: its engine, streams, schedule and position.
 
-    step: of the stage, from 0: how many are done. over: why the stage has ended, "" while it has not.
+    step: the number of finished steps of the stage. over: the reason why the stage has ended, or "".
     """
 
     def __init__(self, training: Training, stage: Stage, worker: Worker) -> None:
@@ -120,23 +120,24 @@ class Session:
 
     @property
     def epoch(self) -> int:
-        """The number of the epoch that the next step belongs to."""
+        """The number of the next step's epoch, from 0."""
         return self.stream.position.epoch
 
     def progress(self, step: int) -> Progress:
-        """Where the training stands before its `step`-th step, which is the next of the stage."""
+        """The progress at step `step` of the training, which is the stage's next step."""
         return Progress(self.stage.name, self.epoch, self.epochs, step, self.step, self.steps)
 
     def prepare(self) -> None:
-        """What the stage does before its first step. Left out where it goes on from a checkpoint."""
+        """Run the stage's own preparation, if any; a stage that is loaded from a checkpoint is not prepared again."""
         if self.stage.prepare is not None:
             with self._evaluating() as network:
                 self.stage.prepare(network, self._samples)
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """The batches up to the end of the epoch or the stage, each with what the last refresh left of its samples.
+        """The remaining batches of the epoch, or of the stage if that ends first; refreshes run between them.
 
-        step: how many steps the whole training has done when the first of them is asked for.
+        A batch carries its samples' rows of the arrays that the last refresh returned. step: the number of finished
+        steps of the whole training.
         """
         epoch, first = self.epoch, self.step
         while self.epoch == epoch and not self.over:
@@ -146,7 +147,7 @@ class Session:
             yield from self.stream.epoch(self._arrays, self.stage.companions, self._steps_ahead())
 
     def _steps_ahead(self) -> int:
-        """How many steps there are up to the next refresh, or the stage's end."""
+        """The number of steps up to the next refresh or the end of the stage."""
         left = self.steps - self.step
         return (
             left
@@ -155,7 +156,7 @@ class Session:
         )
 
     def take_refreshed(self) -> dict[str, float]:
-        """What the last refresh told for the log, once."""
+        """The values that the last refresh returned for the log; empty when called again."""
         told, self.refreshed = self.refreshed, {}
         return told
 
@@ -175,24 +176,24 @@ class Session:
 
     @contextmanager
     def _evaluating(self) -> Iterator[nn.Module]:
-        """The network in eval mode without gradients; afterwards it trains again as the stage has it."""
+        """Give the block the network in eval mode, without gradients, and set the stage's mode again afterwards."""
         self.engine.network.eval()
         with torch.no_grad(), self.engine.autocast():
             yield self.engine.network
         self.method.set_training(self.engine.network, self.stage.name)
 
     def begin_epoch(self) -> None:
-        """Set the epoch's rates and the network's mode."""
+        """Set the learning rates of the epoch and the mode of the network."""
         self.engine.optimiser.scale_rates(self._rate.factor)
         self.method.set_training(self.engine.network, self.stage.name)
 
     @property
     def rate_factor(self) -> float:
-        """What every learning rate is multiplied by now."""
+        """The factor by which every learning rate is multiplied."""
         return self._rate.factor
 
     def advance(self) -> None:
-        """Count one finished step."""
+        """Count one finished step, and advance a schedule that moves by steps."""
         self.stream.advance()
         self.step += 1
         if self.step == self.steps:
@@ -202,28 +203,28 @@ class Session:
             self.engine.optimiser.scale_rates(self._rate.factor)
 
     def epoch_done(self, validation_loss: float | None) -> None:
-        """Let schedule and early stop look at an epoch that has ended."""
+        """Count one finished epoch for the schedule and for early stopping."""
         if not self.by_step:
             self._rate.advance(validation_loss)
         if self._early.epoch_done(validation_loss) and not self.over:
             self.over = f"{self.stage.patience_epochs} epochs without a lower validation loss"
 
     def save_due(self, step: int) -> bool:
-        """Whether a checkpoint inside an epoch is due; at an epoch's end the validation comes first."""
+        """Whether a checkpoint is due after step `step`, within an epoch; at its end, validation comes first."""
         inside = self.stream.position.steps > 0 and not self.over
         return bool(self._every.every_steps) and inside and step % self._every.every_steps == 0
 
     def epoch_save_due(self, epoch: int) -> bool:
-        """Whether a checkpoint is due after `epoch`; always after a stage's last one."""
+        """Whether a checkpoint is due after the epoch `epoch`; always True after the last one of a stage."""
         return (epoch + 1) % self._every.every_epochs == 0 or bool(self.over)
 
     def gradient_norm(self) -> dict[str, float]:
-        """The norm of the last step's gradient before it was clipped, for the log; nothing where none is clipped."""
+        """The norm of the last gradient before clipping, for the log; empty if gradients are not clipped."""
         norm = self.engine.gradient_norm
         return {} if norm is None else {"gradient_norm": float(norm)}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside tensors, as JSON values. Collective."""
+        """The state for a checkpoint, without tensors, as JSON values. Collective."""
         return {
             "stage": self.stage.name,
             "stage_step": self.step,
@@ -237,11 +238,11 @@ class Session:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """What the last refresh left, for a checkpoint."""
+        """The arrays that the last refresh returned, for a checkpoint."""
         return self._arrays
 
     def load(self, state: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Go on from a checkpoint's state and arrays; the engine has loaded its own part."""
+        """Load a checkpoint's state and arrays; the engine has loaded its own part."""
         self.step, self.over, self._refreshed_at = state["stage_step"], state["over"], state["refreshed_at"]
         self._arrays = arrays
         self.stream.load(state["stream"])

@@ -1,4 +1,4 @@
-"""What the loop knows of where it runs: one worker interface, two launchers behind it."""
+"""The interface between the training loop and a launcher, the local launcher's side of it, and exchanges of ranks."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from moe_dist.files import flush_to_disk
 from moe_dist.train.checkpoints import sound_checkpoint, superseded
 
 TRAINING_FILES = "a checkpoint or the log"
-"""What a rank writes into its training's folder."""
+"""What a rank writes into its training's folder, in the words of error messages."""
 
 
 class Worker(Protocol):
-    """One rank of a training."""
+    """One rank of a training, of `ranks` in all."""
 
     rank: int
     ranks: int
     device: torch.device
     deepspeed: bool
-    """Whether a DeepSpeed engine drives the network; the local launcher does without for a single rank."""
+    """Whether DeepSpeed trains the network; the local launcher does not use it for a single rank."""
 
     def restore(self) -> Path | None:
-        """The folder of the newest checkpoint whose bytes are those that were written, or None. Collective.
+        """The folder of the newest undamaged checkpoint, or None without checkpoints. Collective.
 
-        Raises UserError, on every rank, where there are checkpoints and none of them is sound.
+        Raises UserError on every rank if all checkpoints are damaged.
         """
 
     def saving(self, metrics: dict[str, Any]) -> contextlib.AbstractContextManager[Path]:
-        """A folder to write a checkpoint into; leaving the block publishes it. Every rank takes part.
+        """Give the block a folder to write a checkpoint into, and publish the checkpoint afterwards. Collective.
 
-        metrics: step, of_steps, the checkpoint's `checkpoint_score`, and done: whether the training ends with it.
+        metrics: step, of_steps, checkpoint_score, and done: whether this is the last checkpoint of the training.
         """
 
 
 class LocalWorker:
-    """A rank started by the local launcher: checkpoints are folders renamed into place."""
+    """A rank of the local launcher. Checkpoints are folders that are renamed when they are complete."""
 
     def __init__(self, folder: Path, keep: int, rank: int, ranks: int, device: torch.device) -> None:
         self.folder, self.keep, self.rank, self.ranks, self.device = folder, keep, rank, ranks, device
         self.deepspeed = ranks > 1
 
     def restore(self) -> Path | None:
-        """The newest sound checkpoint of the folder."""
+        """See Worker."""
         return agreed(lambda: sound_checkpoint(self.folder)[0], self.rank, self.ranks)
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
-        """All ranks write into one hidden folder; rank 0 renames it when everyone is done, and drops the oldest."""
+        """See Worker. All ranks write to one hidden folder; rank 0 renames it and removes superseded checkpoints."""
         hidden = self.folder / f".saving-{metrics['step']:08d}"
         if self.rank == 0:
-            for torn in self.folder.glob(".saving-*"):  # of a run that was killed
+            for torn in self.folder.glob(".saving-*"):  # left by a run that was killed
                 shutil.rmtree(torn)
             hidden.mkdir(parents=True)
         self._barrier()
@@ -80,24 +80,24 @@ class LocalWorker:
 
 
 def agreed(look: Callable[[], Path | None], rank: int, ranks: int) -> Path | None:
-    """What rank 0 finds by `look`, on every rank: two that looked for themselves could see different folders."""
+    """The path that rank 0 finds by `look`, on every rank: other ranks could find another one. Collective."""
     return from_first_rank(lambda: {"path": look()}, rank, ranks)["path"]
 
 
 def mean_over_ranks(values: torch.Tensor, ranks: int) -> torch.Tensor:
-    """The ranks' average of `values`, on every rank."""
+    """The mean of `values` over ranks, on every rank. Collective."""
     return sum_over_ranks(values, ranks) / ranks
 
 
 def sum_over_ranks(values: torch.Tensor, ranks: int) -> torch.Tensor:
-    """The ranks' sum of `values`, on every rank."""
+    """The sum of `values` over ranks, on every rank, in place. Collective."""
     if ranks > 1:
         dist.all_reduce(values)
     return values
 
 
 def sum_into_all(arrays: Mapping[str, np.ndarray], ranks: int, device: torch.device) -> dict[str, np.ndarray]:
-    """Arrays of which every rank has filled its own part and left zeros elsewhere, whole on every rank. Collective."""
+    """The sums of `arrays` over ranks, on every rank: each rank fills its own part and leaves zeros. Collective."""
     if ranks == 1:
         return dict(arrays)
     whole = {}
@@ -109,7 +109,7 @@ def sum_into_all(arrays: Mapping[str, np.ndarray], ranks: int, device: torch.dev
 
 
 def from_first_rank(function: Callable[[], Mapping[str, Any]], rank: int, ranks: int) -> dict[str, Any]:
-    """What `function` gives on rank 0, on every rank; a UserError of rank 0 is raised on every rank. Collective."""
+    """The result of `function` on rank 0, on every rank; its UserError is also raised on every rank. Collective."""
     found: list[Any] = [None, ""]
     if rank == 0:
         try:
