@@ -18,7 +18,7 @@ _REASONS = {
     errno.EDQUOT: ("the disk quota is used up", _FREE),
     errno.EFBIG: ("the file system takes no file so large", "choose another and"),
     errno.EROFS: ("the file system is read-only", "make it writable and"),
-    errno.EIO: ("the disk fails", "see to it and"),
+    errno.EIO: ("the disk fails", "repair it and"),
 }
 _RUST = re.compile(r"\(os error (\d+)\)")
 """The system's code in the message of a SafetensorError, which is not an OSError."""

@@ -29,7 +29,7 @@ def told(error: Exception) -> str:
         (errno.ENOSPC, "the disk is full, so a checkpoint could not be written; free space there and go on with"),
         (errno.EDQUOT, "the disk quota is used up, so a checkpoint could not be written; free space there and go on"),
         (errno.EROFS, "the file system is read-only, so a checkpoint could not be written; make it writable and go on"),
-        (errno.EIO, "the disk fails, so a checkpoint could not be written; see to it and go on with --resume"),
+        (errno.EIO, "the disk fails, so a checkpoint could not be written; repair it and go on with --resume"),
     ],
     ids=errno.errorcode.get,
 )

@@ -1,4 +1,4 @@
-"""The launcher of a name, started."""
+"""Opens a launcher by its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moe_dist.terminal import Show
 
 
 def open_launcher(name: str, job: Job, run: Path, show: Show) -> AbstractContextManager[Launcher]:
-    """The launcher called `name`, started, as a context manager."""
+    """A context manager that starts the launcher `name`, ray or local. Raises UserError for another name."""
     if name == "ray":
         from moe_dist.launch.ray import ray_launcher
 

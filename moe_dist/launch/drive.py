@@ -1,4 +1,4 @@
-"""What all parts of a run work with, from the driver's side."""
+"""The objects that the parts of a run share in the driver, the process that runs the job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moe_dist.terminal import Show
 
 @dataclass(frozen=True)
 class Drive:
-    """What all parts of a run work with."""
+    """The job, run directory, data, launcher, record and display of a run."""
 
     job: Job
     run: Path

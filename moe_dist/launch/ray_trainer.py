@@ -1,4 +1,4 @@
-"""One training as a run of Ray Train, whose own ways with Ctrl-C and with failures are changed in two places."""
+"""A training by Ray Train, whose handling of Ctrl-C and of failures is changed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from moe_dist.train.worker import TRAINING_FILES
 
 
 def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
-    """Run `worker` (given the packed task) on the job's workers by Ray Train, until it returns on all of them.
+    """Run `worker` with the packed task on all of the job's workers, by Ray Train, until it has returned on each.
 
-    Raises a worker's UserError, which ends the training at once; TrainingFailedError after too many other failures.
+    Raises a worker's UserError at once, and TrainingFailedError after too many other failures.
     """
     job = task.job
     gpus = job.resources.gpus_per_worker
@@ -41,7 +41,7 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
             name=task.checkpoints.name,
             storage_path=str(task.checkpoints.parent),
             failure_config=FailureConfig(max_failures=job.checkpoint.max_failures),
-            checkpoint_config=CheckpointConfig(  # and the newest, whatever its score
+            checkpoint_config=CheckpointConfig(  # Ray also keeps the newest one
                 num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="checkpoint_score"
             ),
             worker_runtime_env={"env_vars": environment},
@@ -56,7 +56,7 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
 
 
 def train_worker(packed: dict[str, Any]) -> None:
-    """One rank of a Ray Train training."""
+    """Train one rank of a packed task, in a worker of Ray Train."""
     task = TrainingTask.unpack(packed)
     context = ray.train.get_context()
     use_threads(task.job.resources.cpus_per_worker, sharing=context.get_local_world_size())
@@ -65,10 +65,10 @@ def train_worker(packed: dict[str, Any]) -> None:
 
 
 class Trainer(TorchTrainer):
-    """Ray Train's, which leaves Ctrl-C to this process and does not try again what a user has to mend."""
+    """Ray Train's trainer, without a handler of Ctrl-C and without retries after a UserError."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Nothing: Ray's handler would end this process from within, with exit code 1 and nothing unwound."""
+        """Do nothing: Ray's handler would exit with code 1 without running any `finally`."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = FailurePolicy(arguments["failure_policy"].failure_config)

@@ -1,4 +1,4 @@
-"""A rank inside Ray Train."""
+"""A rank of a training by Ray Train."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from moe_dist.train.worker import agreed
 
 
 class RayWorker:
-    """A rank inside Ray Train: every rank writes into a folder of its own and Ray merges them into one checkpoint."""
+    """A rank of Ray Train. Each rank writes into a folder of its own, and Ray merges them into one checkpoint."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         import ray.train
@@ -28,9 +28,9 @@ class RayWorker:
         self.rank, self.ranks = context.get_world_rank(), context.get_world_size()
 
     def restore(self) -> Path | None:
-        """What Ray says was published last, if it is sound, else the newest sound one in the folder.
+        """See Worker. The checkpoint that Ray published last, if it is undamaged, else the newest in the folder.
 
-        (At the first start of a fit Ray knows of none, and an earlier run may have left some.)
+        When a training starts, Ray knows no checkpoint, but an earlier run may have left some.
         """
         import ray.train
 
@@ -44,7 +44,7 @@ class RayWorker:
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
-        """A temporary folder, given to Ray Train's report, which publishes the ranks' files as one checkpoint."""
+        """See Worker. Ray Train copies the temporary folders of all ranks into one checkpoint."""
         import ray.train
 
         with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:

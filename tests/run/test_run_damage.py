@@ -82,7 +82,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_gone_on_from(
     assert is_whole(newest) and damaged_file(newest) == "experts_0003.safetensors"
     said = run(traditional(), folder)
     assert "experts_0003.safetensors does not hold the bytes that were written" in said
-    assert "checkpoint_00000012 is gone on from" in said
+    assert "the training continues from checkpoint_00000012" in said
     assert (newest.parent / "damaged-checkpoint_00000018").is_dir(), "nothing is deleted"
     assert_same(folder / "traditional_moe", finished / "traditional_moe")
     assert "does not hold" not in run(traditional(), folder)
