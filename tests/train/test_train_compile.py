@@ -38,7 +38,7 @@ def test_compiled_training_equals_eager_up_to_rounding(tmp_path: Path) -> None:
 
 def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler on the path"):
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and no-such-compiler is not on the path"):
         train(tmp_path / "run", resources={"compile": True})
 
 
