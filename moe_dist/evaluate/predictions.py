@@ -25,7 +25,7 @@ from moe_dist.methods.phases import TaskContext
 from moe_dist.metrics.classification import pairwise_divergence
 from moe_dist.record.provenance import hardware
 from moe_dist.record.results import Results
-from moe_dist.train.task import EVALUATION_BATCH, TrainingTask, build_network, open_method
+from moe_dist.train.task import BAD_SAMPLES, EVALUATION_BATCH, TrainingTask, build_network, open_method
 
 ALL = "all"
 EXPERTS_BYTES = 64 * 2**20
@@ -41,7 +41,7 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
     last, chosen = checkpoints
     task = TrainingTask.unpack(packed)
     data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
-    data.bad_samples.write_to(task.bad_samples)
+    data.bad_samples.write_to(task.run / BAD_SAMPLES)
     method = open_method(task.job, task.model, data)
     network = load_network(task, method, Path(last)).to(context.device)
     arrays = predict_test(method, network, data, context)

@@ -14,7 +14,7 @@ import torch
 from moe_dist.disk import raising_disk_errors
 from moe_dist.engine.checkpoint import damaged_file, is_whole
 from moe_dist.train.checkpoints import sound_checkpoint
-from moe_dist.train.worker import agreed
+from moe_dist.train.worker import from_first_rank
 
 
 class RayWorker:
@@ -40,7 +40,7 @@ class RayWorker:
                 return Path(published.path)
             return sound_checkpoint(self.folder)[0]
 
-        return agreed(look, self.rank, self.ranks)
+        return from_first_rank(look, self.rank, self.ranks)
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:

@@ -26,8 +26,9 @@ class TrainingLog:
 
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "metrics.jsonl"
-            kept = [line for line in _lines(path) if line["step"] <= restored_step] if restored_step else []
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            text = path.read_text() if path.exists() and restored_step else ""
+            whole = (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n"))
+            write_text(path, "".join(json.dumps(line) + "\n" for line in whole if line["step"] <= restored_step))
             self._file = path.open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=restored_step + 1)
 
@@ -45,13 +46,6 @@ class TrainingLog:
         if self._file is not None:
             self._file.close()
             self._board.close()
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, without one that a kill cut off."""
-    if not path.exists():
-        return []
-    return [json.loads(text) for text in path.read_text().splitlines(keepends=True) if text.endswith("}\n")]
 
 
 TAIL_BYTES = 64 * 2**10

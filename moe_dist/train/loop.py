@@ -27,7 +27,7 @@ from moe_dist.train.checkpoints import checkpoint_score
 from moe_dist.train.log import TrainingLog
 from moe_dist.train.session import Session
 from moe_dist.train.task import Training, TrainingTask, open_training
-from moe_dist.train.worker import Worker, mean_over_ranks, sum_into_all
+from moe_dist.train.worker import Worker, sum_into_all, sum_over_ranks
 
 BEGINNING: dict[str, Any] = {"stage": "", "step": 0, "seconds": 0.0, "made": []}
 """The state of a training without a checkpoint."""
@@ -61,7 +61,8 @@ class Loop:
     def __init__(self, worker: Worker, training: Training, log: TrainingLog, state: Mapping[str, Any]) -> None:
         self.worker, self.log = worker, log
         self.step: int = state["step"]
-        self._total_steps = training.total_steps
+        self._total_steps = sum(training.length(stage)[1] for stage in training.stages)
+        self._every = training.task.job.checkpoint
         self._stages = [stage.name for stage in training.stages]
         self._made = Made(state["made"], self.step, worker.ranks, training.precision, training.task.start)
         self._began = time.perf_counter() - state["seconds"]
@@ -69,41 +70,49 @@ class Loop:
     def train_stage(self, session: Session) -> None:
         """Train the remaining epochs of a stage."""
         while not session.over:
-            epoch = session.epoch
-            losses = self._train_epoch(session)
+            epoch = session.stream.position.epoch
+            losses = self._train_epoch(session, epoch)
             values = checked(losses, self.worker.ranks, self.step, session.stage.name) if losses else {}
             scores = validate(session, self.worker.ranks)
             if "loss" in scores:
                 require_finite("val/loss", scores["loss"], self.step, session.stage.name)
             values |= {f"val/{name}": value for name, value in scores.items()}
-            values |= {"rate_factor": session.rate_factor} | session.gradients.take()
+            values |= {"rate_factor": session.rate.factor} | session.gradients.take()
             session.epoch_done(scores.get("loss"))
             self._log("epoch", session, epoch, values)
-            if session.epoch_save_due(epoch):
+            if (epoch + 1) % self._every.every_epochs == 0 or session.over:
                 self._save(session, scores.get(session.method.chosen_by))
 
-    def _train_epoch(self, session: Session) -> Losses | None:
+    def _train_epoch(self, session: Session, epoch: int) -> Losses | None:
         """Train the rest of an epoch. Returns the losses of its last step, or None without a step."""
-        epoch, images, losses = session.epoch, 0, None
-        session.begin_epoch()
+        images, losses = 0, None
+        session.engine.optimiser.scale_rates(session.rate.factor)
+        session.method.set_training(session.engine.network, session.stage.name)
         started = time.perf_counter()
         for batch in session.batches(self.step):
-            if session.refreshed:
-                self._log("refresh", session, epoch, session.take_refreshed())
+            self._log_refresh(session, epoch)
             self.step += 1
             losses = train_step(session.method, session, batch, session.progress(self.step))
             session.advance()
             images += session.stage.batch_size
             if self.step % session.log_every == 0:
                 rate = images / (time.perf_counter() - started)
-                values = checked(losses, self.worker.ranks, self.step, session.stage.name) | session.gradient_norm()
+                values = checked(losses, self.worker.ranks, self.step, session.stage.name)
+                if session.engine.gradient_norm is not None:
+                    values["gradient_norm"] = float(session.engine.gradient_norm)
                 self._log("step", session, epoch, values, images_per_second=rate)
-            if session.save_due(self.step):
+            within_epoch = session.stream.position.steps > 0 and not session.over  # at its end, validation comes first
+            if within_epoch and self._every.every_steps and self.step % self._every.every_steps == 0:
                 checked(losses, self.worker.ranks, self.step, session.stage.name)
                 self._save(session, None)
-        if session.refreshed:
-            self._log("refresh", session, epoch, session.take_refreshed())
+        self._log_refresh(session, epoch)
         return losses
+
+    def _log_refresh(self, session: Session, epoch: int) -> None:
+        """Log the values of a refresh once."""
+        if session.refreshed:
+            self._log("refresh", session, epoch, session.refreshed)
+            session.refreshed = {}
 
     def _log(self, kind: str, session: Session, epoch: int, values: dict[str, float], **facts: Any) -> None:
         self.log.write(kind, session.stage.name, epoch, self.step, values, **facts, of_steps=self._total_steps)
@@ -161,7 +170,7 @@ def checked(losses: Losses, ranks: int, step: int, stage: str) -> dict[str, floa
     Raises UserError if a term is not finite.
     """
     values = [*losses.values(), *losses.logged.values()]
-    averaged = mean_over_ranks(torch.stack([value.float() for value in values]), ranks).tolist()
+    averaged = (sum_over_ranks(torch.stack([value.float() for value in values]), ranks) / ranks).tolist()
     terms, logged = averaged[: len(losses)], averaged[len(losses) :]
     for name, value in zip(losses, terms):
         require_finite(name, value, step, stage)

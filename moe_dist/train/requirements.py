@@ -19,7 +19,11 @@ def require_trainable(job: Job, method: Method, validation_images: int) -> None:
         require_divisible(stage.batch_size, job.workers)
         require_no_window(stage.sampling, job.data)
         _require_validation(stage, validation_images)
-        _require_labels_mixed(stage, method)
+        if (stage.augment.mixup or stage.augment.cutmix) and not method.mixes_labels:
+            raise UserError(
+                f"stage {stage.name}: {method.config.name} has no loss for images of two labels; set augment.mixup and "
+                "augment.cutmix to 0, or choose a method that has one (dense, traditional_moe)"
+            )
     whole = any(stage.whole_batch for stage in method.stages())
     if whole and job.parallel.accumulate(job.workers) > 1:
         raise UserError(
@@ -33,14 +37,6 @@ def require_trainable(job: Job, method: Method, validation_images: int) -> None:
         )
     if method.expert_costs() and job.parallel.expert > 1:
         place(method.expert_costs(), job.parallel.expert)  # raises UserError if there are more ranks than experts
-
-
-def _require_labels_mixed(stage: Stage, method: Method) -> None:
-    if (stage.augment.mixup or stage.augment.cutmix) and not method.mixes_labels:
-        raise UserError(
-            f"stage {stage.name}: {method.config.name} has no loss for images of two labels; set augment.mixup and "
-            "augment.cutmix to 0, or choose a method that has one (dense, traditional_moe)"
-        )
 
 
 def _require_validation(stage: Stage, validation_images: int) -> None:

@@ -14,7 +14,6 @@ from torch import nn
 
 from moe_dist.data.batch import TrainingSet
 from moe_dist.data.opened.opened import OpenedData, open_data
-from moe_dist.data.stream.stream import Stream
 from moe_dist.engine.checkpoint import load_weights
 from moe_dist.engine.choose import IN_ONE_PROCESS, makers
 from moe_dist.errors import UserError
@@ -61,11 +60,6 @@ class TrainingTask:
         """The folder of the training's checkpoints."""
         return self.folder / "checkpoints"
 
-    @property
-    def bad_samples(self) -> Path:
-        """The folder in which the workers of the run note bad samples."""
-        return self.run / BAD_SAMPLES
-
     def pack(self) -> dict[str, Any]:
         """The task as JSON values, to be sent to a worker."""
         return {
@@ -102,9 +96,7 @@ class Training:
     results: Results
     precision: str
     deepspeed: bool
-
-    def __post_init__(self) -> None:
-        self._sets: dict[str, TrainingSet] = {}
+    _sets: dict[str, TrainingSet] = field(default_factory=dict, init=False)
 
     def training_set(self, stage: Stage) -> TrainingSet:
         """The training set of a stage."""
@@ -114,74 +106,23 @@ class Training:
             self._sets[stage.name] = choose(self.results, labels, self.data.train_samples)
         return self._sets[stage.name]
 
-    @property
-    def total_steps(self) -> int:
-        """The number of steps of all stages, if none is stopped early."""
-        return sum(self.length(stage)[1] for stage in self.stages)
-
     def length(self, stage: Stage) -> tuple[int, int]:
         """(epochs, steps) of a stage, if it is not stopped early. The last epoch may be incomplete."""
-        an_epoch = self._steps_per_epoch(stage)
+        training_set = self.training_set(stage)
+        if stage.order is None:
+            an_epoch = -(-len(training_set.samples) // stage.batch_size)
+        else:
+            an_epoch = len(stage.order(training_set.labels, self.task.job.seed, 0, stage.batch_size))
         steps = stage.steps if stage.epochs is None else stage.epochs * an_epoch
         assert steps is not None
         return -(-steps // an_epoch), steps
-
-    def _steps_per_epoch(self, stage: Stage) -> int:
-        training_set = self.training_set(stage)
-        if stage.order is not None:
-            return len(stage.order(training_set.labels, self.task.job.seed, 0, stage.batch_size))
-        return -(-len(training_set.samples) // stage.batch_size)
-
-    def stream(self, stage: Stage, worker: Worker) -> Stream:
-        """The training batches of a stage, for this rank."""
-        return Stream(
-            self.data.train.images,
-            self.training_set(stage),
-            self.data.config,
-            seed=self.task.job.seed,
-            global_batch=stage.batch_size,
-            rank=worker.rank,
-            ranks=worker.ranks,
-            augment=stage.augment,
-            device=worker.device,
-            shard_of=self.data.train.shard_of,
-            sampling=stage.sampling,
-            epochs=self.length(stage)[0],
-        )
-
-    def validation(self, stage: Stage, worker: Worker, beside: Stream) -> Stream | None:
-        """The validation batches of a stage, for this rank, without augmentation; None if it is not validated.
-
-        beside: the stage's training batches; both are decoded by the same loader processes.
-        """
-        samples = self.data.val_samples
-        if not len(samples) or not stage.validated:
-            return None
-        labels = self.data.val.labels[samples]
-        chosen = TrainingSet(samples, labels)
-        if stage.validation_set is not None:
-            chosen = stage.validation_set(self.results, self.data.val.labels, samples)
-        share = -(-len(samples) // worker.ranks)
-        return Stream(
-            self.data.val.images,
-            chosen,
-            self.data.config,
-            seed=self.task.job.seed,
-            global_batch=min(EVALUATION_BATCH, share) * worker.ranks,  # a small split is not padded to a whole batch
-            rank=worker.rank,
-            ranks=worker.ranks,
-            augment=None,
-            shuffle=False,
-            device=worker.device,
-            beside=beside,
-        )
 
 
 def open_training(task: TrainingTask, worker: Worker) -> Training:
     """Open the data and the results of steps, and build the network on the worker's device."""
     job = task.job
     data = open_data(job.data, job.seed, task.cache, task.shards)
-    data.bad_samples.write_to(task.bad_samples)
+    data.bad_samples.write_to(task.run / BAD_SAMPLES)
     method = open_method(job, task.model, data)
     stages = [stage for stage in method.stages() if stage.name in task.stages] if task.stages else method.stages()
     results = Results(task.steps)

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from moe_dist.errors import UserError
 from moe_dist.files import flush_to_disk
 from moe_dist.train.checkpoints import sound_checkpoint, superseded
 
+T = TypeVar("T")
 TRAINING_FILES = "a checkpoint or the log"
 """What a rank writes into its training's folder, in the words of error messages."""
 
@@ -52,7 +53,7 @@ class LocalWorker:
 
     def restore(self) -> Path | None:
         """See Worker."""
-        return agreed(lambda: sound_checkpoint(self.folder)[0], self.rank, self.ranks)
+        return from_first_rank(lambda: sound_checkpoint(self.folder)[0], self.rank, self.ranks)
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
@@ -79,16 +80,6 @@ class LocalWorker:
             dist.barrier()
 
 
-def agreed(look: Callable[[], Path | None], rank: int, ranks: int) -> Path | None:
-    """The path that rank 0 finds by `look`, on every rank: other ranks could find another one. Collective."""
-    return from_first_rank(lambda: {"path": look()}, rank, ranks)["path"]
-
-
-def mean_over_ranks(values: torch.Tensor, ranks: int) -> torch.Tensor:
-    """The mean of `values` over ranks, on every rank. Collective."""
-    return sum_over_ranks(values, ranks) / ranks
-
-
 def sum_over_ranks(values: torch.Tensor, ranks: int) -> torch.Tensor:
     """The sum of `values` over ranks, on every rank, in place. Collective."""
     if ranks > 1:
@@ -108,12 +99,12 @@ def sum_into_all(arrays: Mapping[str, np.ndarray], ranks: int, device: torch.dev
     return whole
 
 
-def from_first_rank(function: Callable[[], Mapping[str, Any]], rank: int, ranks: int) -> dict[str, Any]:
+def from_first_rank(function: Callable[[], T], rank: int, ranks: int) -> T:
     """The result of `function` on rank 0, on every rank; its UserError is also raised on every rank. Collective."""
     found: list[Any] = [None, ""]
     if rank == 0:
         try:
-            found = [dict(function()), ""]
+            found = [function(), ""]
         except UserError as error:
             found = [None, str(error)]
     if ranks > 1:

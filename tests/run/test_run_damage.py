@@ -25,7 +25,7 @@ from moe_dist.report.build import build_report
 from moe_dist.run.run import run_job
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import checkpoints, newest_checkpoint, sound_checkpoint
-from moe_dist.train.worker import LocalWorker, agreed
+from moe_dist.train.worker import LocalWorker, from_first_rank
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +168,7 @@ def test_all_ranks_restore_what_rank_0_found_sound(folder: Path) -> None:
 
 
 def test_rank_0_s_find_is_everybodys(tmp_path: Path) -> None:
-    assert agreed(lambda: tmp_path, 0, 1) == tmp_path and agreed(lambda: None, 0, 1) is None
+    assert from_first_rank(lambda: tmp_path, 0, 1) == tmp_path and from_first_rank(lambda: None, 0, 1) is None
     assert sound_checkpoint(tmp_path) == (None, {})
 
 
