@@ -150,7 +150,10 @@ def training_settings(
     if any(stage.validated for stage in stages):
         settings["validation images"] = data.digests["val"]
     settings["precision"] = decided_precision(job.resources.precision, job.resources.gpus_per_worker)
-    return settings | _shares(job, method, stages[0]) | _held(stages, data)
+    settings |= _shares(job, method, stages[0])
+    if any(stage.augment.resized_crop is not None for stage in stages):  # cut from the image as stored, or decoded
+        settings["crops_of"] = "square" if isinstance(data.train.images, DecodedImages) else "image"
+    return settings
 
 
 def evaluation_settings(job: Job, model: str, method: Method, data: OpenedData, chosen: str | None) -> dict[str, Any]:
@@ -181,9 +184,13 @@ def _shares(job: Job, method: Method, first: Stage) -> dict[str, Any]:
     parts = max(job.workers, job.parallel.micro_batches)
     if parts == 1:
         return {}
-    looking = [name for name, module in untrained(method, first, job.seed).named_modules() if _looks(module)]
-    counted: dict[str, Any] = {"batch_parts": parts} if looking or method.looks_at_shares else {}
-    if job.parallel.expert > 1 and any("members." in name for name in looking):
+    noticing = [
+        name
+        for name, module in untrained(method, first, job.seed).named_modules()
+        if isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
+    ]
+    counted: dict[str, Any] = {"batch_parts": parts} if noticing or method.looks_at_shares else {}
+    if job.parallel.expert > 1 and any("members." in name for name in noticing):
         counted["expert_ranks"] = job.parallel.expert
     return counted
 
@@ -196,23 +203,14 @@ def untrained(method: Method, stage: Stage, seed: int) -> nn.Module:
     return stage.build(IN_ONE_PROCESS, {}, lambda name: untrained(method, stages[name], seed), seed)
 
 
-def _looks(module: nn.Module) -> bool:
-    """Whether the output of `module` for a sample depends on the rest of its batch, or on the rank's random numbers."""
-    return isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
-
-
-def _held(stages: Sequence[Stage], data: OpenedData) -> dict[str, Any]:
-    """What random crops are cut from: the image as stored, or the decoded square. Empty without random crops."""
-    if all(stage.augment.resized_crop is None for stage in stages):
-        return {}
-    return {"crops_of": "square" if isinstance(data.train.images, DecodedImages) else "image"}
-
-
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The fields in which two sets of settings differ, in words: "method.epochs: 4, now 6"."""
-    ours, theirs = _flat(now), _flat(before)
-    changed = [name for name in sorted(ours.keys() | theirs.keys()) if _shown(ours, name) != _shown(theirs, name)]
-    fields = [f"{name}: {_shown(theirs, name)}, now {_shown(ours, name)}" for name in changed if name not in DIGESTS]
+    old, new = ({name: json.dumps(value) for name, value in _flat(settings).items()} for settings in (before, now))
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    missing = "its default"
+    fields = [
+        f"{name}: {old.get(name, missing)}, now {new.get(name, missing)}" for name in changed if name not in DIGESTS
+    ]
     return fields + [f"other {name}" for name in changed if name in DIGESTS and not (name == "steps" and fields)]
 
 
@@ -220,7 +218,3 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(settings, Mapping) and settings:
         return {path: leaf for key, item in settings.items() for path, leaf in _flat(item, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): settings}
-
-
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    return json.dumps(settings[name]) if name in settings else "its default"

@@ -22,15 +22,20 @@ from moe_dist import __version__
 class Made:
     """Records what made a training, as a list of stretches of steps, each by one version of code on the same machines.
 
-    A stretch has from_step, to_step, seconds, workers, hardware, code, torch, precision and start.
+    A stretch has from_step, to_step, seconds, workers, hardware (the ranks' machines in words, equal ones together:
+    "2 x 8 cores of ..."), code, torch, precision and start.
     """
 
     def __init__(self, earlier: Sequence[dict[str, Any]], step: int, ranks: int, precision: str, start: int) -> None:
         """earlier: the stretches up to `step`, from a checkpoint. start: the number of the run's start. Collective."""
         self._started = time.perf_counter()
+        machines: list[Any] = [hardware()]
+        if ranks > 1:
+            machines = [None] * ranks
+            dist.all_gather_object(machines, hardware())
         about = {
             "workers": ranks,
-            "hardware": _hardware_of_ranks(ranks),
+            "hardware": [words if n == 1 else f"{n} x {words}" for words, n in Counter(machines).items()],
             "code": code_version(),
             "torch": torch.__version__,
             "precision": precision,
@@ -47,15 +52,6 @@ class Made:
         """All stretches, of which the last one ends at `step`."""
         self._stretches[-1] |= {"to_step": step, "seconds": self._before + time.perf_counter() - self._started}
         return self._stretches
-
-
-def _hardware_of_ranks(ranks: int) -> list[str]:
-    """The machines of the ranks in words, equal ones together: "2 x 8 cores of ...". Collective."""
-    found: list[Any] = [hardware()]
-    if ranks > 1:
-        found = [None] * ranks
-        dist.all_gather_object(found, hardware())
-    return [words if count == 1 else f"{count} x {words}" for words, count in Counter(found).items()]
 
 
 @cache

@@ -40,7 +40,8 @@ class RunRecord:
         self._starts: list[dict[str, Any]] = self._content.pop("starts")
         for start in self._starts:
             if start["status"] == RUNNING:  # its process has ended, because this one holds the lock
-                start |= {"status": KILLED, "seconds": _last_sign(run) - start["time"]}
+                written = [run / RECORD, *run.glob("*/*/*/*"), *run.glob("*/*/*/*/*")]
+                start |= {"status": KILLED, "seconds": max(path.stat().st_mtime for path in written) - start["time"]}
         self.number = len(self._starts)
         self._start: dict[str, Any] = {"status": RUNNING, "time": time.time(), "seconds": None, "worked": False}
         self._start |= _circumstances(job, launcher)
@@ -122,11 +123,6 @@ def shown_parts(run: Path, models: Iterable[str]) -> list[ShownPart]:
         found += [read_json(current.evaluation / "evaluation.json")] if current.evaluation else []
         found += [read_json(run / model / "search" / "results.json")]
     return [ShownPart(about["start"], about["seconds"]) for about in found if about]
-
-
-def _last_sign(run: Path) -> float:
-    """The time of the last change in the run directory, in seconds since 1970."""
-    return max(path.stat().st_mtime for path in [run / RECORD, *run.glob("*/*/*/*"), *run.glob("*/*/*/*/*")])
 
 
 def _circumstances(job: Job, launcher: str) -> dict[str, Any]:

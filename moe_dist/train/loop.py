@@ -17,8 +17,7 @@ from torch import Tensor
 
 from moe_dist.data.bad_samples import require_readable
 from moe_dist.data.batch import Batch
-from moe_dist.engine.checkpoint import load_arrays, load_checkpoint, read_state, save_checkpoint
-from moe_dist.engine.random_state import seed_random
+from moe_dist.engine.checkpoint import load_arrays, load_checkpoint, read_state, save_checkpoint, seed_random
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method
 from moe_dist.methods.phases import Losses, Progress

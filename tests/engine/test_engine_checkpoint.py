@@ -13,10 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from moe_dist.engine.checkpoint import is_whole, load_checkpoint, load_weights, read_state, save_checkpoint
+from moe_dist.engine.checkpoint import (
+    is_whole,
+    load_checkpoint,
+    load_weights,
+    random_state,
+    read_state,
+    restore_random_state,
+    save_checkpoint,
+    seed_random,
+)
 from moe_dist.engine.choose import make_engine
 from moe_dist.engine.engine import Engine
-from moe_dist.engine.random_state import random_state, restore_random_state, seed_random
 from moe_dist.errors import UserError
 from moe_dist.models.experts import Experts
 from moe_dist.settings.resources import ParallelConfig
