@@ -189,7 +189,7 @@ def test_a_step_depends_on_its_own_settings_and_the_training_images() -> None:
     method = job.method.model_dump(mode="json")
     after = steps(changed(job, method=method | {"clusters": {**method["clusters"], "count": 31}}))
     same = [name for name in before if before[name] == after[name]]
-    assert same == ["split", "siamese", "features"]
+    assert same == ["split", "held_out", "siamese", "features"]
 
 
 def test_differences_are_told_by_field() -> None:
