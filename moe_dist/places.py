@@ -67,17 +67,16 @@ class ModelFolder:
         """The folders that the report shows; none before a run has set them. In layout 1, all folders are shown."""
         content = read_json(self.path / CURRENT)
         if content is None:
-            return Current({}) if (self.path / "trainings").is_dir() else self._current_of_layout_1()
+            if (self.path / "trainings").is_dir():
+                return Current({})
+            finished = {path.parent.name: path.parent for path in sorted(self.path.glob("steps/*/done.json"))}
+            evaluated = self.path / "evaluation"
+            return Current(finished, self.path, evaluated if evaluated.is_dir() else None)
         training = self.training(content["training"]) if content["training"] else None
         evaluation = evaluation_folder(training, content["evaluation"]) if training and content["evaluation"] else None
         steps = {name: self.step(name, fingerprint) for name, fingerprint in content["steps"].items()}
         earlier = {name: self.training(fingerprint) for name, fingerprint in content.get("earlier", {}).items()}
         return Current(steps, training, evaluation, earlier)
-
-    def _current_of_layout_1(self) -> Current:
-        steps = {path.parent.name: path.parent for path in sorted(self.path.glob("steps/*/done.json"))}
-        evaluation = self.path / "evaluation"
-        return Current(steps, self.path, evaluation if evaluation.is_dir() else None)
 
 
 @dataclass(frozen=True)

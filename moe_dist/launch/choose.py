@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from moe_dist.errors import UserError
@@ -18,7 +18,7 @@ def open_launcher(name: str, job: Job, run: Path, show: Show) -> AbstractContext
 
         return ray_launcher(job, run, show)
     if name == "local":
-        from moe_dist.launch.local import local_launcher
+        from moe_dist.launch.local import LocalLauncher
 
-        return local_launcher(job, run, show)
+        return nullcontext(LocalLauncher(job, run, show))
     raise UserError(f"--launcher {name}: choose ray or local")

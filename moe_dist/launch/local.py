@@ -20,18 +20,12 @@ from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, use_threads
-from moe_dist.launch.progress import ProgressFile, progress_folder, read_progress, watch_training
+from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.methods.phases import TaskFunction
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint
 from moe_dist.train.task import TrainingTask
 from moe_dist.train.worker import TRAINING_FILES, LocalWorker
-
-
-@contextlib.contextmanager
-def local_launcher(job: Job, run: Path, show: Show) -> Iterator[LocalLauncher]:
-    """The local launcher, as a context manager; it has nothing to start or stop."""
-    yield LocalLauncher(job, run, show)
 
 
 class LocalLauncher:
@@ -47,7 +41,7 @@ class LocalLauncher:
         resources = self._job.resources
         device = device_of(resources.gpus_per_task)
         use_threads(resources.cpus_per_task)
-        with progress_folder(self._run) as folder, self._show.watching(lambda: read_progress(folder, len(items))):
+        with watch_tasks(self._show, self._run, len(items)) as folder:
             for number, item in enumerate(items):
                 progress = ProgressFile(folder / f"{number}.json")
                 yield function(common, item, Context(device, progress))
@@ -96,8 +90,11 @@ def _spawn(task: TrainingTask, workers: int) -> None:
     others = torch.multiprocessing.active_children()
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each rank that it ends
     try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         with _ctrl_c_for_this_process_alone():
-            arguments = (workers, task.pack(), _free_port(), os.getpid(), sentence)
+            arguments = (workers, task.pack(), port, os.getpid(), sentence)
             processes = torch.multiprocessing.spawn(_spawned, arguments, nprocs=workers, join=False)
         while not processes.join():
             pass
@@ -143,9 +140,3 @@ def _spawned(
     sys.stderr.flush()
     # Not a normal exit: on a busy machine, a C++ thread of gloo that has not ended can abort an exiting interpreter.
     os._exit(0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -10,19 +10,35 @@ from typing import Any
 
 from torch import nn
 
+from moe_dist.data.opened.opened import OpenedData
 from moe_dist.engine.checkpoint import read_state
 from moe_dist.files import read_json, write_json
-from moe_dist.launch.drive import Drive
+from moe_dist.job import Job
+from moe_dist.launch.launcher import Launcher
 from moe_dist.methods.base import Method
 from moe_dist.places import Current, ModelFolder, cache_folder
 from moe_dist.record.fingerprints import Planned, PlannedStep, PlannedTraining, differences
 from moe_dist.record.results import Results, done
+from moe_dist.record.run_record import RunRecord
+from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import sound_checkpoint
 from moe_dist.train.steps import run_step
 from moe_dist.train.task import TrainingTask, trained_network
 
 TRAINED = "training.json"
 SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Drive:
+    """The job, run directory, data, launcher, record and display of a run."""
+
+    job: Job
+    run: Path
+    data: OpenedData
+    launcher: Launcher
+    record: RunRecord
+    show: Show
 
 
 @dataclass

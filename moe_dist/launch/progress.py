@@ -34,24 +34,25 @@ class ProgressFile:
 
 
 @contextlib.contextmanager
-def progress_folder(run: Path) -> Iterator[Path]:
-    """Give the block an empty folder for the progress of tasks, in the run directory, which every node can reach."""
+def watch_tasks(show: Show, run: Path, items: int) -> Iterator[Path]:
+    """Show the progress of `items` tasks while the block runs; each task counts as one.
+
+    The block gets an empty folder in the run directory, which every node can reach. A task writes <number>.json there.
+    """
     folder = run / ".progress"
+
+    def look() -> tuple[float, float, str]:
+        parts = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+        done = sum(part / whole for part, whole in parts)
+        return done, items, f"{int(done)}/{items}" if items > 1 else ""
+
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        yield folder
+        with show.watching(look):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def read_progress(folder: Path, items: int) -> tuple[float, float, str]:
-    """(done, total, note) of `items` tasks, which write <folder>/<number>.json; each task counts as one."""
-    done = 0.0
-    for path in folder.glob("*.json"):
-        part, whole = json.loads(path.read_text())
-        done += part / whole
-    return done, items, f"{int(done)}/{items}" if items > 1 else ""
 
 
 def watch_training(show: Show, folder: Path) -> contextlib.AbstractContextManager[None]:

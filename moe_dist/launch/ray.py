@@ -16,7 +16,7 @@ from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, train_alone, use_threads
-from moe_dist.launch.progress import ProgressFile, progress_folder, read_progress, watch_training
+from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
 from moe_dist.methods.phases import TaskFunction
 from moe_dist.settings.resources import ResourceConfig
@@ -109,7 +109,7 @@ class RayLauncher:
             num_cpus=resources.cpus_per_task, num_gpus=resources.gpus_per_task, max_retries=2
         )
         shared = ray.put(common)
-        with progress_folder(self._run) as folder, self._show.watching(lambda: read_progress(folder, len(items))):
+        with watch_tasks(self._show, self._run, len(items)) as folder:
             pending = [
                 remote.remote(function, shared, item, resources.model_dump(), str(folder / f"{number}.json"))
                 for number, item in enumerate(items)

@@ -19,8 +19,7 @@ from moe_dist.evaluate.predictions import evaluate_task, save_evaluation
 from moe_dist.files import read_json, write_text
 from moe_dist.job import Job, dump_job
 from moe_dist.launch.choose import open_launcher
-from moe_dist.launch.drive import Drive
-from moe_dist.launch.phases import ModelPhases
+from moe_dist.launch.phases import Drive, ModelPhases
 from moe_dist.places import LAYOUT, RECORD, RUNS, cache_folder, evaluation_folder
 from moe_dist.record.fingerprints import evaluation_settings, fingerprint, main_training, plan
 from moe_dist.record.one_driver import LOCK, only_driver

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
-from moe_dist.launch.drive import Drive
 from moe_dist.launch.launcher import device_of, use_threads
-from moe_dist.launch.phases import ModelPhases
+from moe_dist.launch.phases import Drive, ModelPhases
 from moe_dist.record.fingerprints import fingerprint
 from moe_dist.settings.tune import METHOD, TuneConfig
 from moe_dist.train.task import TrainingTask, open_method

@@ -22,8 +22,8 @@ from moe_dist.engine.checkpoint import read_state
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.choose import open_launcher
-from moe_dist.launch.drive import Drive
 from moe_dist.launch.launcher import Launcher
+from moe_dist.launch.phases import Drive
 from moe_dist.launch.ray import embedded_cpus
 from moe_dist.places import cache_folder
 from moe_dist.record.run_record import RunRecord

@@ -25,7 +25,7 @@ from moe_dist import __version__
 from moe_dist.engine.checkpoint import read_state
 from moe_dist.errors import UserError
 from moe_dist.job import Job
-from moe_dist.launch.local import local_launcher
+from moe_dist.launch.choose import open_launcher
 from moe_dist.places import status_of
 from moe_dist.report.run import RunDirectory
 from moe_dist.run.run import run_job
@@ -125,7 +125,7 @@ def test_how_a_run_ended_is_written_before_its_launcher_is_shut_down(
     @contextmanager
     def slow_to_end(*given: Any) -> Iterator[Any]:
         try:
-            with local_launcher(*given[1:]) as launcher:
+            with open_launcher("local", *given[1:]) as launcher:
                 yield launcher
         finally:
             found.append(record_of(tmp_path)["status"])
