@@ -1,4 +1,4 @@
-"""Which errors are a disk's, where they are said to be, and that they are one sentence."""
+"""The errors that count as a disk's, the places that they name, and their sentences."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_folder_is_the_one_that_is_written_to(name: str | None) -> None:
 
 
 def test_a_file_elsewhere_is_named_by_its_own_folder() -> None:
-    """As of the cache, or of a folder for temporary files, on another disk."""
+    """The file may be in the cache or in a folder for temporary files, on another disk."""
     assert told(OSError(errno.ENOSPC, "No space left on device", "/cache/a.npy")).startswith("/cache: ")
 
 
@@ -82,7 +82,7 @@ def test_other_errors_pass(error: Exception) -> None:
 def test_a_thread_that_meets_it_prints_nothing_and_another_failure_is_still_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorBoard's writer is a thread that keeps its error for the next to write."""
+    """TensorBoard's writer is a thread; its error is raised at the next write."""
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest has one of its own
 
     def run(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of one process: exact continuation, torn folders, foreign networks, and nothing pickled."""
+"""Checkpoints of one process: exact resume, incomplete folders, other networks, and no pickle."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def draws() -> list[float]:
 
 
 def test_every_generator_is_restored() -> None:
-    """Also the second half of a pair of normal numbers, which Python and NumPy keep for the next call."""
+    """The state includes the second of two normal numbers, which Python and NumPy keep for the next call."""
     draws()
     state = random_state()
     expected = draws()

@@ -1,4 +1,4 @@
-"""Grad-CAM, features and what an evaluation keeps of them."""
+"""Grad-CAM, features, and the files that an evaluation keeps of them."""
 
 from __future__ import annotations
 

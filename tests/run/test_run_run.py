@@ -1,4 +1,4 @@
-"""A run from its data to its report, by the local launcher: kept, resumed, refused, diverged."""
+"""Runs from data to report by the local launcher: reused results, resume, errors, divergence."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def assert_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> N
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken run of the small traditional mixture."""
+    """An uninterrupted run of the small traditional mixture."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(traditional(), folder)
     return folder
@@ -94,7 +94,7 @@ def test_the_same_job_gives_the_same_run_also_with_dropout(tmp_path: Path) -> No
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Raised in place of the end of the process."""
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 13])
@@ -122,7 +122,7 @@ def test_a_run_killed_at_a_step_ends_bit_identical(
 def test_the_epoch_chosen_on_validation_is_kept_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: int | None
 ) -> None:
-    """The fourth of six epochs, of 6 steps each; also where the run dies in the fifth and is gone on with."""
+    """The fourth of six epochs, of 6 steps each; also if the run is killed in the fifth and resumed."""
     real_step, folder, job = loop.train_step, tmp_path / "run", traditional(epochs=6, checkpoint={"keep": 1})
 
     def validated(session: Any, ranks: int) -> dict[str, float]:
@@ -177,7 +177,7 @@ def test_a_changed_setting_trains_again(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("job", "top_k", "again"), [(sparse, 1, True), (traditional, [2], False)])
 def test_only_a_top_k_that_training_uses_trains_again(job: Any, top_k: Any, again: bool, tmp_path: Path) -> None:
-    """The sparse mixture sends a token to so many experts; the other one is only evaluated with so many."""
+    """For the sparse mixture it is the number of experts of a token; the other one is only evaluated with it."""
     run(job(epochs=1), tmp_path)
     assert len(list(tmp_path.glob("*/trainings/*"))) == 1
     run(job(epochs=1, top_k=top_k), tmp_path)
@@ -185,7 +185,7 @@ def test_only_a_top_k_that_training_uses_trains_again(job: Any, top_k: Any, agai
 
 
 def test_a_run_that_another_began_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both found the folder empty; the other is done before this one has its data."""
+    """Both found the folder empty, and the other one has finished before this one has opened its data."""
     folder, open_data = tmp_path / "run", run_module.open_data
 
     def slow_data(*given: Any) -> OpenedData:
@@ -259,7 +259,7 @@ def test_another_top_k_is_evaluated_and_not_trained_again(whole: Path, tmp_path:
 
 @pytest.fixture(scope="module")
 def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken run of the small DFCP-MoE."""
+    """An uninterrupted run of the small DFCP-MoE."""
     folder = tmp_path_factory.mktemp("clustered") / "run"
     run(dfcp(), folder)
     return folder

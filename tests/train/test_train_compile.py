@@ -1,4 +1,4 @@
-"""resources.compile: the same training through compiled graphs, and what it cannot be joined with."""
+"""resources.compile gives the same training by compiled graphs; and the settings with which it is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MixUp and CutMix in a job: trained with where the method counts both labels, refused elsewhere."""
+"""MixUp and CutMix in a job: used if the method supports images of two labels, else an error."""
 
 from __future__ import annotations
 
