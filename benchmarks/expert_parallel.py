@@ -71,7 +71,7 @@ def engine_of(ranks: int, ep_size: int) -> Engine:
         clip_norm=1.0,
         device=torch.device("cpu"),
         bf16=False,
-        world=ranks,
+        ranks=ranks,
         deepspeed=ranks > 1,
     )
 

@@ -103,7 +103,7 @@ def ours(method: Icl, pixels: np.ndarray, labels: np.ndarray, device: torch.devi
         seed=0,
         global_batch=stage.batch_size,
         rank=0,
-        world=1,
+        ranks=1,
         augment=stage.augment,
         device=device,
     )
@@ -130,10 +130,10 @@ def opened(method: Icl, stage: Stage, device: torch.device, bf16: bool) -> Any:
         clip_norm=None,
         device=device,
         bf16=bf16,
-        world=1,
+        ranks=1,
         deepspeed=False,
     )
-    engine.scale_rates(RATE / method.config.features.learning_rate)
+    engine.optimiser.scale_rates(RATE / method.config.features.learning_rate)
     gradients, log_every = GradientShares(0, 1), LOG_EVERY_STEPS[device.type]
     return SimpleNamespace(engine=engine, stage=stage, gradients=gradients, accumulate=1, log_every=log_every)
 

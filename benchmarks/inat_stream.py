@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--rank-of", nargs=3, metavar=("SPLIT", "RANK", "WORLD"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_of:
-        folder, rank, world = options.rank_of
-        print(json.dumps(stream_rank(Path(folder), int(rank), int(world))))
+        folder, rank, ranks = options.rank_of
+        print(json.dumps(stream_rank(Path(folder), int(rank), int(ranks))))
         return
     measured_on = machine()
     with tempfile.TemporaryDirectory() as temporary:
@@ -62,10 +62,10 @@ def main() -> None:
             "write_and_index_seconds": round(wrote, 1),
             "open_cpu_seconds": round(smallest_seconds(lambda: ShardSet.open(folder)), 3),
             "order_cpu_seconds": order_seconds(ShardSet.open(folder).labels),
-            "epochs": {str(world): stream_epoch(folder, world) for world in (1, 2, 3)},
+            "epochs": {str(ranks): stream_epoch(folder, ranks) for ranks in (1, 2, 3)},
         }
-    for ranks in result["epochs"].values():
-        ranks.pop("samples")
+    for epoch in result["epochs"].values():
+        epoch.pop("samples")
     print(json.dumps(result, indent=1))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "inat_stream.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -89,21 +89,21 @@ def smallest_seconds(work: Callable[[], object], rounds: int = 7) -> float:
     return min(took)
 
 
-def stream_epoch(folder: Path, world: int) -> dict[str, Any]:
-    """One epoch over `world` ranks at a time: samples seen [n] of all ranks, seconds, steps, and MiB by process."""
+def stream_epoch(folder: Path, ranks: int) -> dict[str, Any]:
+    """One epoch over `ranks` ranks at a time: samples seen [n] of all ranks, seconds, steps, and MiB by process."""
     command = [sys.executable, "-m", "benchmarks.inat_stream", "--rank-of", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     home = Path(__file__).parents[1]
     started = time.perf_counter()
-    ranks = [
+    processes = [
         subprocess.Popen(
-            [*command, str(rank), str(world)], stdout=subprocess.PIPE, text=True, cwd=home, env=environment
+            [*command, str(rank), str(ranks)], stdout=subprocess.PIPE, text=True, cwd=home, env=environment
         )
-        for rank in range(world)
+        for rank in range(ranks)
     ]
-    outputs = [process.communicate()[0] for process in ranks]
+    outputs = [process.communicate()[0] for process in processes]
     seconds = time.perf_counter() - started
-    assert not any(process.returncode for process in ranks)
+    assert not any(process.returncode for process in processes)
     reports = [json.loads(output) for output in outputs]
     return {
         "samples": np.concatenate([np.array(report.pop("samples")) for report in reports]),
@@ -113,7 +113,7 @@ def stream_epoch(folder: Path, world: int) -> dict[str, Any]:
     }
 
 
-def stream_rank(folder: Path, rank: int, world: int) -> dict[str, Any]:
+def stream_rank(folder: Path, rank: int, ranks: int) -> dict[str, Any]:
     """One rank's epoch: its steps, the samples it saw, and the memory of its two processes (see the file's head)."""
     torch.set_num_threads(1)
     torch.ones(8).sum()  # torch's first operation allocates too
@@ -123,8 +123,8 @@ def stream_rank(folder: Path, rank: int, world: int) -> dict[str, Any]:
     config = DataConfig(image_size=8, decode="each_time", loader_workers=1)
     images = open_images(shards, config, folder)
     everything = TrainingSet(np.arange(len(shards)), shards.labels)
-    batch = BATCH - BATCH % world
-    stream = Stream(images, everything, config, seed=0, global_batch=batch, rank=rank, world=world)
+    batch = BATCH - BATCH % ranks
+    stream = Stream(images, everything, config, seed=0, global_batch=batch, rank=rank, ranks=ranks)
     largest = {"rank": 0, "worker": 0}
     samples = []
     for step, shown in enumerate(stream.epoch()):

@@ -1,6 +1,6 @@
 """Images per second of a job's training loop against a bare PyTorch loop with the same network and the same batches.
 
-    python benchmarks/loop.py jobs/demo.yaml --label traditional_moe
+    python benchmarks/loop.py jobs/demo.yaml --model traditional_moe
 
 The bare loop is what one would write by hand: batches made beforehand and kept, forward, loss, backward, step.
 The job's loop draws and augments its batches, checks every loss term, and writes its log and TensorBoard; it
@@ -38,33 +38,33 @@ def main() -> None:
     """Measure and write benchmarks/results/loop.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
-    parser.add_argument("--label", required=True)
+    parser.add_argument("--model", required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    about = {"command": f"{options.job} --label {options.label} --threads {options.threads}", **machine()}
+    about = {"command": f"{options.job} --model {options.model} --threads {options.threads}", **machine()}
     job = load_job(options.job, options.overrides)
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(job, options.label, Path(folder), options.steps, options.rounds)
+        result = measure(job, options.model, Path(folder), options.steps, options.rounds)
     print(json.dumps(about | result, indent=1))
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     (results / "loop.json").write_text(json.dumps(about | result, indent=1) + "\n")
 
 
-def measure(job: Job, label: str, folder: Path, steps: int, rounds: int) -> dict[str, Any]:
+def measure(job: Job, model: str, folder: Path, steps: int, rounds: int) -> dict[str, Any]:
     """Images per second of both loops, by round, and the median of their ratios."""
     shards = ensure_shards(job.data, cache_folder())
-    task = TrainingTask(job, label, folder, cache_folder(), shards, folder / label, {})
+    task = TrainingTask(job, model, folder, cache_folder(), shards, folder / model, {})
     worker = LocalWorker(folder, 1, 0, 1, torch.device("cpu"))
     training = open_training(task, worker)
     (stage,) = training.method.stages()
     ours, bare = Session(training, stage, worker), Session(open_training(task, worker), stage, worker)
     batches = first_batches(bare, steps)
-    log = TrainingLog(folder / label, 0, 0)
+    log = TrainingLog(folder / model, 0, 0)
     rates: dict[str, list[float]] = {"ours": [], "bare": []}
     for round_number in range(rounds + 1):  # the first one warms up
         seconds = {"ours": time_ours(training, ours, log, steps), "bare": time_bare(training, bare, batches)}

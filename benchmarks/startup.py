@@ -1,6 +1,6 @@
 """Where the seconds before the first step of a Ray run go, on this machine.
 
-    python benchmarks/startup.py jobs/demo.yaml --label traditional_moe --workers 2
+    python benchmarks/startup.py jobs/demo.yaml --model traditional_moe --workers 2
 
 Every phase ends with a time stamp, the workers' ones written by rank 0; a second training in the same Ray shows what a
 run with several methods pays again. Nothing is cached between phases but what the operating system caches.
@@ -41,10 +41,10 @@ def main() -> None:
     """Measure and write benchmarks/results/startup.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path)
-    parser.add_argument("--label", required=True)
+    parser.add_argument("--model", required=True)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    command = f"{options.job} --label {options.label} --workers {options.workers}"
+    command = f"{options.job} --model {options.model} --workers {options.workers}"
     about = {"command": command, **machine()}
     job = load_job(options.job, [f"workers={options.workers}"])
     with tempfile.TemporaryDirectory() as name:
@@ -53,9 +53,9 @@ def main() -> None:
         stamps = {"start": time.time()}
         with open_launcher("ray", job, folder, show):
             stamps["ray"] = time.time()
-            first = stamps | run(TrainingTask(job, options.label, *places, folder / "first", {}))
+            first = stamps | run(TrainingTask(job, options.model, *places, folder / "first", {}))
             again = {"ray": time.time()}
-            again |= run(TrainingTask(job, options.label, *places, folder / "again", {}))
+            again |= run(TrainingTask(job, options.model, *places, folder / "again", {}))
     result = about | {"seconds": seconds(first), "second training": seconds(again)}
     print(json.dumps(result, indent=1))
     (Path(__file__).parent / "results" / "startup.json").write_text(json.dumps(result, indent=1) + "\n")

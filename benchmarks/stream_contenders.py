@@ -81,7 +81,7 @@ def ours(stored: Stored, decoded: Literal["once", "each_time"]) -> Epoch:
     }[stored.changes]
     images = open_images(stored.shards, config, stored.folder / "cache")
     everything = TrainingSet(np.arange(len(stored.shards)), stored.shards.labels)
-    stream = Stream(images, everything, config, seed=0, global_batch=BATCH, rank=0, world=1, augment=augment)
+    stream = Stream(images, everything, config, seed=0, global_batch=BATCH, rank=0, ranks=1, augment=augment)
     return stream.epoch
 
 

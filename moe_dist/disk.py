@@ -1,4 +1,4 @@
-"""Failures of a disk told in one sentence: a full one, a read-only one and others, by the system's error codes."""
+"""Errors of a disk (full, read-only and others, by the system's codes) as sentences for the user."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _REASONS = {
     errno.EDQUOT: ("the disk quota is used up", _FREE),
     errno.EFBIG: ("the file system takes no file so large", "choose another and"),
     errno.EROFS: ("the file system is read-only", "make it writable and"),
-    errno.EIO: ("the disk fails", "see to it and"),
+    errno.EIO: ("the disk fails", "repair it and"),
 }
 _RUST = re.compile(r"\(os error (\d+)\)")
-"""The system's code in the message of a SafetensorError, which is not an OSError."""
+"""Matches the system's code in the message of a SafetensorError, which is not an OSError."""
 
 
 @contextmanager
-def disk_explained(folder: Path | None, what: str, go_on: str = GO_ON) -> Iterator[None]:
-    """Raise DiskError if a failure of the disk ends the block, which writes `what` into `folder`, if that is known.
+def raising_disk_errors(folder: Path | None, what: str, go_on: str = GO_ON) -> Iterator[None]:
+    """Raise DiskError if an error of the disk ends the block, which writes `what` into `folder` (None: not known).
 
-    An error names its file if opening it failed, not if writing to it did. So the sentence names `folder`, or the
-    folder of a named file that lies elsewhere (in a cache). A thread that meets the failure prints nothing, because
-    whoever waits for the thread raises it again.
+    An OSError names its file if opening failed, but not if writing did. So the sentence names `folder`, or the folder
+    of a named file elsewhere, as in a cache. Threads do not print such errors, because the block raises them again.
     """
     printing = threading.excepthook
     threading.excepthook = lambda about: None if _code(about.exc_value) else printing(about)
@@ -51,7 +50,7 @@ def disk_explained(folder: Path | None, what: str, go_on: str = GO_ON) -> Iterat
 
 
 def _code(error: BaseException | None) -> int | None:
-    """The system's code of a disk's failure in `error` or in an error that led to it; None if it is something else."""
+    """The system's code of a disk's error, in `error` or an error that caused it; None if there is no such code."""
     while error is not None:
         found = _RUST.search(str(error)) if type(error).__name__ == "SafetensorError" else None
         code = int(found[1]) if found else getattr(error, "errno", None)

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and reading them back where a power cut may have emptied them."""
+"""Writes files completely or not at all, and reads files that a power failure may have emptied."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any
 
 @contextmanager
 def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
-    """Give the block a temporary file beside `path` to write to, and rename it to `path` when the block ends.
+    """Give the block a temporary file beside `path`, and rename it to `path` when the block ends.
 
-    The temporary name is random, because processes of several nodes may write to one folder. lasting: wait for the
-    disk, so that a power cut after the block loses nothing; progress and pictures do without. A block that fails leaves
-    nothing, a killed process a name that starts with a dot. The folder is made if it is missing.
+    lasting: wait for the disk, so that a power failure after the block loses nothing; not needed for progress and
+    pictures. If the block fails, no file is left; a killed process leaves one whose name starts with a dot. The
+    temporary name is random, because processes of several nodes may write to one folder, which is created if missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         yield partial
         if lasting:
-            flush_to_disk(partial)  # or the new name could outlive the bytes
+            flush_to_disk(partial)  # otherwise the new name could be on the disk before the content
         os.replace(partial, path)
         if lasting:
             flush_to_disk(path.parent)
@@ -35,18 +35,18 @@ def whole_file(path: Path, *, lasting: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, lasting: bool = True) -> None:
-    """Write `text` to `path` in UTF-8, whole or not at all (`whole_file`)."""
+    """Write `text` to `path` in UTF-8, by `whole_file`."""
     with whole_file(path, lasting=lasting) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any, *, lasting: bool = True) -> None:
-    """Write `content` to `path` as JSON, whole or not at all (`whole_file`)."""
+    """Write `content` to `path` as JSON, by `whole_file`."""
     write_text(path, json.dumps(content, indent=1) + "\n", lasting=lasting)
 
 
 def read_json(path: Path) -> Any | None:
-    """The content of the JSON file `path`; None if it is missing, empty or cut: whoever wrote it writes it again."""
+    """The content of the JSON file `path`; None if it is missing or damaged, in which case it is written again."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -54,12 +54,12 @@ def read_json(path: Path) -> Any | None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the file or folder `path` is on the disk, if its file system can tell."""
+    """Wait until the file or folder `path` is on the disk, if the file system supports it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not support it for folders
             raise
     finally:
         os.close(descriptor)

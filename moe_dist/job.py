@@ -1,4 +1,4 @@
-"""The job file: what a YAML file under jobs/ may say, and how it is loaded, overridden and refused."""
+"""The job file: the fields of a YAML file under jobs/, and how it is loaded, overridden and checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moe_dist.settings.tune import TuneConfig
 
 
 def _method_config(value: Any, info: ValidationInfo) -> Any:
-    """The configuration of the method that `value` names: a name alone, or a mapping with the field `name`."""
+    """The configuration of the method `value`, which is its name, or a mapping with the field `name`."""
     if isinstance(value, MethodConfig):
         return value
     if isinstance(value, str):
@@ -43,23 +43,23 @@ ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class Job(Strict):
-    """One YAML file: what is trained, on which data, by how many workers, and what it is compared with."""
+    """A job: what is trained, on which data, and by how many workers."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$"), Part.NONE]
     kind: Annotated[Literal["train", "reproduce", "tune"], Part.NONE]
-    """train: one method; reproduce: several on the same data, with a table beside the paper's; tune: a search for the
-    hyper-parameters of one method, or of each of its experts."""
+    """train: one method. reproduce: several methods on the same data, with a table beside the paper's. tune: a search
+    for the hyper-parameters of a method, or of each of its experts."""
     title: Annotated[str, Part.NONE] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     workers: Annotated[Count, Part.NONE] = 1
-    """Number of ranks of the joint training. Not part of the result: any number sees the same global batches."""
+    """Number of ranks of a training. The result does not depend on it: any number sees the same global batches."""
     data: DataConfig = DataConfig()
     method: AnyMethod | None = None
     methods: dict[ModelName, AnyMethod] = Field(default={})
     tune: Annotated[TuneConfig | None, Part.NONE] = None
     """The search of a job of kind `tune`: its spaces and its budget."""
     paper_table: Annotated[str | None, Part.NONE] = None
-    """Key of the paper's table that the report shows beside this run's figures (methods/*/paper.yaml)."""
+    """Name of the paper's table that the report shows beside this run's figures (methods/*/paper.yaml)."""
     parallel: ParallelConfig = ParallelConfig()
     resources: ResourceConfig = ResourceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -78,7 +78,7 @@ class Job(Strict):
             raise ValueError(f"parallel.expert = {self.parallel.expert} does not divide workers = {self.workers}")
         if self.parallel.micro_batches > self.workers and self.parallel.micro_batches % self.workers:
             raise ValueError(
-                f"parallel.micro_batches = {self.parallel.micro_batches} is no multiple of workers = {self.workers}"
+                f"parallel.micro_batches = {self.parallel.micro_batches} is not a multiple of workers = {self.workers}"
             )
         return self
 
@@ -89,11 +89,10 @@ class Job(Strict):
 
 
 def load_job(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
-    """Read a job's YAML, apply overrides (`a.b=c`, or `@FILE` with one a line) and validate it.
+    """Read a job's YAML file, apply overrides (`a.b=c`, or `@FILE` with one on each line) and validate the job.
 
-    Relative paths of data and weights start at the current directory, as in a shell, and become absolute here; a recipe
-    that the job loads is looked for beside the job file.
-    Raises UserError naming the field, what was given and what is allowed.
+    Relative paths of data and weights are made absolute, starting at the current directory. A recipe that the job loads
+    is searched beside the job file. Raises UserError, which names the field, what was given and what is allowed.
     """
     try:
         content = yaml.safe_load(_read_text(path, str(path), "job file"))
@@ -107,7 +106,7 @@ def load_job(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
 
 
 def parse_job(content: dict[str, Any], where: str, folder: Path = Path()) -> Job:
-    """Validate a job given as a mapping; `where` names it in errors, recipes it loads are looked for in `folder`."""
+    """Validate a job given as a mapping. `where` names it in errors, and recipes that it loads are in `folder`."""
     try:
         return Job.model_validate(content, context={"folder": folder})
     except ValidationError as error:
@@ -115,12 +114,12 @@ def parse_job(content: dict[str, Any], where: str, folder: Path = Path()) -> Job
 
 
 def dump_job(job: Job) -> str:
-    """The resolved job as YAML, every default written out."""
+    """The resolved job as YAML, with all defaults."""
     return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
 
 
 def _read_text(path: Path, where: str, what: str) -> str:
-    """The text of a file that the user names. Raises UserError, at `where`, for any other file."""
+    """The text of the file `path`. Raises UserError, which starts with `where`, if it is not a text file."""
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -130,7 +129,7 @@ def _read_text(path: Path, where: str, what: str) -> str:
 
 
 def _expanded(overrides: list[str] | tuple[str, ...]) -> list[str]:
-    """The overrides, with each `@FILE` replaced by the file's: one a line, `#` opens a comment."""
+    """The overrides, with those of the file in place of each `@FILE`: one on a line, comments after `#`."""
     expanded = []
     for override in overrides:
         if not override.startswith("@"):
@@ -143,7 +142,7 @@ def _expanded(overrides: list[str] | tuple[str, ...]) -> list[str]:
 
 
 def _set(content: dict[str, Any], override: str) -> None:
-    """Apply one override `a.b=c` to `content`. The value is read as YAML; the path must lead through mappings."""
+    """Apply an override `a.b=c` to `content`. The value is YAML, and the path must lead through mappings."""
     field, equals, text = override.partition("=")
     if not equals or not field:
         raise UserError(f"--set {override}: write it as field=value, for example --set workers=2")
@@ -154,7 +153,7 @@ def _set(content: dict[str, Any], override: str) -> None:
         child = {} if node.get(parent) is None else node[parent]
         if not isinstance(child, dict):
             raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} holds a value, not fields")
-        # A copy: other fields may hold the same mapping, by an anchor of the file.
+        # Copied, because by an anchor of the file other fields may hold the same mapping.
         node[parent] = dict(child)
         node = node[parent]
     try:
@@ -164,7 +163,7 @@ def _set(content: dict[str, Any], override: str) -> None:
 
 
 def _require_same_kind(content: dict[str, Any], parents: list[str], override: str) -> None:
-    """Raise UserError where an override speaks of one method and the job has several, or the other way round."""
+    """Raise UserError if an override is for `method` and the job has `methods`, or the other way round."""
     if parents[:1] == ["method"] and content.get("methods"):
         names = ", ".join(content["methods"])
         raise UserError(f"--set {override}: the job has several methods ({names}); write methods.NAME.FIELD=VALUE")

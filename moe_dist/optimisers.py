@@ -1,4 +1,4 @@
-"""torch's optimisers by the names a job uses."""
+"""The torch optimisers, by their names in a job."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ KINDS: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "rmsprop": RMSprop, "a
 
 
 def hyper_parameters(config: OptimiserConfig) -> dict[str, Any]:
-    """What a configuration sets of its torch optimiser; everything else keeps torch's default."""
+    """The arguments of the torch optimiser for a configuration; others keep torch's defaults."""
     momentum = {"momentum": config.momentum} if config.kind == "sgd" else {}
     return {"lr": config.learning_rate, "weight_decay": config.weight_decay, **momentum}
 
 
 def torch_optimiser(parameters: Iterable[Tensor], config: OptimiserConfig) -> Optimizer:
-    """The optimiser of `parameters` that `config` describes."""
+    """The torch optimiser of `parameters` for a configuration."""
     return KINDS[config.kind](parameters, **hyper_parameters(config))

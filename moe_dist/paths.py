@@ -1,7 +1,7 @@
-"""Paths of this machine as a user gives them.
+"""Parses the paths that a user gives.
 
-A URL is refused while it is still text, because a Path drops one of its slashes: `Path("s3://bucket/x")` is
-`s3:/bucket/x`, which would become a folder named `s3:` in the current one.
+A URL is rejected before it becomes a Path, which would drop a slash: `Path("s3://bucket/x")` is `s3:/bucket/x`, a path
+below a folder `s3:` in the current directory.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ FOR_RUNS = "run directories in object storage are not built yet; give a folder (
 
 
 def local_path(given: str | Path) -> Path:
-    """The path `given`, which is on this machine. Raises ValueError for a URL."""
+    """The path `given`. Raises ValueError for a URL."""
     if _URL.match(str(given)):
         raise ValueError("must be a path of this machine (only shards may be a URL)")
     return Path(given)
 
 
 def typed(what: str, instead: str) -> Callable[[str], Path]:
-    """A parser of the path that a user types for `what`.
+    """A function that parses the path that a user types for `what`.
 
-    The parser raises UserError for a URL and says what to give `instead`. It shows the URL without a user and a
-    password before the host, and without a query, which may carry a signature.
+    It raises UserError for a URL, and says what to give `instead`. The URL is shown without user, password and query,
+    which may contain secrets.
     """
 
     def path(text: str) -> Path:

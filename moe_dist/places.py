@@ -1,4 +1,4 @@
-"""Where things are: runs, caches, and the parts of a run directory.
+"""The places of runs and caches, and the layout of a run directory.
 
     <run>/job.yaml, run.json, lock, metrics.json, results.md, report.html, figures/, bad_samples/
     <run>/<model>/current.json                          which of the following folders the report shows
@@ -7,8 +7,8 @@
                                                         training.json when it is done, evaluations/<fingerprint>/
     <run>/<model>/search/                               journals and results of a search
 
-A fingerprint is a hash of all that a result depends on, so a changed setting makes a new folder beside the old one, and
-nothing that was trained is written over. Its first twelve digits name the folder.
+A fingerprint is a hash of all that a result depends on. So a changed setting makes a new folder beside the old one, and
+no result is overwritten. The first twelve digits of the fingerprint name the folder.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from moe_dist.files import read_json, write_json
 
 RUNS = Path("runs")
 LAYOUT = 2
-"""Version of the layout above; version 1 had one training a model, written over by the next."""
+"""Version of this layout. In version 1 a model had one training, which the next one overwrote."""
 NAME_DIGITS = 12
 """Number of a fingerprint's digits that name its folder."""
 CURRENT = "current.json"
 RECORD = "run.json"
 RUNNING, FINISHED, FAILED, STOPPED, KILLED = "running", "finished", "failed", "stopped", "killed"
-"""Status of a start: stopped by a signal that it could answer (SIGTERM, Ctrl-C), killed by one that it could not."""
+"""The status of a start. Stopped: by SIGTERM or Ctrl-C, which it could handle. Killed: by another signal."""
 
 
 def cache_folder() -> Path:
-    """The folder of shards and decoded images that several runs share: MOE_DIST_CACHE, else runs/cache."""
+    """The folder of shards and decoded images that runs share: MOE_DIST_CACHE, or runs/cache."""
     return Path(os.environ.get("MOE_DIST_CACHE", RUNS / "cache")).absolute()
 
 
@@ -45,15 +45,15 @@ class ModelFolder:
     path: Path
 
     def step(self, name: str, fingerprint: str) -> Path:
-        """The folder of the result of the step `name`."""
+        """The folder of a step's result."""
         return self.path / "steps" / name / fingerprint[:NAME_DIGITS]
 
     def training(self, fingerprint: str) -> Path:
-        """The folder of a training's log, checkpoints and evaluations."""
+        """The folder of a training: its log, checkpoints and evaluations."""
         return self.path / "trainings" / fingerprint[:NAME_DIGITS]
 
     def point_at(self, current: Current) -> None:
-        """Make these the folders that the report shows; current.json is written only where it changes."""
+        """Let the report show these folders. current.json is only written if it changes."""
         content = {
             "steps": {name: folder.name for name, folder in current.steps.items()},
             "training": current.training.name if current.training else None,
@@ -64,27 +64,27 @@ class ModelFolder:
             write_json(self.path / CURRENT, content)
 
     def current(self) -> Current:
-        """The folders that the report shows: none before a run has named them, all that lie there in layout 1."""
+        """The folders that the report shows; none before a run has set them. In layout 1, all folders are shown."""
         content = read_json(self.path / CURRENT)
         if content is None:
-            return Current({}) if (self.path / "trainings").is_dir() else self._current_of_layout_1()
+            if (self.path / "trainings").is_dir():
+                return Current({})
+            finished = {path.parent.name: path.parent for path in sorted(self.path.glob("steps/*/done.json"))}
+            evaluated = self.path / "evaluation"
+            return Current(finished, self.path, evaluated if evaluated.is_dir() else None)
         training = self.training(content["training"]) if content["training"] else None
         evaluation = evaluation_folder(training, content["evaluation"]) if training and content["evaluation"] else None
         steps = {name: self.step(name, fingerprint) for name, fingerprint in content["steps"].items()}
         earlier = {name: self.training(fingerprint) for name, fingerprint in content.get("earlier", {}).items()}
         return Current(steps, training, evaluation, earlier)
 
-    def _current_of_layout_1(self) -> Current:
-        steps = {path.parent.name: path.parent for path in sorted(self.path.glob("steps/*/done.json"))}
-        evaluation = self.path / "evaluation"
-        return Current(steps, self.path, evaluation if evaluation.is_dir() else None)
-
 
 @dataclass(frozen=True)
 class Current:
-    """The folders of a model that its report shows.
+    """The folders of a model that the report shows.
 
-    Its steps by name; its training and that one's evaluation, if any; trainings before that, by their first stage.
+    steps: by the step's name. training: the model's own training, if any, and evaluation: that training's. earlier:
+    trainings of networks before, by the name of their first stage.
     """
 
     steps: Mapping[str, Path]
@@ -94,14 +94,14 @@ class Current:
 
 
 def evaluation_folder(training: Path, fingerprint: str) -> Path:
-    """The folder of an evaluation of the training in the folder `training`."""
+    """The folder of an evaluation, in the folder of its training."""
     return training / "evaluations" / fingerprint[:NAME_DIGITS]
 
 
 def status_of(record: Mapping[str, Any]) -> str:
-    """The status of a run, given its run.json: a run that is recorded as running was killed if its process is gone.
+    """The status of a run, given its run.json. If it is "running" and its process has ended, the run was killed.
 
-    Only a process of this machine can be looked for; for any other one the record is all there is to go by.
+    Processes of other machines cannot be checked; for these, the recorded status is returned.
     """
     starts = record.get("starts")
     if record["status"] != RUNNING or not starts or starts[-1]["host"] != socket.gethostname():
@@ -110,6 +110,6 @@ def status_of(record: Mapping[str, Any]) -> str:
         os.kill(starts[-1]["process"], 0)
     except ProcessLookupError:
         return KILLED
-    except PermissionError:  # it lives, and belongs to another user
+    except PermissionError:  # the process is alive and belongs to another user
         pass
     return RUNNING

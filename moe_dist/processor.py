@@ -1,6 +1,6 @@
-"""The instruction sets of this machine's processor that oneDNN may use: it computes torch's convolutions and products.
+"""The instruction sets of this machine's processor that oneDNN, torch's library for convolutions, may use.
 
-Only x86 processors are known, from /proc/cpuinfo. For any other, and where there is no such file, the answer is None.
+Only x86 processors are known, from /proc/cpuinfo. For others, and without this file, functions return None.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """Instruction sets that multiply bfloat16 numbers; without either they are converted to float32 and back."""
 LIMITS_WITHOUT_AVX512 = frozenset({"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2"})
 LIMITS_WITHOUT_BF16 = LIMITS_WITHOUT_AVX512 | {"avx512_core", "avx512_core_vnni"}
-"""Values of ONEDNN_MAX_CPU_ISA, in small letters, that rule these out. oneDNN ignores a value it does not know."""
+"""Values of ONEDNN_MAX_CPU_ISA, in lower case, that disable them. oneDNN ignores unknown values."""
 
 
 def has_avx512() -> bool | None:
@@ -31,13 +31,13 @@ def multiplies_bf16() -> bool | None:
 
 
 def processor_flags() -> frozenset[str] | None:
-    """The flags of an x86 processor by Linux's names."""
+    """The flags of an x86 processor, by their names in Linux."""
     lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
     flags = next((line for line in lines if line.startswith("flags")), None)
     return None if flags is None else frozenset(flags.partition(":")[2].split())
 
 
 def onednn_limit() -> str | None:
-    """The instruction set that the environment limits oneDNN to, in small letters; None without a limit."""
+    """The instruction set to which the environment limits oneDNN, in lower case; None without a limit."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
     return limit.lower() if limit else None

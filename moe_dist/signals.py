@@ -1,8 +1,8 @@
-"""SIGTERM and Ctrl-C: a command unwinds, says how to go on, and ends with the exit code that shells have for it.
+"""SIGTERM and Ctrl-C: a command cleans up, says how to resume, and ends with the usual exit code.
 
-The first signal raises KeyboardInterrupt (or its subclass Terminated) wherever the main thread is, so that every
-`finally` on the way up runs. Unwinding may take seconds. During it a second Ctrl-C ends the process at once. A second
-SIGTERM is ignored: some senders (timeout, Slurm) send it twice, and can send SIGKILL if they tire of waiting.
+The first signal raises KeyboardInterrupt (or its subclass Terminated) in the main thread, so that every `finally` runs.
+This may take seconds, in which a second Ctrl-C ends the process at once. A second SIGTERM is ignored, because some
+senders (timeout, Slurm) send it twice, and SIGKILL if the process does not end in time.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import FrameType
 from moe_dist.errors import Terminated
 
 GO_ON = "MOE_DIST_GO_ON"
-"""Environment variable that gives a submitted job the command that submits it again, to go on."""
+"""Environment variable of a submitted job: the command that submits it again to resume it."""
 
 _arrived: list[signal.Signals] = []
 
 
 class Stopped(Exception):
-    """A signal ended the command. The sentence says which signal, and how to go on."""
+    """A signal ended the command. The message says which signal, and how to resume."""
 
     def __init__(self, go_on: str) -> None:
         by = "SIGTERM" if _first() is signal.SIGTERM else "Ctrl-C"
@@ -30,7 +30,7 @@ class Stopped(Exception):
 
 
 def catch_signals() -> None:
-    """Let SIGTERM and Ctrl-C unwind this process from now on. Only the main thread of a command calls it."""
+    """Handle SIGTERM and Ctrl-C from now on. Call it in the main thread of a command."""
     signal.signal(signal.SIGTERM, _raise)
     signal.signal(signal.SIGINT, _raise)
 
@@ -42,10 +42,10 @@ def exit_code() -> int:
 
 @contextmanager
 def stoppable(go_on: Callable[[], str]) -> Iterator[None]:
-    """Raise Stopped if a signal ends the block, with the command to go on, which `go_on` gives.
+    """Raise Stopped if a signal ends the block. go_on: returns the command that resumes it.
 
-    Any exception after a signal counts as caused by it: Ray may have turned our KeyboardInterrupt into another one, or
-    something failed while it was being shut down.
+    Any exception after a signal counts as caused by it, because Ray may replace KeyboardInterrupt by another exception,
+    or fail while it is shut down.
     """
     try:
         yield
@@ -59,9 +59,9 @@ def stoppable(go_on: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def keeping_handlers() -> Iterator[None]:
-    """Restore the handlers of SIGTERM and Ctrl-C at the end of the block, in which a library installs its own.
+    """Restore the handlers of SIGTERM and Ctrl-C after the block, in which a library installs its own.
 
-    Ray's handler of SIGTERM raises SystemExit with the signal's number. Here that counts as the signal itself.
+    Ray's handler of SIGTERM raises SystemExit with the signal's number, which then counts as the signal itself.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

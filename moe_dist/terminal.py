@@ -1,4 +1,4 @@
-"""The terminal that commands print to, and how a run's progress is shown on it."""
+"""The terminal of commands, and the display of a run's progress on it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as LiveBars
 
 LOG_COLUMNS = 120
-"""Width of what is printed into a file or a pipe: at 80 the cells of a search's table are cut."""
+"""Width of output into a file or a pipe; with 80, the table of a search is cut."""
 POLL_SECONDS = 0.3
 LINE_EVERY_SECONDS = 30.0
-"""Time between two lines of progress where there is no terminal but a log that somebody follows."""
+"""Time between two lines of progress in a log, which has no live bars."""
 FAILED_LOOKS_TOLD = 10
-"""Number of failures in a row after which the user is told. One alone may be a file that is just being removed."""
+"""Number of failures in a row after which the user is told; a single one may be a file that is being removed."""
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -27,19 +27,19 @@ if not console.is_terminal:
 
 
 def short(path: Path) -> str:
-    """A path as one would type it in the current directory."""
+    """A path, relative to the current directory if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def duration(seconds: float) -> str:
-    """A length of time in a unit that suits it: s up to two minutes, min up to two hours, h beyond."""
+    """A duration in words: in s below two minutes, in min below two hours, else in h."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
 
 
 class Show:
-    """Prints a run's progress to the console: live bars on a terminal, plain lines elsewhere."""
+    """Displays the progress of a run: live bars on a terminal, lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -49,20 +49,20 @@ class Show:
         self._split = ""
 
     def headline(self, text: str) -> None:
-        """Print a line that opens a part of the run."""
+        """Print the headline of a part of the run."""
         self.console.print(f"\n[bold]{text}[/]")
 
     def notice(self, text: str) -> None:
-        """Print something that the user should know and that stops nothing."""
+        """Print a warning."""
         self.console.print(f"  [yellow]![/] {escape(text)}")
 
     def skipped(self, title: str, seconds: float) -> None:
-        """Print that the result of a step is used again; an earlier run took `seconds` for it."""
+        """Print that a result is reused, for which an earlier run took `seconds`."""
         self.console.print(f"  [green]=[/] {title} [dim]kept from an earlier run ({duration(seconds)})[/]")
 
     @contextlib.contextmanager
     def working(self, title: str) -> Iterator[None]:
-        """Show the step `title` while the block runs, and print its time at the end, also if it fails."""
+        """Display the step `title` while the block runs, and print its time at the end, even if it fails."""
         self._split = ""
         self.count_from(0)
         started = self._started
@@ -87,12 +87,12 @@ class Show:
         self.console.print(f"  [green]+[/] {title} [dim]{duration(time.perf_counter() - started)}[/]")
 
     def count_from(self, done: float) -> None:
-        """Estimate the time left from now on by what is done beyond `done`, which took its time elsewhere."""
+        """Estimate the time left from now on, without the time of the first `done`, which were done elsewhere."""
         self._started, self._done_before = time.perf_counter(), done
         self._next_line = self._started + LINE_EVERY_SECONDS
 
     def update(self, done: float, total: float, note: str = "") -> None:
-        """Show that `done` of `total` is done, with the time left (`count_from`) and a note."""
+        """Display that `done` of `total` is done, with a note and the time left (see `count_from`)."""
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=done, total=total, note=note)
         now = time.perf_counter()
@@ -102,7 +102,7 @@ class Show:
             self.console.print(f"    [dim]{done / total:.0%} {escape(note)}, about {duration(left)} left[/]")
 
     def shards(self, split: str, done: int, total: int) -> None:
-        """Show that `done` of a split's `total` images are in shards, and how many are written a second."""
+        """Display that `done` of a split's `total` images are in shards, and the rate of writing."""
         if split != self._split:
             self._split = split
             self.count_from(done)
@@ -112,9 +112,9 @@ class Show:
 
     @contextlib.contextmanager
     def watching(self, look: Callable[[], tuple[float, float, str] | None]) -> Iterator[None]:
-        """Call `look` for (done, total, note) a few times a second while the block runs, and show what it returns.
+        """Call `look` for (done, total, note) a few times a second while the block runs, and display the result.
 
-        An exception of `look` ends nothing; if it goes on failing, the user is told.
+        Exceptions of `look` do not end the block. If they repeat, the user is told.
         """
         stop = threading.Event()
 
@@ -126,7 +126,7 @@ class Show:
                     if seen:
                         self.update(*seen)
                     failed = 0
-                except Exception as error:  # whatever it is, the work itself is not affected
+                except Exception as error:  # of any kind, because it does not affect the work
                     failed += 1
                     if failed == FAILED_LOOKS_TOLD:
                         self.notice(f"progress cannot be shown ({type(error).__name__}: {error}); the work goes on")

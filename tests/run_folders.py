@@ -10,7 +10,7 @@ from moe_dist.places import ModelFolder
 
 
 def training_of(model: Path) -> Path:
-    """The training that the report of the model in `model` (<run>/<label>) shows."""
+    """The training that the report of the model in `model` (<run>/<model>) shows."""
     training = ModelFolder(model).current().training
     assert training is not None
     return training

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +89,16 @@ def test_every_room_has_a_paragraph() -> None:
     paragraphs = ARCHITECTURE.read_text().split("## The rooms")[1].split("\n## ")[0]
     rooms = {f"{name}/" if (PACKAGE / name).is_dir() else name for names in FLOORS[2:] for name in names}
     assert {room for room in rooms - {"optimisers.py"} if f"`{room}`**" not in paragraphs} == set()
+
+
+def test_the_way_of_a_training_task_is_printed() -> None:
+    """From the loop to the last checkpoint, by a training that is run for it."""
+    script = ROOT / "tests" / "way_of_a_task.py"
+    *way, length = subprocess.run([sys.executable, str(script)], capture_output=True, text=True).stdout.splitlines()
+    files = [line.split()[0] for line in way]
+    assert {"train/loop.py", "data/stream/stream.py", "engine/checkpoint.py"} <= set(files)
+    number = len(set(files))
+    assert length == f"{len(files)} stops in {number} files, {len(files) - number} of them returns"
 
 
 def test_a_missing_path_and_a_missing_function_are_seen() -> None:

@@ -1,4 +1,4 @@
-"""Which errors are a disk's, where they are said to be, and that they are one sentence."""
+"""The errors that count as a disk's, the places that they name, and their sentences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import DiskError, UserError
 
 RUN = Path("/runs/x")
@@ -17,7 +17,7 @@ RUN = Path("/runs/x")
 
 def told(error: Exception) -> str:
     """The sentence for a block that fails with `error`."""
-    with pytest.raises(DiskError) as raised, disk_explained(RUN, "a checkpoint"):
+    with pytest.raises(DiskError) as raised, raising_disk_errors(RUN, "a checkpoint"):
         raise error
     assert "\n" not in str(raised.value)
     return str(raised.value)
@@ -29,7 +29,7 @@ def told(error: Exception) -> str:
         (errno.ENOSPC, "the disk is full, so a checkpoint could not be written; free space there and go on with"),
         (errno.EDQUOT, "the disk quota is used up, so a checkpoint could not be written; free space there and go on"),
         (errno.EROFS, "the file system is read-only, so a checkpoint could not be written; make it writable and go on"),
-        (errno.EIO, "the disk fails, so a checkpoint could not be written; see to it and go on with --resume"),
+        (errno.EIO, "the disk fails, so a checkpoint could not be written; repair it and go on with --resume"),
     ],
     ids=errno.errorcode.get,
 )
@@ -51,14 +51,14 @@ def test_the_folder_is_the_one_that_is_written_to(name: str | None) -> None:
 
 
 def test_a_file_elsewhere_is_named_by_its_own_folder() -> None:
-    """As of the cache, or of a folder for temporary files, on another disk."""
+    """The file may be in the cache or in a folder for temporary files, on another disk."""
     assert told(OSError(errno.ENOSPC, "No space left on device", "/cache/a.npy")).startswith("/cache: ")
 
 
 def test_where_nobody_knows_the_folder_none_is_named() -> None:
     with (
         pytest.raises(DiskError, match=r"^the disk is full, so a file .* try again$"),
-        disk_explained(None, "a file", "try again"),
+        raising_disk_errors(None, "a file", "try again"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -74,7 +74,7 @@ def test_where_nobody_knows_the_folder_none_is_named() -> None:
     ],
 )
 def test_other_errors_pass(error: Exception) -> None:
-    with pytest.raises(type(error)) as raised, disk_explained(RUN, "a checkpoint"):
+    with pytest.raises(type(error)) as raised, raising_disk_errors(RUN, "a checkpoint"):
         raise error
     assert raised.value is error
 
@@ -82,7 +82,7 @@ def test_other_errors_pass(error: Exception) -> None:
 def test_a_thread_that_meets_it_prints_nothing_and_another_failure_is_still_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorBoard's writer is a thread that keeps its error for the next to write."""
+    """TensorBoard's writer is a thread; its error is raised at the next write."""
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest has one of its own
 
     def run(error: Exception) -> None:
@@ -93,7 +93,7 @@ def test_a_thread_that_meets_it_prints_nothing_and_another_failure_is_still_prin
         thread.start()
         thread.join()
 
-    with disk_explained(RUN, "the log"):
+    with raising_disk_errors(RUN, "the log"):
         run(OSError(errno.ENOSPC, "No space left on device"))
         assert capsys.readouterr().err == ""
         run(ValueError("a bug"))

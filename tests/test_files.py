@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, under names that no two writers share, and outlast a power cut where they must."""
+"""Files appear whole or not at all, two writers use different temporary names, and lasting files are flushed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_block_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
 
 
 def test_what_must_last_is_on_the_disk_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is flushed before the rename, the folder after it; progress waits for neither."""
+    """The file is flushed before the rename and the folder after it; files of progress are not flushed."""
     happened: list[str] = []
     real_fsync, real_replace = os.fsync, os.replace
 

@@ -1,4 +1,4 @@
-"""Jobs: what is refused, and how it is said; every shipped job loads."""
+"""Jobs: errors and their messages; every shipped job loads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paths of this machine are taken, and URLs in their place are refused."""
+"""Paths of this machine are accepted, and URLs are errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""processor.py: an x86 processor's flags, what the environment leaves of them, and processors that are not known."""
+"""processor.py: the flags of an x86 processor, limits by the environment, and unknown processors."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def test_nothing_is_said_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.Mon
     platform.machine() != "x86_64" or not processor.CPUINFO.is_file(), reason="of x86 processors under Linux"
 )
 def test_this_processor_is_the_one_that_torch_sees() -> None:
-    """torch asks the processor itself."""
+    """Compare with torch, which asks the processor itself."""
     bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     assert (processor.has_avx512(), processor.multiplies_bf16()) == (torch.cpu._is_avx512_supported(), bf16)

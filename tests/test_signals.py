@@ -1,4 +1,4 @@
-"""What a signal does to a command, each in a process of its own that is sent it."""
+"""The effect of signals on a command, which runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ PLAIN = """
 
 
 def start(body: str) -> subprocess.Popen[str]:
-    """The command, when it has come to its body."""
+    """The command, once its body runs."""
     program = COMMAND.format(body=body.strip())
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=pipe, text=True)

@@ -1,4 +1,4 @@
-"""The progress of a run that is printed where there is no terminal."""
+"""The progress of a run that is printed without a terminal."""
 
 from __future__ import annotations
 

@@ -55,6 +55,7 @@ def small_training() -> Callable[[], Any]:
     """A training whose data lies ready, as a rank of it is begun: from the task to the last checkpoint."""
     import torch
 
+    from moe_dist.data.opened.job_shards import ensure_shards
     from moe_dist.data.opened.opened import open_data
     from moe_dist.train.loop import train
     from moe_dist.train.task import TrainingTask
@@ -63,8 +64,9 @@ def small_training() -> Callable[[], Any]:
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp())
     job = traditional(epochs=1)
-    task = TrainingTask(job, "traditional_moe", folder, folder / "cache", folder / "training", {})
-    open_data(job.data, job.seed, task.cache)
+    shards = ensure_shards(job.data, folder / "cache")
+    task = TrainingTask(job, "traditional_moe", folder, folder / "cache", shards, folder / "training")
+    open_data(job.data, job.seed, task.cache, shards)
     return lambda: train(LocalWorker(task.checkpoints, 1, 0, 1, torch.device("cpu")), task)
 
 

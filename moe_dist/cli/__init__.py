@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from moe_dist import __version__
 from moe_dist.cli.shards import shards
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.signals import GO_ON, Stopped, catch_signals, exit_code, stoppable
@@ -28,7 +28,7 @@ class Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command. If it is stopped and says nothing better, the sentence is to give it again."""
         again = shlex.join(["moe-dist", *sys.argv[1:]])
-        with stoppable(lambda: again), disk_explained(None, "a file", f"give the command again: {again}"):
+        with stoppable(lambda: again), raising_disk_errors(None, "a file", f"give the command again: {again}"):
             if "MOE_DIST_CACHE" in os.environ:
                 typed("MOE_DIST_CACHE", "name a folder (on a cluster, one that every node reaches)")(
                     os.environ["MOE_DIST_CACHE"]
@@ -100,7 +100,7 @@ def run(
     job = load_job(job_file, overrides)
     folder = choose_run_directory(job, out, resume)
     console.print(f"[bold]{job.name}[/] into {short(folder)}")
-    with stoppable(lambda: again(folder, out, resume)), disk_explained(folder, "what the run leaves"):
+    with stoppable(lambda: again(folder, out, resume)), raising_disk_errors(folder, "what the run leaves"):
         page = run_job(job, folder, launcher, Show(console))
     record = RunDirectory(folder)
     console.print()

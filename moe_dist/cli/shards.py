@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import typed
 from moe_dist.terminal import console, short
@@ -75,7 +75,7 @@ def build(
 
     progress = Show(console)
     folder = cache_folder() if is_url(out) else Path(out).absolute()
-    full = disk_explained(folder, "the shards", "give the command again, which goes on where it stood")
+    full = raising_disk_errors(folder, "the shards", "give the command again, which goes on where it stood")
     with full, progress.working(f"shards of {dataset}"):
         indexes = build_shards(
             dataset,

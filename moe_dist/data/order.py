@@ -150,18 +150,18 @@ def steps_per_epoch(samples_count: int, global_batch: int) -> int:
     return -(-samples_count // global_batch)
 
 
-def rank_positions(step: int, global_batch: int, rank: int, world: int) -> np.ndarray:
-    """The positions [B] of the epoch's order that `rank` of `world` takes at `step`; they may lie past the end."""
-    assert global_batch % world == 0
-    return step * global_batch + np.arange(rank, global_batch, world)
+def rank_positions(step: int, global_batch: int, rank: int, ranks: int) -> np.ndarray:
+    """The positions [B] of the epoch's order that `rank` of `ranks` takes at `step`; they may lie past the end."""
+    assert global_batch % ranks == 0
+    return step * global_batch + np.arange(rank, global_batch, ranks)
 
 
-def rank_batch(order: np.ndarray, step: int, global_batch: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
+def rank_batch(order: np.ndarray, step: int, global_batch: int, rank: int, ranks: int) -> tuple[np.ndarray, np.ndarray]:
     """One rank's share of a global batch: (samples [B] int64, valid [B] bool).
 
     Positions past the end wrap around to the start of the order and are not valid.
     """
-    positions = rank_positions(step, global_batch, rank, world)
+    positions = rank_positions(step, global_batch, rank, ranks)
     return order[positions % len(order)], positions < len(order)
 
 

@@ -1,4 +1,4 @@
-"""What depends on whether DeepSpeed drives a training: the makers of its network, and its engine."""
+"""The makers of a network and its engine, with DeepSpeed or without."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from moe_dist.settings.resources import ParallelConfig
 from moe_dist.settings.training import OptimiserConfig
 
 IN_ONE_PROCESS = Makers(experts=Experts, sparse=SparseExperts)
-"""All experts in this process, without DeepSpeed: evaluation, and a training that has one rank."""
+"""Makers that build all experts in this process, for evaluation and for a training on one rank."""
 
 
 def makers(ep_size: int, deepspeed: bool) -> Makers:
-    """The makers for a network that is trained at expert-parallel size `ep_size`, driven by a DeepSpeed engine or not.
+    """The makers of a network that is trained at expert-parallel size `ep_size`, with DeepSpeed or without.
 
-    What they make is the same, parameter by parameter and name by name; a rank makes its own experts only.
+    Names and initial values of parameters do not depend on either. Each rank builds only its own experts.
     """
     if not deepspeed:
         return IN_ONE_PROCESS
@@ -45,7 +45,7 @@ def _sparse(ep_size: int, factory: ExpertFactory, routing: Routing, seed: int) -
 
 @contextmanager
 def deepspeed_needed() -> Iterator[None]:
-    """Around an import: where DeepSpeed is not installed, UserError says so."""
+    """Raise UserError if an import in the block fails because DeepSpeed is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -62,16 +62,17 @@ def make_engine(
     clip_norm: float | None,
     device: torch.device,
     bf16: bool,
-    world: int,
+    ranks: int,
     deepspeed: bool,
 ) -> Engine:
-    """The engine of one stage: DeepSpeed's over `world` ranks, or plain torch in one process.
+    """The engine that trains `network` in one stage: DeepSpeed over `ranks` ranks, or plain torch in one process.
 
-    Moves `network` to `device`, freezes what no optimiser prefix fits. One engine per network at a time: `close` the
-    last stage's first. Raises UserError where DeepSpeed is needed and missing, or cannot train this stage as asked.
+    The network is moved to `device`, and parameters that match no prefix of `optimisers` are frozen. A network has one
+    engine at a time: `close` the engine of the stage before first. Raises UserError if DeepSpeed is needed and not
+    installed, or cannot train this stage.
     """
     if not deepspeed:
-        assert world == 1, "several ranks need DeepSpeed"
+        assert ranks == 1, "several ranks need DeepSpeed"
         return LocalEngine(
             network, optimisers, accumulate=parallel.accumulate(1), clip_norm=clip_norm, device=device, bf16=bf16
         )

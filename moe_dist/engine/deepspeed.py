@@ -1,4 +1,4 @@
-"""The engine over ranks: DeepSpeed's, with experts spread, exact clipping and losses that may leave experts out."""
+"""The engine of several ranks, by DeepSpeed: experts spread over ranks, and gradients clipped by their exact norm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_dist.engine.engine import Engine, ParameterState, load_state_by_parameter, state_by_parameter
+from moe_dist.engine.engine import Engine, ParameterState
 from moe_dist.engine.optimisers import choose_optimisers
 from moe_dist.engine.partitions import FlatGroup, flat_groups, gather_state, load_state
 from moe_dist.errors import UserError
@@ -20,9 +20,9 @@ from moe_dist.settings.training import OptimiserConfig
 
 
 class DeepSpeedEngine(Engine):
-    """A network on every rank of the process group, trained with ZeRO 0, 1 or 2; equal to LocalEngine in one process.
+    """Trains a network on all ranks of the process group, with ZeRO 0, 1 or 2. Results equal those of LocalEngine.
 
-    Making it is collective. Raises UserError where a rank would have no expert to train under ZeRO.
+    The constructor is collective. It raises UserError if a rank would have nothing to train.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class DeepSpeedEngine(Engine):
         start_deepspeed(device)
         scalars = [name for name, parameter in network.named_parameters() if not parameter.dim()]
         assert not scalars, f"DeepSpeed cannot broadcast parameters without dimensions: give {scalars} the shape [1]"
-        _refuse_idle_ranks(network, optimisers, parallel.zero, device)
+        _require_work_on_every_rank(network, optimisers, parallel.zero, device)
         super().__init__(network, optimisers, device, bf16)
         self.clip_norm = clip_norm
         self.zero = parallel.zero
@@ -50,7 +50,7 @@ class DeepSpeedEngine(Engine):
             config=deepspeed_config(network, parallel, device),
             dist_init_required=False,
         )
-        # They serve timers and ZeRO 3 alone, and `destroy` would leave them on the network for the next stage.
+        # They only serve timers and ZeRO 3, and `destroy` would leave them on the network for the next stage.
         self._engine.module_forward_pre_hook.remove()
         self._engine.module_forward_post_hook.remove()
         self._flat: list[FlatGroup] = flat_groups(self._engine.optimizer, network) if self.zero else []
@@ -67,15 +67,13 @@ class DeepSpeedEngine(Engine):
         return updates
 
     def optimiser_state(self) -> ParameterState:
-        if self.zero:
-            return gather_state(self._flat, self.optimiser)
-        return state_by_parameter(self.network, self.optimiser)
+        return gather_state(self._flat, self.optimiser) if self.zero else super().optimiser_state()
 
     def load_optimiser_state(self, state: ParameterState) -> None:
         if self.zero:
             load_state(self._flat, self.optimiser, state, self.network)
         else:
-            load_state_by_parameter(self.network, self.optimiser, state)
+            super().load_optimiser_state(state)
 
     def synchronise_buffers(self) -> None:
         of_experts = {id(buffer) for module in self._experts for buffer in module.buffers()}
@@ -90,10 +88,10 @@ class DeepSpeedEngine(Engine):
         self._engine.destroy()
 
     def _clip(self, limit: float) -> None:
-        """Scale the averaged gradients such that their norm over all parameters of all ranks is at most `limit`.
+        """Scale the averaged gradients so that their norm, over all parameters of all ranks, is at most `limit`.
 
-        DeepSpeed's own clipping takes the mean of the ranks' norms where ZeRO is off, and hangs where ranks hold
-        unequal numbers of optimiser groups.
+        Without ZeRO, the clipping of DeepSpeed uses the mean of the ranks' norms, and it hangs if ranks have different
+        numbers of optimiser groups.
         """
         gradients = self._owned_gradients()
         self.gradient_norm = self._squares().sqrt()
@@ -102,7 +100,7 @@ class DeepSpeedEngine(Engine):
     def _gradient_size(self, parameter: nn.Parameter) -> Tensor | float:
         if not self.zero:
             return super()._gradient_size(parameter)
-        # ZeRO clears .grad as soon as it has averaged the gradient, and keeps this rank's slice of it.
+        # ZeRO clears .grad as soon as the gradient is averaged, and keeps this rank's slice of it.
         name = self._names[parameter]
         for number, group in enumerate(self._flat):
             if name in group.offsets:
@@ -110,13 +108,13 @@ class DeepSpeedEngine(Engine):
         return 0.0
 
     def _owned_gradients(self) -> list[Tensor]:
-        """The gradients that this rank's update reads: its partitions', or without ZeRO its parameters'."""
+        """The gradients that this rank's update uses: those of its partitions, or without ZeRO of its parameters."""
         if self.zero:
             return [gradient for part in self._engine.optimizer.averaged_gradients.values() for gradient in part]
         return [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
 
     def _squares(self) -> Tensor:
-        """The squared norm of the whole gradient, each parameter counted once. Collective."""
+        """The squared norm of the gradient of all ranks, in which each parameter counts once. Collective."""
         if self.zero:  # partitions of all ranks are disjoint
             total = _squared_norm(self._owned_gradients(), self.device)
             dist.all_reduce(total)
@@ -133,29 +131,29 @@ class DeepSpeedEngine(Engine):
 
 
 def deepspeed_config(network: nn.Module, parallel: ParallelConfig, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's configuration. Collective: ranks agree on the bucket."""
+    """The configuration of DeepSpeed. Collective: the ranks agree on the size of the bucket."""
     largest = torch.tensor([sum(parameter.numel() for parameter in network.parameters())], device=device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     zero = {
-        # One bucket for everything: ranks with unequal experts would flush smaller ones in unequal order, and hang.
-        # Its default is allocated whatever the network's size.
+        # One bucket for all parameters: ranks with unequal experts would send smaller buckets in different orders and
+        # hang. DeepSpeed's default size is allocated even for a small network.
         "reduce_bucket_size": int(largest),
         "compute_grad_norm": False,
     }
     return {
-        "train_micro_batch_size_per_gpu": 1,  # only counts samples, which nothing reads
+        "train_micro_batch_size_per_gpu": 1,  # only used to count samples, which nothing reads
         "gradient_accumulation_steps": parallel.accumulate(torch.distributed.get_world_size()),
-        "gradient_clipping": 0.0,  # the default clips at 1; the engine above clips
+        "gradient_clipping": 0.0,  # no clipping (the default is 1): `DeepSpeedEngine.step` clips
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": parallel.zero} | (zero if parallel.zero else {}),
         "timers": {"throughput": {"enabled": False}},
     }
 
 
-def _refuse_idle_ranks(
+def _require_work_on_every_rank(
     network: nn.Module, optimisers: Mapping[str, OptimiserConfig | None], zero: int, device: torch.device
 ) -> None:
-    """Raise UserError, on all ranks, where one has nothing to train, or under ZeRO no expert: it wants a partition."""
+    """Raise UserError on all ranks if one has nothing to train, or with ZeRO no expert: each needs a partition."""
     trained = choose_optimisers((name for name, _ in network.named_parameters()), optimisers)
     experts = {name for name, parameter in network.named_parameters() if not getattr(parameter, "allreduce", True)}
     wanted = trained.keys() & experts if zero and experts else trained
@@ -171,7 +169,7 @@ def _refuse_idle_ranks(
 
 
 def _squared_norm(gradients: list[Tensor], device: torch.device) -> Tensor:
-    """The sum of squares of all elements, as a tensor without dimensions."""
+    """The sum of squares of all elements, as a scalar tensor."""
     if not gradients:
         return torch.zeros((), device=device)
     return torch.stack(torch._foreach_norm(gradients)).square().sum()

@@ -1,4 +1,4 @@
-"""What takes a training step: autocast, backward, accumulation, clipping, optimiser; and the engine of one process."""
+"""Engines take training steps: autocast, backward, accumulation, clipping, optimiser. LocalEngine does so by torch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from moe_dist.engine.optimisers import MixedOptimiser, build_optimiser, choose_o
 from moe_dist.settings.training import OptimiserConfig
 
 ParameterState = dict[str, dict[str, Tensor]]
-"""By parameter name: the optimiser's tensors of that parameter, each of its shape or a single number (the step)."""
+"""The optimiser's tensors of each parameter, by name: moments of the parameter's shape, and the step, a scalar."""
 
 
 class Engine(ABC):
-    """A network with its optimiser, and the way its ranks share one step.
+    """Trains a network: gradients are accumulated over micro-batches, averaged over ranks, clipped and applied.
 
-    Loss weights are relative to the whole global batch, so the gradients of `accumulate` micro-batches add up, and are
-    averaged over the ranks. The network itself is called, not the engine: DeepSpeed's wrapper would only time it and
-    switch the caller's autocast off.
+    Losses are weighted relative to the global batch, so the gradients of micro-batches are added and those of ranks are
+    averaged. Forward passes call the network, not the engine: DeepSpeed's wrapper would only measure times and disable
+    the caller's autocast.
     """
 
     expert_ranks: int = 1
-    """Expert-parallel size: rank r holds the experts of place r % expert_ranks."""
+    """Expert-parallel size: rank r holds the experts placed on r % expert_ranks."""
     gradient_norm: Tensor | None = None
-    """Of the last update, over all parameters of all ranks, before clipping; None where gradients are not clipped."""
+    """Norm of the last update's gradient over all parameters of all ranks, before clipping; None without clipping."""
 
     def __init__(
         self, network: nn.Module, optimisers: Mapping[str, OptimiserConfig | None], device: torch.device, bf16: bool
@@ -39,22 +39,18 @@ class Engine(ABC):
         self.bf16 = bf16
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The context for forward passes: bfloat16 autocast where the engine was made with bf16."""
+        """A context for forward passes: bfloat16 autocast if the engine was made with bf16."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
-
-    def scale_rates(self, factor: float) -> None:
-        """Set every learning rate to `factor` times its initial value."""
-        self.optimiser.scale_rates(factor)
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
-        """Add one micro-batch's gradients; `loss` is a scalar. Collective over ranks."""
+        """Add the gradients of one micro-batch; `loss` is a scalar. Collective."""
 
     def gradient_sizes(self, parameters: Sequence[nn.Parameter | None]) -> Tensor:
-        """The mean absolute gradient of each of `parameters` [E], 0 for None and for what this stage does not train.
+        """The mean absolute gradient [E] of each parameter, 0 for None and for a parameter without gradient.
 
-        Asked between the last backward pass of an accumulation and its step. A parameter counts once on every rank
-        that holds it, or, where ZeRO divides its gradient, once over all of them.
+        Call it after the last backward pass of an accumulation and before `step`. Every rank that holds a parameter
+        returns its whole mean, or, if ZeRO divides the gradient, a part: the parts add up to the mean.
         """
         sizes = torch.zeros(len(parameters), device=self.device)
         for number, parameter in enumerate(parameters):
@@ -67,50 +63,38 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self) -> bool:
-        """Count one micro-batch; at the last of an accumulation clip, update and clear the gradients.
+        """Count one micro-batch. After the last one of an accumulation, clip, update and clear the gradients.
 
-        Returns whether an update was made. Collective over ranks.
+        Returns whether parameters were updated. Collective.
         """
 
-    @abstractmethod
     def optimiser_state(self) -> ParameterState:
-        """The whole optimiser state of this rank's parameters, independent of any partitioning. Collective."""
+        """The optimiser state of the parameters on this rank, whole even if ZeRO divides it. Collective."""
+        return {
+            name: {key: value for key, value in self.optimiser.state[parameter].items() if isinstance(value, Tensor)}
+            for name, parameter in self.network.named_parameters()
+            if parameter in self.optimiser.state
+        }
 
-    @abstractmethod
     def load_optimiser_state(self, state: ParameterState) -> None:
-        """Take over a state that `optimiser_state` returned, and the parameters as they are in the network now."""
+        """Load a state that `optimiser_state` returned. ZeRO also takes the network's current parameters over."""
+        self.optimiser.state.clear()
+        for name, parameter in self.network.named_parameters():
+            if state.get(name):
+                self.optimiser.state[parameter] = {
+                    key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                    for key, value in state[name].items()
+                }
 
-    @abstractmethod
-    def synchronise_buffers(self) -> None:
-        """Give every replica of a buffer (running statistics drift apart) the value of its first rank. Collective."""
+    def synchronise_buffers(self) -> None:  # noqa: B027 (one process has no replicas)
+        """Set each buffer, such as running statistics, to the first replica's value on all replicas. Collective."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Take the engine's hooks off the network, so that another engine can be made for it."""
-
-
-def state_by_parameter(network: nn.Module, optimiser: MixedOptimiser) -> ParameterState:
-    """The optimiser's tensors by parameter name, where it keeps its state by parameter (no ZeRO)."""
-    return {
-        name: {key: value for key, value in optimiser.state[parameter].items() if isinstance(value, Tensor)}
-        for name, parameter in network.named_parameters()
-        if parameter in optimiser.state
-    }
-
-
-def load_state_by_parameter(network: nn.Module, optimiser: MixedOptimiser, state: ParameterState) -> None:
-    """The inverse of `state_by_parameter`; moments move to their parameter's device, step counters stay on the CPU."""
-    optimiser.state.clear()
-    for name, parameter in network.named_parameters():
-        if state.get(name):
-            optimiser.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                for key, value in state[name].items()
-            }
+    def close(self) -> None:  # noqa: B027 (plain torch has no hooks)
+        """Remove the engine's hooks from the network, so that another engine can be made for it."""
 
 
 class LocalEngine(Engine):
-    """Plain torch in one process: the reference that the distributed engine equals."""
+    """Trains a network in one process by plain torch; the reference for the results of DeepSpeedEngine."""
 
     def __init__(
         self,
@@ -137,22 +121,10 @@ class LocalEngine(Engine):
         if self._micro_batches % self.accumulate:
             return False
         for parameter in self._trained:
-            if parameter.grad is None:  # untouched by the loss: as over ranks, it still decays and counts the step
+            if parameter.grad is None:  # no loss used it: it decays and counts the step, as with DeepSpeed
                 parameter.grad = torch.zeros_like(parameter)
         if self.clip_norm is not None:
             self.gradient_norm = torch.nn.utils.clip_grad_norm_(self._trained, self.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
         return True
-
-    def optimiser_state(self) -> ParameterState:
-        return state_by_parameter(self.network, self.optimiser)
-
-    def load_optimiser_state(self, state: ParameterState) -> None:
-        load_state_by_parameter(self.network, self.optimiser, state)
-
-    def synchronise_buffers(self) -> None:
-        """One process: nothing can have drifted."""
-
-    def close(self) -> None:
-        """A local engine leaves nothing on the network."""

@@ -1,7 +1,9 @@
-"""ZeRO's flat partitions seen as whole parameters, so that a checkpoint need not know how they were cut.
+"""The flat partitions of ZeRO as whole parameters, so that a checkpoint does not depend on how they are divided.
 
-ZeRO 1 and 2 lay the parameters of one optimiser group behind each other and give every rank of the group's process
-group an equal slice, for which it keeps the master weights and the optimiser's moments.
+ZeRO 1 and 2 concatenate the parameters of an optimiser group and divide the result equally over the ranks of the
+group's process group. Each rank keeps the master weights and the optimiser's moments of its slice.
+
+Letters: n elements of a rank's slice.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from moe_dist.engine.optimisers import MixedOptimiser
 
 @dataclass(frozen=True)
 class FlatGroup:
-    """One optimiser group: this rank's `partition` [n], and where each parameter starts in the R partitions joined."""
+    """An optimiser group: this rank's `partition` [n], and the offset of each parameter in all partitions joined."""
 
     partition: Tensor
     offsets: Mapping[str, int]
@@ -29,7 +31,7 @@ class FlatGroup:
     process_group: ProcessGroup
 
     def gather(self, partition: Tensor) -> dict[str, Tensor]:
-        """By parameter name, the tensors of which `partition` [n] is this rank's slice. Collective."""
+        """The whole tensors by parameter name, of which `partition` [n] is this rank's slice. Collective."""
         parts = [torch.empty_like(partition) for _ in range(dist.get_world_size(self.process_group))]
         dist.all_gather(parts, partition, group=self.process_group)
         flat = torch.cat(parts)
@@ -39,7 +41,7 @@ class FlatGroup:
         }
 
     def slice(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """This rank's slice [n] of whole tensors: the inverse of `gather`, without communication."""
+        """This rank's slice [n] of whole tensors; the inverse of `gather`, without communication."""
         size = self.partition.numel()
         flat = self.partition.new_zeros(size * dist.get_world_size(self.process_group))
         for name, start in self.offsets.items():
@@ -48,7 +50,7 @@ class FlatGroup:
         return flat[rank * size : (rank + 1) * size]
 
     def magnitude(self, name: str, gradients: Sequence[Tensor]) -> Tensor:
-        """The sum of absolute gradients [] of what of `name` lies in this rank's slice, which is `gradients` joined."""
+        """The sum of the absolute gradients of `name` in this rank's slice, whose gradients are `gradients` joined."""
         total = self.partition.new_zeros(())
         position = dist.get_rank(self.process_group) * self.partition.numel()
         for gradient in gradients:
@@ -61,7 +63,7 @@ class FlatGroup:
 
 
 def flat_groups(zero: Any, network: nn.Module) -> list[FlatGroup]:
-    """The groups of `zero`, a DeepSpeedZeroOptimizer of stage 1 or 2."""
+    """The optimiser groups of `zero`, a DeepSpeedZeroOptimizer of stage 1 or 2."""
     names = {parameter: name for name, parameter in network.named_parameters()}
     return [
         FlatGroup(
@@ -80,7 +82,7 @@ def flat_groups(zero: Any, network: nn.Module) -> list[FlatGroup]:
 
 
 def gather_state(groups: list[FlatGroup], optimiser: MixedOptimiser) -> ParameterState:
-    """The optimiser's state by parameter; moments are gathered, the step counter is the group's. Collective."""
+    """The optimiser's state by parameter. Moments are gathered; the step counter is the group's. Collective."""
     state: ParameterState = {name: {} for group in groups for name in group.offsets}
     for group in groups:
         for key, value in sorted(optimiser.state[group.partition].items()):
@@ -91,7 +93,7 @@ def gather_state(groups: list[FlatGroup], optimiser: MixedOptimiser) -> Paramete
 
 
 def load_state(groups: list[FlatGroup], optimiser: MixedOptimiser, state: ParameterState, network: nn.Module) -> None:
-    """Fill the partitions: master weights from the network as it is, moments from `state`."""
+    """Fill the partitions with the network's current parameters, and the optimiser's state with `state`."""
     parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
     for group in groups:
         group.partition.data.copy_(group.slice(parameters))

@@ -1,4 +1,4 @@
-"""The time one image takes: a prediction at batch size 1, after warm-up."""
+"""The time of a prediction at batch size 1, after warm-up."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def measure_latency(
     images: int = 200,
     device: torch.device | str = "cpu",
 ) -> Latency:
-    """Time `predict` on one image [1, 3, S, S], `images` times after `warm_up` untimed calls.
+    """Time `images` calls of `predict` on an image [1, 3, S, S], one by one, after `warm_up` untimed calls.
 
-    The image is moved to `device` beforehand: what is timed is the network alone, without decoding or transfer. Each
-    call is timed by itself, and on a GPU ends only when the device has finished.
+    The image is moved to `device` before, so decoding and transfer are not timed. On a GPU a call ends when the device
+    has finished.
     """
     device = torch.device(device)
     image = image.to(device)
@@ -47,7 +47,7 @@ def measure_latency(
 
 
 def _time_once(predict: Callable[[Tensor], Any], image: Tensor, device: torch.device) -> int:
-    """Nanoseconds of one call."""
+    """The nanoseconds of one call."""
     _wait_for(device)
     start = perf_counter_ns()
     predict(image)
@@ -56,6 +56,6 @@ def _time_once(predict: Callable[[Tensor], Any], image: Tensor, device: torch.de
 
 
 def _wait_for(device: torch.device) -> None:
-    """CUDA calls return before their work is done; without this wait only their launch would be timed."""
+    """Wait until a GPU has finished: CUDA calls return before their work is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

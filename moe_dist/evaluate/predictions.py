@@ -1,4 +1,4 @@
-"""A trained model on the test split: predictions and latency, once, by one process that holds the whole network."""
+"""Evaluates a trained model on the test split in one process: predictions, latency and pictures."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from moe_dist.data.stream.stream import evaluation_batches
 from moe_dist.engine.checkpoint import damaged_file, load_weights
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
-from moe_dist.evaluate.explain import look_at_images, own_pictures, project_features
 from moe_dist.evaluate.latency import Latency, measure_latency
+from moe_dist.evaluate.pictures import look_at_images, own_pictures, project_features
 from moe_dist.files import whole_file, write_json
 from moe_dist.methods.base import Method
 from moe_dist.methods.phases import TaskContext
 from moe_dist.metrics.classification import pairwise_divergence
 from moe_dist.record.provenance import hardware
 from moe_dist.record.results import Results
-from moe_dist.train.task import EVALUATION_BATCH, TrainingTask, build_network, open_method
+from moe_dist.train.task import BAD_SAMPLES, EVALUATION_BATCH, TrainingTask, build_network, open_method
 
 ALL = "all"
 EXPERTS_BYTES = 64 * 2**20
-"""Up to this size the experts' own log-probabilities are kept; beyond it, only their choices."""
+"""Largest size of the experts' log-probabilities that are kept; of larger ones only the classes are kept."""
 
 
 def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], context: TaskContext) -> dict[str, Any]:
-    """Predictions of the test split by all experts and by each top-k, and how long one image takes with each.
+    """A task: predictions on the test split and latency, with all experts and with each top-k, and pictures.
 
-    checkpoints: the last one, which all of that is of, and the one chosen on validation, whose choices are kept beside.
+    checkpoints: the last one, which is evaluated, and the best one on validation (or None), of which only the predicted
+    classes are kept. Returns arrays, pictures and about, for `save_evaluation`.
     """
     last, chosen = checkpoints
     task = TrainingTask.unpack(packed)
     data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
-    data.bad_samples.write_to(task.bad_samples)
-    method = open_method(task.job, task.label, data)
+    data.bad_samples.write_to(task.run / BAD_SAMPLES)
+    method = open_method(task.job, task.model, data)
     network = load_network(task, method, Path(last)).to(context.device)
     arrays = predict_test(method, network, data, context)
     image = next(
@@ -65,7 +66,7 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
 
 
 def load_network(task: TrainingTask, method: Method, checkpoint: Path) -> nn.Module:
-    """The trained network with all its experts, in eval mode on the CPU. Raises UserError for a damaged checkpoint."""
+    """The trained network with all experts, in eval mode on the CPU. Raises UserError for a damaged checkpoint."""
     if file := damaged_file(checkpoint):
         raise UserError(
             f"{checkpoint}: {file} does not hold the bytes that were written; run again with --resume, which goes on "
@@ -79,10 +80,10 @@ def load_network(task: TrainingTask, method: Method, checkpoint: Path) -> nn.Mod
 
 @torch.inference_mode()
 def predict_test(method: Method, network: nn.Module, data: OpenedData, context: TaskContext) -> dict[str, np.ndarray]:
-    """labels [N], log_probs [N, C], gate [N, E] where there is one, and log_probs_top<k> [N, C].
+    """The predictions on the test split: labels [N], log_probs [N, C], gate [N, E] if any, log_probs_top<k> [N, C].
 
-    Where experts predict classes: experts_argmax [N, E] int16, the choice of each, experts_divergence [N] float32, and
-    if it is small experts_log_probs [N, E, C] float16. Bad samples that the job lets pass are in none of them.
+    If experts predict classes, also experts_argmax [N, E] int16 (each expert's class), experts_divergence [N] float32
+    and, if it is small, experts_log_probs [N, E, C] float16. Bad samples are left out of all arrays.
     """
     labels = data.test.labels[data.test_samples]
     collected: dict[str, list[np.ndarray]] = {}
@@ -101,14 +102,14 @@ def predict_test(method: Method, network: nn.Module, data: OpenedData, context: 
         for name, array in arrays.items():
             collected.setdefault(name, []).append(array.cpu().numpy()[valid])
         done += len(valid)
-        context.progress(min(done, len(labels)), len(labels) + 1)  # the last one is the latency's
+        context.progress(min(done, len(labels)), len(labels) + 1)  # the last part is the latency
     require_readable(sum(map(len, collected["labels"])), "test")
     return {name: np.concatenate(parts) for name, parts in collected.items()}
 
 
 @torch.inference_mode()
 def choose_classes(method: Method, network: nn.Module, data: OpenedData, device: torch.device) -> np.ndarray:
-    """The class [N] int16 that `network` chooses for each test image, bad samples left out."""
+    """The class [N] int16 that `network` predicts for each test image, without bad samples."""
     labels = data.test.labels[data.test_samples]
     chosen = [
         method.predict(network, batch.images).log_probs.argmax(1)[batch.weight > 0]
@@ -120,7 +121,7 @@ def choose_classes(method: Method, network: nn.Module, data: OpenedData, device:
 
 
 def _of_experts(experts: Tensor | None, images: int) -> dict[str, Tensor]:
-    """What is kept of the experts' own predictions [B, E, C] for a batch, of `images` in all."""
+    """The arrays to keep of the experts' predictions [B, E, C] for a batch; images: the number of all test images."""
     if experts is None or experts.dim() != 3:
         return {}
     log_probs = experts.float().log_softmax(2)
@@ -132,7 +133,7 @@ def _of_experts(experts: Tensor | None, images: int) -> dict[str, Tensor]:
 
 
 def save_evaluation(folder: Path, outcome: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write predictions.npz, a file a kind of picture, from whose arrays it is drawn, and last evaluation.json."""
+    """Write predictions.npz, a file of arrays for each kind of picture, and last evaluation.json."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").unlink(missing_ok=True)
     for name, arrays in {"predictions": outcome["arrays"], **outcome["pictures"]}.items():

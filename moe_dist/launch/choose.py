@@ -1,8 +1,8 @@
-"""The launcher of a name, started."""
+"""Opens a launcher by its name."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from moe_dist.errors import UserError
@@ -12,13 +12,13 @@ from moe_dist.terminal import Show
 
 
 def open_launcher(name: str, job: Job, run: Path, show: Show) -> AbstractContextManager[Launcher]:
-    """The launcher called `name`, started, as a context manager."""
+    """A context manager that starts the launcher `name`, ray or local. Raises UserError for another name."""
     if name == "ray":
         from moe_dist.launch.ray import ray_launcher
 
         return ray_launcher(job, run, show)
     if name == "local":
-        from moe_dist.launch.local import local_launcher
+        from moe_dist.launch.local import LocalLauncher
 
-        return local_launcher(job, run, show)
+        return nullcontext(LocalLauncher(job, run, show))
     raise UserError(f"--launcher {name}: choose ray or local")

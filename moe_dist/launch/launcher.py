@@ -1,4 +1,4 @@
-"""Where work runs: `local`, in this process (and others like it), or `ray`, on a cluster or an embedded one."""
+"""The interface of launchers, and what both of them (`local` and `ray`) use to run tasks and trainings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.launch.progress import ProgressFile
 from moe_dist.methods.phases import TaskContext, TaskFunction
@@ -21,22 +21,22 @@ from moe_dist.train.worker import TRAINING_FILES, LocalWorker
 
 
 class Launcher(Protocol):
-    """Runs tasks and trainings somewhere."""
+    """Runs tasks and trainings, on this machine (`local`) or by Ray (`ray`)."""
 
     name: str
 
     def run_tasks(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
-        """function(common, item, context) of every item, results in the items' order."""
+        """Yield function(common, item, context) for each item, in the order of items."""
 
     def train(self, tasks: Sequence[TrainingTask]) -> list[Path]:
-        """Run the training loop of each task until it is done; the folders of their last checkpoints.
+        """Train each task to its end, and return the folders of their last checkpoints.
 
-        Several are trained at the same time, where that is what they are: small, and one worker's work each.
+        A launcher may train several tasks of one worker each at the same time.
         """
 
 
 class Context:
-    """A task's context: its device, and a file its progress is written to (any node can, the driver reads)."""
+    """A task's context: its device, and the file to which it writes its progress."""
 
     def __init__(self, device: torch.device, progress: ProgressFile) -> None:
         self.device = device
@@ -44,7 +44,7 @@ class Context:
 
 
 def device_of(gpus: float) -> torch.device:
-    """The device of a worker or task that was given `gpus` (a fraction counts) of this machine."""
+    """The device of a worker or task with `gpus` GPUs (or a fraction of one). Raises UserError if there is none."""
     if gpus == 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -56,12 +56,12 @@ def device_of(gpus: float) -> torch.device:
 
 
 def train_alone(common: None, packed: dict[str, Any], context: TaskContext) -> str:
-    """A training of one worker as a task; the folder of its last checkpoint.
+    """A task that trains with one worker, and returns the folder of the last checkpoint.
 
-    Run again after its process died, it goes on from its last checkpoint.
+    If its process dies and the task runs again, it continues from its last checkpoint.
     """
     task = TrainingTask.unpack(packed)
-    with disk_explained(task.folder, TRAINING_FILES), no_torn_checkpoint(task.checkpoints):
+    with raising_disk_errors(task.folder, TRAINING_FILES), no_torn_checkpoint(task.checkpoints):
         train(TaskWorker(task, context), task)
     last = newest_checkpoint(task.checkpoints)
     assert last is not None, "a finished training leaves a checkpoint"
@@ -69,7 +69,7 @@ def train_alone(common: None, packed: dict[str, Any], context: TaskContext) -> s
 
 
 class TaskWorker(LocalWorker):
-    """The one rank of a training that is a task; it tells how far it is with every checkpoint."""
+    """The only rank of a training that runs as a task. It reports its progress with each checkpoint."""
 
     def __init__(self, task: TrainingTask, context: TaskContext) -> None:
         super().__init__(task.checkpoints, task.job.checkpoint.keep, 0, 1, context.device)
@@ -84,5 +84,5 @@ class TaskWorker(LocalWorker):
 
 
 def use_threads(cpus: float, sharing: int = 1) -> None:
-    """Let torch use the CPUs a worker was given, but no more than its share of this machine's."""
+    """Let torch use `cpus` threads, but at most an equal share of this machine's CPUs for `sharing` processes."""
     torch.set_num_threads(max(1, min(int(cpus), (os.cpu_count() or 1) // sharing)))

@@ -1,4 +1,4 @@
-"""The local launcher: everything in this process; a training with several ranks in processes of this machine."""
+"""The local launcher: tasks and trainings in this process; the ranks of a larger training in processes of their own."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, use_threads
-from moe_dist.launch.progress import ProgressFile, progress_folder, read_progress, watch_training
+from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.methods.phases import TaskFunction
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint
@@ -28,14 +28,8 @@ from moe_dist.train.task import TrainingTask
 from moe_dist.train.worker import TRAINING_FILES, LocalWorker
 
 
-@contextlib.contextmanager
-def local_launcher(job: Job, run: Path, show: Show) -> Iterator[LocalLauncher]:
-    """The local launcher; nothing to start or stop."""
-    yield LocalLauncher(job, run, show)
-
-
 class LocalLauncher:
-    """Tasks one after another in this process; a one-rank training too, without Ray and without DeepSpeed."""
+    """Runs tasks in turn in this process, and trainings, too; one rank needs neither Ray nor DeepSpeed."""
 
     name = "local"
 
@@ -43,18 +37,18 @@ class LocalLauncher:
         self._job, self._run, self._show = job, run, show
 
     def run_tasks(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
-        """function(common, item, context) of every item, one after another."""
+        """See Launcher. The items run in turn."""
         resources = self._job.resources
         device = device_of(resources.gpus_per_task)
         use_threads(resources.cpus_per_task)
-        with progress_folder(self._run) as folder, self._show.watching(lambda: read_progress(folder, len(items))):
+        with watch_tasks(self._show, self._run, len(items)) as folder:
             for number, item in enumerate(items):
                 progress = ProgressFile(folder / f"{number}.json")
                 yield function(common, item, Context(device, progress))
                 progress(1, 1)
 
     def train(self, tasks: Sequence[TrainingTask]) -> list[Path]:
-        """One after another: in this process, or in `workers` processes of this machine joined by torch.distributed."""
+        """See Launcher. The tasks run in turn, each in this process, or with several workers in a process for each."""
         return [self._train(task) for task in tasks]
 
     def _train(self, task: TrainingTask) -> Path:
@@ -69,44 +63,47 @@ class LocalLauncher:
         return last
 
 
-def train_rank(rank: int, world: int, packed: dict[str, Any], port: int) -> None:
-    """One rank of a local training; with several, they meet at `port` of this machine."""
+def train_rank(rank: int, ranks: int, packed: dict[str, Any], port: int) -> None:
+    """Train one rank of a packed task. Several ranks connect at `port` of this machine."""
     from moe_dist.train.loop import train
 
     task = TrainingTask.unpack(packed)
     resources = task.job.resources
     device = device_of(resources.gpus_per_worker)
-    use_threads(resources.cpus_per_worker, sharing=world)
-    if world > 1:
+    use_threads(resources.cpus_per_worker, sharing=ranks)
+    if ranks > 1:
         if device.type == "cuda":
             device = torch.device("cuda", rank % torch.cuda.device_count())
         torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+            "nccl" if device.type == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
         )
     keep = task.job.checkpoint.keep
-    with disk_explained(task.folder, TRAINING_FILES):
-        train(LocalWorker(task.checkpoints, keep, rank, world, device), task)
-    if world > 1:
+    with raising_disk_errors(task.folder, TRAINING_FILES):
+        train(LocalWorker(task.checkpoints, keep, rank, ranks, device), task)
+    if ranks > 1:
         torch.distributed.destroy_process_group()
 
 
 def _spawn(task: TrainingTask, workers: int) -> None:
-    """The ranks as processes; the first that fails ends all, and none outlives this function or this process."""
+    """Train a task in a process for each rank. If one fails, all are ended, and none outlives this process."""
     sentences, sentence = torch.multiprocessing.Pipe(duplex=False)
     others = torch.multiprocessing.active_children()
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of every rank that it ends
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each rank that it ends
     try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         with _ctrl_c_for_this_process_alone():
-            arguments = (workers, task.pack(), _free_port(), os.getpid(), sentence)
-            ranks = torch.multiprocessing.spawn(_spawned, arguments, nprocs=workers, join=False)
-        while not ranks.join():
+            arguments = (workers, task.pack(), port, os.getpid(), sentence)
+            processes = torch.multiprocessing.spawn(_spawned, arguments, nprocs=workers, join=False)
+        while not processes.join():
             pass
     except (ProcessRaisedException, ProcessExitedException) as error:
         if sentences.poll():
             raise sentences.recv() from None
         if isinstance(error, ProcessExitedException) and error.signal_name:
             raise UserError(
-                f"rank {error.error_index} of the training of {task.label} was ended by {error.signal_name} (SIGKILL: "
+                f"rank {error.error_index} of the training of {task.model} was ended by {error.signal_name} (SIGKILL: "
                 "often memory that ran out); go on from its last checkpoint with --resume"
             ) from None
         raise
@@ -118,7 +115,7 @@ def _spawn(task: TrainingTask, workers: int) -> None:
 
 @contextlib.contextmanager
 def _ctrl_c_for_this_process_alone() -> Iterator[None]:
-    """Processes started in the block never see SIGINT, which a terminal sends to all; this one does when it ends."""
+    """Block SIGINT, which a terminal sends to all processes, for those started in the block. This one gets it after."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -127,26 +124,19 @@ def _ctrl_c_for_this_process_alone() -> Iterator[None]:
 
 
 def _spawned(
-    rank: int, world: int, packed: dict[str, Any], port: int, driver: int, sentence: Connection[UserError, Any]
+    rank: int, ranks: int, packed: dict[str, Any], port: int, driver: int, sentence: Connection[UserError, Any]
 ) -> None:
-    """One rank in its process; a UserError goes to the driver through a pipe, as the disk may be what is wrong."""
+    """Train one rank in its own process. A UserError is sent through a pipe, because the disk may be full."""
     torch.multiprocessing._prctl_pr_set_pdeathsig(signal.SIGKILL)  # type: ignore[attr-defined]
-    if os.getppid() != driver:  # it died before the line above
+    if os.getppid() != driver:  # the driver ended before the line above
         return
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
     try:
-        train_rank(rank, world, packed, port)
+        train_rank(rank, ranks, packed, port)
     except UserError as error:
         sentence.send(error)
-        sys.exit(1)  # what is raised here would be written to a temporary file, whose disk may be full
+        sys.exit(1)  # torch would write the exception to a temporary file, and the disk may be full
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(
-        0
-    )  # a C++ thread of gloo that is still ending aborts an interpreter that unwinds, rarely, on a busy machine
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    # Not a normal exit: on a busy machine, a C++ thread of gloo that has not ended can abort an exiting interpreter.
+    os._exit(0)

@@ -1,4 +1,4 @@
-"""A model's phases, run from the driver's side: what is there is kept, what is missing is done."""
+"""Runs the phases of a model from the driver: results that are there are kept, missing ones are made."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Any
 
 from torch import nn
 
+from moe_dist.data.opened.opened import OpenedData
 from moe_dist.engine.checkpoint import read_state
 from moe_dist.files import read_json, write_json
-from moe_dist.launch.drive import Drive
+from moe_dist.job import Job
+from moe_dist.launch.launcher import Launcher
 from moe_dist.methods.base import Method
 from moe_dist.places import Current, ModelFolder, cache_folder
 from moe_dist.record.fingerprints import Planned, PlannedStep, PlannedTraining, differences
 from moe_dist.record.results import Results, done
+from moe_dist.record.run_record import RunRecord
+from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import sound_checkpoint
 from moe_dist.train.steps import run_step
 from moe_dist.train.task import TrainingTask, trained_network
@@ -25,37 +29,49 @@ TRAINED = "training.json"
 SETTINGS = "settings.json"
 
 
+@dataclass(frozen=True)
+class Drive:
+    """The job, run directory, data, launcher, record and display of a run."""
+
+    job: Job
+    run: Path
+    data: OpenedData
+    launcher: Launcher
+    record: RunRecord
+    show: Show
+
+
 @dataclass
 class ModelPhases:
-    """The phases of one model (one label) of a run, of which those in `planned` are wanted.
+    """The phases of a model in a run.
 
-    trained: the last checkpoints of the stages that are done, by the stage's name.
+    planned: the phases to run. trained: the last checkpoints of finished stages, by the stage's name.
     """
 
     drive: Drive
-    label: str
+    model: str
     method: Method
     planned: Sequence[Planned]
     trained: dict[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.folder = ModelFolder(self.drive.run / self.label)
+        self.folder = ModelFolder(self.drive.run / self.model)
         steps = {item.step.name: item for item in self.planned if isinstance(item, PlannedStep)}
         self.results = Results({name: self.folder.step(name, item.fingerprint) for name, item in steps.items()})
 
     @property
     def trainings(self) -> list[PlannedTraining]:
-        """All trainings that are wanted, in order."""
+        """The trainings among the phases, in order."""
         return [training for item in self.planned if not isinstance(item, PlannedStep) for training in item]
 
     def current(self, evaluation: Path | None = None) -> Current:
-        """What the report is to show of them: the last training is the model's."""
+        """The folders that the report shows. The last training is the model's own."""
         folders = {training.name: self.folder.training(training.fingerprint) for training in self.trainings}
         last = next(reversed(folders.values()), None)
         return Current(self.results.folders, last, evaluation, dict(list(folders.items())[:-1]))
 
     def run(self) -> None:
-        """Run the steps and trainings that are not there yet."""
+        """Run the steps and trainings that have no result yet."""
         for item in self.planned:
             if isinstance(item, PlannedStep):
                 drive = self.drive
@@ -74,19 +90,19 @@ class ModelPhases:
                 self._train(item)
 
     def network(self, stage: str) -> nn.Module:
-        """The network that a stage left, in eval mode on the CPU."""
+        """The network that a stage trained, in eval mode on the CPU."""
         training = next(training for training in self.trainings if stage in [s.name for s in training.stages])
         return trained_network(self.task(training), self.method, stage, self.results)
 
     def task(self, training: PlannedTraining) -> TrainingTask:
-        """A training as it is sent to workers."""
+        """The task of a training, to be sent to workers."""
         return self.task_of(self.folder.training(training.fingerprint), [stage.name for stage in training.stages])
 
     def task_of(self, folder: Path, stages: Sequence[str]) -> TrainingTask:
-        """A training of `stages` into a folder, on what the phases so far have left."""
+        """The task of training `stages` into `folder`, with the results of the phases so far."""
         return TrainingTask(
             job=self.drive.job,
-            label=self.label,
+            model=self.model,
             run=self.drive.run,
             cache=cache_folder(),
             shards=self.drive.data.shards,
@@ -98,7 +114,7 @@ class ModelPhases:
         )
 
     def _train(self, trainings: Sequence[PlannedTraining]) -> None:
-        """Do those of the trainings that are not done, at the same time."""
+        """Run the unfinished ones among `trainings` at the same time."""
         show, missing = self.drive.show, []
         for training in trainings:
             task = self.task(training)
@@ -128,35 +144,36 @@ class ModelPhases:
         return ", ".join(dict.fromkeys(titles)) or "training"
 
     def _finished(self, task: TrainingTask) -> Path | None:
-        """The last checkpoint of a training that is done."""
+        """The last checkpoint of a finished training, else None."""
         finished, checkpoint = read_json(task.folder / TRAINED), self._sound_checkpoint(task)
         if finished and checkpoint and read_state(checkpoint)["step"] == finished["step"]:
             return checkpoint
         return None
 
     def _sound_checkpoint(self, task: TrainingTask) -> Path | None:
-        """The newest sound checkpoint; newer ones that are damaged get another name, and the user is told."""
+        """The newest undamaged checkpoint, or None. Damaged newer ones are renamed, and the user is told."""
         sound, damaged = sound_checkpoint(task.checkpoints)
         for path, file in damaged.items():
             aside = path.with_name(f"damaged-{path.name}")
             path.replace(aside)
             self.drive.show.notice(
                 f"{path}: {file} does not hold the bytes that were written; it is now called {aside.name}, and "
-                f"{sound.name if sound else 'nothing'} is gone on from"
+                f"the training continues from {sound.name if sound else 'its beginning'}"
             )
         return sound
 
     def _note(self, training: PlannedTraining, task: TrainingTask, checkpoint: Path) -> None:
-        """Write that a training is done, and what made it."""
+        """Write training.json: the training is done, and what made it."""
         state = read_state(checkpoint)
         about: dict[str, Any] = {"fingerprint": training.fingerprint, "stages": list(task.stages)}
         about |= {name: state[name] for name in ("step", "seconds", "made", "over")}
         write_json(task.folder / TRAINED, about | {"finished": time.time()})
 
     def seconds(self) -> tuple[float, float | None]:
-        """Wall seconds of all phases, and with an expert's own seconds added up where experts are trained alone.
+        """The seconds of all phases by the clock, and those of all experts added up, as a paper may count them.
 
-        The second is how the paper counts; None without such a step. What ran side by side counts by the longest.
+        Trainings at the same time count by the longest. The second figure is the sum over experts that are trained
+        alone, plus the last training; None if no expert is trained alone.
         """
         wall, alone = 0.0, []
         for item in self.planned:
@@ -170,13 +187,13 @@ class ModelPhases:
         return wall, sum(alone) + self._seconds(self.trainings[-1]) if alone else None
 
     def _seconds(self, training: PlannedTraining) -> float:
-        """How long a training that is done took."""
+        """The seconds that a finished training took."""
         about = read_json(self.folder.training(training.fingerprint) / TRAINED)
         assert about is not None
         return about["seconds"]
 
     def tell_of_change(self, before: Path | None) -> None:
-        """Say what differs from the training in the folder `before`, which the report showed until now, and stays."""
+        """Tell the user which settings differ from those of the training in `before`, which was shown until now."""
         training = self.trainings[-1]
         earlier = read_json(before / SETTINGS) if before else None
         folder = self.task(training).folder
@@ -184,6 +201,6 @@ class ModelPhases:
             return
         changed = "; ".join(differences(earlier, training.settings))
         self.drive.show.notice(
-            f"{self.label}: other settings than those of the training in {before.name} ({changed}); that one stays, "
+            f"{self.model}: settings differ from those of the training in {before.name} ({changed}); that one stays, "
             f"and this one goes to {folder.name} beside it"
         )

@@ -1,4 +1,4 @@
-"""How far a task is, told through a small file that any node can write and the driver reads."""
+"""The progress of tasks and trainings, in files that any node can write and the driver reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRITE_EVERY_SECONDS = 0.25
 
 
 class ProgressFile:
-    """Called as progress(done, total); writes at most a few times a second."""
+    """Writes a task's progress to a file: call it as progress(done, total), as often as you like."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -28,42 +28,43 @@ class ProgressFile:
         if now < self._next and done < total:
             return
         self._next = now + WRITE_EVERY_SECONDS
-        if not self._path.parent.is_dir():  # nobody reads it any more
+        if not self._path.parent.is_dir():  # the driver has stopped reading
             return
         write_text(self._path, json.dumps([done, total]), lasting=False)
 
 
 @contextlib.contextmanager
-def progress_folder(run: Path) -> Iterator[Path]:
-    """An empty folder inside the run directory, which every node reaches, for as long as tasks report into it."""
+def watch_tasks(show: Show, run: Path, items: int) -> Iterator[Path]:
+    """Show the progress of `items` tasks while the block runs; each task counts as one.
+
+    The block gets an empty folder in the run directory, which every node can reach. A task writes <number>.json there.
+    """
     folder = run / ".progress"
+
+    def look() -> tuple[float, float, str]:
+        parts = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+        done = sum(part / whole for part, whole in parts)
+        return done, items, f"{int(done)}/{items}" if items > 1 else ""
+
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        yield folder
+        with show.watching(look):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_progress(folder: Path, items: int) -> tuple[float, float, str]:
-    """(done, total, note) over `items` tasks that write <folder>/<item>.json; each task counts as one."""
-    done = 0.0
-    for path in folder.glob("*.json"):
-        part, whole = json.loads(path.read_text())
-        done += part / whole
-    return done, items, f"{int(done)}/{items}" if items > 1 else ""
-
-
 def watch_training(show: Show, folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Show a training's progress from the metrics.jsonl its rank 0 writes in `folder`, wherever that rank runs."""
+    """Show the progress of a training while the block runs, from the metrics.jsonl that rank 0 writes in `folder`."""
     return show.watching(training_progress(show, folder / "metrics.jsonl"))
 
 
 def training_progress(show: Show, metrics: Path) -> Callable[[], tuple[float, float, str] | None]:
-    """What `watching` asks: (done, total, note) of the newest line, None before this run has written one.
+    """A function that returns (done, total, note) of the newest line, or None before this run has written one.
 
-    Lines that are there already are an earlier run's; some of them stay when this one goes on from its checkpoint. The
-    first line that is newer is where this run's time begins: starting workers tells nothing of the time left.
+    Lines that are there already belong to an earlier run. The time left is estimated from the first new line on,
+    because the time that workers take to start says nothing about it.
     """
     written_before = (last_metrics(metrics) or {}).get("time", 0.0)
     counting = False

@@ -1,4 +1,4 @@
-"""The Ray launcher: tasks as Ray tasks, trainings by Ray Train's TorchTrainer, on a cluster or an embedded Ray."""
+"""The Ray launcher: tasks run as Ray tasks, trainings by Ray Train, on a cluster or an embedded Ray."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, train_alone, use_threads
-from moe_dist.launch.progress import ProgressFile, progress_folder, read_progress, watch_training
+from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
 from moe_dist.methods.phases import TaskFunction
 from moe_dist.settings.resources import ResourceConfig
@@ -26,12 +26,12 @@ from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint, su
 from moe_dist.train.task import TrainingTask
 
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Of an embedded Ray, whose default is 30 % of the machine's memory; images travel by file, not through the store."""
+"""The object store of an embedded Ray, instead of 30 % of memory: images are read from files, not from the store."""
 
 
 @contextlib.contextmanager
 def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
-    """Connect to the cluster that RAY_ADDRESS names (a submitted job has it set), else start an embedded Ray."""
+    """Connect to the cluster of RAY_ADDRESS, which is set for a submitted job, or start an embedded Ray."""
     for name, value in (QUIET | PROMPT).items():
         os.environ.setdefault(name, value)
     try:
@@ -70,16 +70,16 @@ def _start_ray(job: Job) -> None:
 
 
 def embedded_cpus(job: Job) -> int:
-    """Logical CPUs of an embedded Ray: this machine's, or what the job's workers ask for if that is more.
+    """The number of CPUs that an embedded Ray counts with: this machine's, or more if the job's workers need more.
 
-    Workers then share the cores; `--set workers=2` must run on any laptop.
+    Workers then share the cores, so that `--set workers=2` runs on any laptop.
     """
     asked = math.ceil(job.workers * job.resources.cpus_per_worker)
     return max(os.cpu_count() or 1, asked, math.ceil(job.resources.cpus_per_task))
 
 
 def require_resources(job: Job, have: dict[str, float], show: Show) -> None:
-    """Say what the cluster lacks: Ray itself would wait without a word."""
+    """Tell the user if the cluster is too small for the job; Ray would wait without a message."""
     need = {
         "CPU": job.workers * job.resources.cpus_per_worker,
         "GPU": max(job.workers * job.resources.gpus_per_worker, job.resources.gpus_per_task),
@@ -93,7 +93,7 @@ def require_resources(job: Job, have: dict[str, float], show: Show) -> None:
 
 
 class RayLauncher:
-    """Tasks and trainings on the Ray this process is connected to."""
+    """Runs tasks and trainings on the Ray to which this process is connected."""
 
     name = "ray"
 
@@ -101,7 +101,7 @@ class RayLauncher:
         self._job, self._run, self._show = job, run, show
 
     def run_tasks(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
-        """function(common, item, context) of every item as a Ray task with its share of CPUs and of a GPU."""
+        """See Launcher. Each item is a Ray task, with the CPUs and the share of a GPU that the job gives to tasks."""
         import ray
 
         resources = self._job.resources
@@ -109,7 +109,7 @@ class RayLauncher:
             num_cpus=resources.cpus_per_task, num_gpus=resources.gpus_per_task, max_retries=2
         )
         shared = ray.put(common)
-        with progress_folder(self._run) as folder, self._show.watching(lambda: read_progress(folder, len(items))):
+        with watch_tasks(self._show, self._run, len(items)) as folder:
             pending = [
                 remote.remote(function, shared, item, resources.model_dump(), str(folder / f"{number}.json"))
                 for number, item in enumerate(items)
@@ -117,14 +117,14 @@ class RayLauncher:
             try:
                 while pending:
                     yield _result(pending.pop(0))
-            finally:  # one failed, or nobody wants the rest; a finished task must not be cancelled: Ray can crash on it
+            finally:  # a task failed, or the rest is not needed; Ray can crash if a finished task is cancelled
                 for reference in ray.wait(pending, num_returns=len(pending), timeout=0)[1] if pending else []:
                     ray.cancel(reference)
 
     def train(self, tasks: Sequence[TrainingTask]) -> list[Path]:
-        """On the job's workers by Ray Train, which restarts them from the last checkpoint when one dies.
+        """See Launcher. Ray Train restarts the workers from the last checkpoint if one dies.
 
-        Several trainings of one worker each are Ray tasks, side by side; of several workers, one after another.
+        Several tasks of one worker each run at the same time, as Ray tasks; of several workers, they run in turn.
         """
         if len(tasks) == 1 or self._job.workers > 1:
             return [self._train(task) for task in tasks]
@@ -143,7 +143,7 @@ class RayLauncher:
                 fit(task, train_worker)
         except TrainingFailedError as error:
             raise UserError(
-                f"the training of {task.label} failed more than {task.job.checkpoint.max_failures} times "
+                f"the training of {task.model} failed more than {task.job.checkpoint.max_failures} times "
                 f"(checkpoint.max_failures); go on from its last checkpoint with --resume. The last failure: {error}"
             ) from error
         last = newest_checkpoint(task.checkpoints)
@@ -152,9 +152,9 @@ class RayLauncher:
 
 
 def forget_ray_snapshot(task: TrainingTask) -> None:
-    """Let this fit start from the newest checkpoint in the folder, whoever wrote it, and drop older ones.
+    """Remove Ray Train's snapshot and superseded checkpoints, so that the training continues from the newest one.
 
-    Ray Train would go on from what its own snapshot names, which a local run in between has passed or removed.
+    The snapshot may name checkpoints that a local run has since replaced or removed.
     """
     (task.checkpoints / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     for old in superseded(task.checkpoints, task.job.checkpoint.keep):
@@ -162,19 +162,19 @@ def forget_ray_snapshot(task: TrainingTask) -> None:
 
 
 def _run_task(function: TaskFunction, common: Any, item: Any, resources: dict[str, Any], progress_path: str) -> Any:
-    """One task, in a Ray worker process."""
+    """Run one task in a Ray worker process."""
     asked = ResourceConfig.model_validate(resources)
     use_threads(asked.cpus_per_task)
     path = Path(progress_path)
     progress = ProgressFile(path)
-    with disk_explained(path.parent.parent, "what a task leaves"):
+    with raising_disk_errors(path.parent.parent, "what a task leaves"):
         result = function(common, item, Context(device_of(asked.gpus_per_task), progress))
         progress(1, 1)
     return result
 
 
 def _result(reference: Any) -> Any:
-    """A task's result; what a user can mend comes back as the UserError it was."""
+    """The result of a task; its UserError, if it raised one, is raised as such."""
     import ray
 
     try:

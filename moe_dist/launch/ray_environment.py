@@ -1,4 +1,4 @@
-"""Environment variables by which Ray keeps quiet and looks after trainings promptly; set before Ray is imported."""
+"""Environment variables that make Ray print less and react faster. They are set before Ray is imported."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ QUIET = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
 PROMPT = {
-    "RAY_get_check_signal_interval_milliseconds": "20",  # not 1000: the raylet may have been sent SIGTERM, too
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller also takes reports at this pace
+    "RAY_get_check_signal_interval_milliseconds": "20",  # instead of 1000, because SIGTERM may also end the raylet
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also the interval at which the controller reads reports
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "10",
 }

@@ -1,4 +1,4 @@
-"""One training as a run of Ray Train, whose own ways with Ctrl-C and with failures are changed in two places."""
+"""A training by Ray Train, whose handling of Ctrl-C and of failures is changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.train.v2.api.config import CheckpointConfig, FailureConfig, LoggingConf
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.launch.launcher import use_threads
 from moe_dist.launch.ray_environment import PROMPT
 from moe_dist.launch.ray_failures import FailurePolicy, sentence
@@ -22,9 +22,9 @@ from moe_dist.train.worker import TRAINING_FILES
 
 
 def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
-    """Run `worker` (given the packed task) on the job's workers by Ray Train, until it returns on all of them.
+    """Run `worker` with the packed task on all of the job's workers, by Ray Train, until it has returned on each.
 
-    Raises a worker's UserError, which ends the training at once; TrainingFailedError after too many other failures.
+    Raises a worker's UserError at once, and TrainingFailedError after too many other failures.
     """
     job = task.job
     gpus = job.resources.gpus_per_worker
@@ -41,14 +41,14 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
             name=task.checkpoints.name,
             storage_path=str(task.checkpoints.parent),
             failure_config=FailureConfig(max_failures=job.checkpoint.max_failures),
-            checkpoint_config=CheckpointConfig(  # and the newest, whatever its standing
-                num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="standing"
+            checkpoint_config=CheckpointConfig(  # Ray also keeps the newest one
+                num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="checkpoint_score"
             ),
             worker_runtime_env={"env_vars": environment},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with disk_explained(task.folder, TRAINING_FILES):  # of Ray's own files
+    with raising_disk_errors(task.folder, TRAINING_FILES):  # of Ray's own files
         try:
             trainer.fit()
         except TrainingFailedError as error:
@@ -56,19 +56,19 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
 
 
 def train_worker(packed: dict[str, Any]) -> None:
-    """One rank of a Ray Train training."""
+    """Train one rank of a packed task, in a worker of Ray Train."""
     task = TrainingTask.unpack(packed)
     context = ray.train.get_context()
     use_threads(task.job.resources.cpus_per_worker, sharing=context.get_local_world_size())
-    with disk_explained(task.folder, TRAINING_FILES):
+    with raising_disk_errors(task.folder, TRAINING_FILES):
         train(RayWorker(task.checkpoints, ray.train.torch.get_device()), task)
 
 
 class Trainer(TorchTrainer):
-    """Ray Train's, which leaves Ctrl-C to this process and does not try again what a user has to mend."""
+    """Ray Train's trainer, without a handler of Ctrl-C and without retries after a UserError."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Nothing: Ray's handler would end this process from within, with exit code 1 and nothing unwound."""
+        """Do nothing: Ray's handler would exit with code 1 without running any `finally`."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = FailurePolicy(arguments["failure_policy"].failure_config)

@@ -1,4 +1,4 @@
-"""What is shipped of a working tree: the files git would list, or all but hidden, built and downloaded ones."""
+"""Packs a working tree for a cluster: the files that git lists, or all but hidden, built or downloaded ones."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from moe_dist.errors import UserError
 
 SHIPPED_BYTES = 100 * 2**20
-"""What Ray's job server accepts in one request; a larger package gets a bare 413."""
+"""The largest package that Ray's job server accepts; for a larger one it only answers 413."""
 
 LEFT_OUT = ("__pycache__", "venv", "node_modules")
 LEFT_OUT_AT_TOP = ("runs", "data", "shared", "build", "dist")
-"""Not below the top: moe_dist/data is code."""
+"""Left out only at the top of the tree: moe_dist/data is code."""
 
 
 def pack_tree(root: Path, folder: Path, extra: Mapping[str, str]) -> Path:
-    """Zip what is shipped of `root`, and text files `extra` by name, into `folder`.
+    """Zip the files to ship below `root`, and the text files `extra` by name, into a file in `folder`.
 
-    Raises UserError where that is too much.
+    Raises UserError if they are too large.
     """
     files = shipped_files(root)
     require_small(root, files)
@@ -36,14 +36,14 @@ def pack_tree(root: Path, folder: Path, extra: Mapping[str, str]) -> Path:
 
 
 def shipped_files(root: Path) -> list[Path]:
-    """The files to ship, relative to `root`: tracked and new but not ignored ones; without git, by their names."""
+    """The files to ship, relative to `root`: those that git does not ignore, or without git, chosen by name."""
     listed = _listed_by_git(root)
     files = _listed_by_name(root) if listed is None else listed
     return sorted(file for file in files if (root / file).is_file())
 
 
 def require_small(root: Path, files: Sequence[Path]) -> None:
-    """Raise UserError, naming what is large, where the files together are more than the job server takes."""
+    """Raise UserError, which names the largest parts, if the files exceed what Ray's job server accepts."""
     sizes: Counter[str] = Counter()
     for file in files:
         sizes[file.parts[0]] += (root / file).stat().st_size
@@ -57,7 +57,7 @@ def require_small(root: Path, files: Sequence[Path]) -> None:
 
 
 def _listed_by_git(root: Path) -> list[Path] | None:
-    """What git lists below `root`, or None where there is no repository or no git."""
+    """The files that git lists below `root`, or None without a repository or without git."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         answer = subprocess.run(command, cwd=root, capture_output=True, check=True)

@@ -1,7 +1,7 @@
-"""`moe-dist submit`: ship the working tree to a Ray cluster, run `moe-dist run` on its head, follow the log.
+"""`moe-dist submit`: ships the working tree to a Ray cluster, runs `moe-dist run` there and follows the log.
 
-The job server answers to a token, which Ray itself reads (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH or
-RAY_AUTH_TOKEN). It is never an argument here, so that it is never in a command line, a log or a job's description.
+Ray itself reads the token of the job server (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN). It is not
+an argument here, so that it does not appear in a command line, a log or a job's description.
 """
 
 from __future__ import annotations
@@ -20,30 +20,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job, dump_job, load_job
 from moe_dist.launch.shipping import pack_tree
+from moe_dist.places import RUNS
 from moe_dist.signals import GO_ON, exit_code
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 YOUNG_CLUSTER_SECONDS = 180
-"""How long a cluster that has just come up is given to take its first job."""
+"""How long a cluster that has just started may take to accept its first job."""
 
 MOST_NODES = 10_000
-"""As many as Ray lists at most; its default, 100, may all be dead ones of a cluster that grows and shrinks."""
+"""The most nodes that Ray lists. Its default is 100, which may all be dead nodes of an autoscaled cluster."""
 
 SHIPPED_JOB = "submitted_job.yaml"
-"""The job as resolved here, in the shipped tree: relative paths and recipes are looked up where the user is."""
-
-RUNS = Path("runs")
+"""The name of the resolved job in the shipped tree. It is resolved here, where its relative paths are valid."""
 
 
 @dataclass(frozen=True)
 class ClusterNode:
-    """A living node: its address, and how much it has of each resource (CPU, GPU, ...)."""
+    """A living node: its address, and its amount of each resource (CPU, GPU, ...)."""
 
     address: str
     resources: Mapping[str, float]
@@ -52,12 +51,14 @@ class ClusterNode:
 def submit(
     job_path: Path, overrides: list[str], address: str, *, follow: bool, out: Path | None = None, resume: bool = False
 ) -> int:
-    """Run a job on the cluster whose job server is at `address`; the job's exit code, or 0 where it is not followed.
+    """Run a job on the cluster whose job server is at `address`. Returns the job's exit code, or 0 without `follow`.
 
-    The current directory is shipped, and paths in the job are taken from it, as `moe-dist run` would. out: the run
-    directory, on storage that every node reaches; it may be left out for a cluster on this machine. resume: go on with
-    the run that is there.
-    Raises UserError where the job, the address or the token is wrong, or the tree is too large.
+    The current directory is shipped, and paths in the job are relative to it, as for `moe-dist run`.
+
+    out: the run directory, on storage that every node can reach; it may be None for a cluster on this machine.
+    resume: continue the run in `out`.
+
+    Raises UserError if the job, the address or the token is wrong, or the tree is too large.
     """
     job = load_job(job_path, overrides)
     if resume and out is None:
@@ -86,9 +87,10 @@ def submit(
 
 
 def run_directory(job: Job, nodes: Sequence[ClusterNode], out: Path | None) -> Path:
-    """Where the job's results go, absolute: every node writes there. Raises UserError where only the user can know.
+    """The absolute run directory, to which every node writes: `out`, or one below runs/ for a cluster on this machine.
 
-    The address submitted to does not tell: 127.0.0.1 may be a port forwarded from afar. The nodes' own do.
+    Whether the cluster is on this machine follows from the nodes' addresses, because 127.0.0.1 as the server's address
+    may be a forwarded port. Raises UserError for another cluster without `out`.
     """
     if out is not None:
         return out.absolute()
@@ -101,10 +103,10 @@ def run_directory(job: Job, nodes: Sequence[ClusterNode], out: Path | None) -> P
 
 
 def job_environment(run: Path, out: Path | None) -> dict[str, str]:
-    """What a job's processes are told: above all where shards that every node reaches are kept.
+    """The environment variables of a job, of which MOE_DIST_CACHE says where shards are kept.
 
-    That is this shell's MOE_DIST_CACHE, or a folder beside the run. On the cluster the shipped tree is the current
-    directory, each node has its own copy, and all go when the job ends.
+    It is this shell's MOE_DIST_CACHE, or a folder beside the run. The job's current directory would not do: each node
+    has a copy of the shipped tree, which is removed after the job.
     """
     beside = run.parent if out is not None else RUNS.absolute()
     cache = os.environ.get("MOE_DIST_CACHE", str(beside / "cache"))
@@ -112,9 +114,9 @@ def job_environment(run: Path, out: Path | None) -> dict[str, str]:
 
 
 def lacking(job: Job, nodes: Sequence[ClusterNode]) -> list[str]:
-    """What `nodes` cannot hold of the job, in sentences. Ray would wait without a word.
+    """Sentences about workers and tasks of the job for which `nodes` have no room; Ray would wait without a message.
 
-    Not a refusal: an autoscaled cluster has few nodes until a job asks for them.
+    They are no errors, because an autoscaled cluster only starts nodes for a job.
     """
     asked = job.resources
     needs = [
@@ -130,12 +132,12 @@ def lacking(job: Job, nodes: Sequence[ClusterNode]) -> list[str]:
 
 
 def _fitting(need: Mapping[str, float], have: Mapping[str, float]) -> int:
-    """How many of `need` one node holds at once; a worker never spans two nodes."""
+    """How many workers that need `need` fit on a node that has `have`."""
     return int(min(have.get(kind, 0.0) / amount for kind, amount in need.items() if amount))
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the job server at `address`. Raises UserError where there is none or it refuses."""
+    """A client of the job server at `address`. Raises UserError if none answers, or it refuses the client."""
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError:
@@ -147,22 +149,22 @@ def connect(address: str) -> JobSubmissionClient:
     for module in ("dashboard_sdk", "job.sdk"):
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        os.environ.pop(name, None)  # Ray would go there instead of to the address it is given
-    with _explained(address):
+        os.environ.pop(name, None)  # Ray prefers these to the address that it is given
+    with _raising_user_errors(address):
         return JobSubmissionClient(address)
 
 
 def living_nodes(address: str) -> list[ClusterNode]:
-    """The nodes that are alive, as the cluster's state API tells. Raises UserError where it does not."""
+    """The nodes of the cluster that are alive. Raises UserError if its state API does not answer."""
     from ray.util.state import list_nodes
 
-    with _explained(address):  # not filtered by Ray, which then calls the dead ones missing and raises
+    with _raising_user_errors(address):  # filtered below, because Ray raises if its own filter drops nodes
         nodes = list_nodes(address=address, detail=True, limit=MOST_NODES)
     return [ClusterNode(node.node_ip, node.resources_total or {}) for node in nodes if node.state == "ALIVE"]
 
 
 def start_job(client: JobSubmissionClient, **job: Any) -> None:
-    """Submit, and again while the cluster is so young that no agent has registered; its job server says so by a 500."""
+    """Submit a job. Try again while a new cluster has no agent, for which its job server answers 500."""
     last_try = time.monotonic() + YOUNG_CLUSTER_SECONDS
     while True:
         try:
@@ -184,24 +186,24 @@ def submit_command(
     environment: Mapping[str, str],
     follow: bool,
 ) -> int:
-    """Ship the tree below `root`, run `command` in it on the cluster; its exit code, or 0 where it is not followed.
+    """Ship the tree below `root` and run `command` in it. Returns its exit code, or 0 without `follow`.
 
-    files: text files to ship besides, by name; environment: variables of the command and of all workers it starts.
+    files: further text files to ship, by name. environment: variables of the command and of the workers that it starts.
     """
     submission = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     address = client.get_address()
     with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
-        with disk_explained(Path(folder).parent, "the tree to ship", "submit again"):
+        with raising_disk_errors(Path(folder).parent, "the tree to ship", "submit again"):
             tree = pack_tree(root, Path(folder), files)
         runtime = {"working_dir": str(tree), "env_vars": dict(environment)}
-        with _explained(address):
+        with _raising_user_errors(address):
             start_job(client, entrypoint=shlex.join(command), submission_id=submission, runtime_env=runtime)
     print(f"submitted {submission} to {address}")
     if not follow:
         print(_afterwards(address, submission))
         return 0
     try:
-        with _explained(address):
+        with _raising_user_errors(address):
             return follow_job(client, submission)
     except UserError as error:
         raise UserError(f"{error}; the job may go on: ray job status --address {address} {submission}") from None
@@ -211,7 +213,7 @@ def submit_command(
 
 
 def follow_job(client: JobSubmissionClient, submission: str) -> int:
-    """Print a job's log until it ends; its exit code, or 1 where it ended without one (stopped, or never started)."""
+    """Print a job's log until it ends. Returns its exit code, or 1 if it was stopped or did not start."""
 
     async def print_log() -> None:
         async for text in client.tail_job_logs(submission):
@@ -233,12 +235,11 @@ def _afterwards(address: str, submission: str) -> str:
 
 
 @contextlib.contextmanager
-def _explained(address: str) -> Iterator[None]:
-    """Turn what Ray raises when a job server cannot be used into a sentence.
+def _raising_user_errors(address: str) -> Iterator[None]:
+    """Raise UserError for exceptions of Ray in the block, which uses the job server at `address`.
 
-    Ray raises AuthenticationError for a missing or wrong token, ConnectionError (an OSError, as are those of requests)
-    where nothing answers, and RuntimeError, with the server's words, for every other refusal; its state API raises
-    exceptions of its own.
+    Ray raises AuthenticationError if the token is missing or wrong, ConnectionError (an OSError, as those of requests)
+    if nothing answers, RuntimeError with the server's words if it refuses otherwise. Its state API has own exceptions.
     """
     from ray.exceptions import AuthenticationError, RayError
     from ray.util.state.exception import DataSourceUnavailable, RayStateApiException
@@ -254,7 +255,7 @@ def _explained(address: str) -> Iterator[None]:
         ) from None
     except (RayStateApiException, DataSourceUnavailable) as error:
         raise UserError(
-            f"{address} does not tell which nodes the cluster has; look there whether it is whole, and submit again. "
+            f"{address} does not tell which nodes the cluster has; check the cluster, and submit again. "
             f"It said: {' '.join(str(error).split())}"
         ) from None
     except (OSError, RuntimeError, RayError) as error:
@@ -262,7 +263,7 @@ def _explained(address: str) -> Iterator[None]:
 
 
 def _refusal(address: str, reason: str) -> str:
-    """Why the job server said 401 or 403, or why Ray had no token to send."""
+    """A sentence on why the job server answered 401 or 403, or Ray had no token to send."""
     variables = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
     if reason.startswith("Authentication failed"):
         return f"{address} refuses the token (403): it is not this cluster's; set {variables}"

@@ -1,4 +1,4 @@
-"""The one protocol between a method and everything that runs it.
+"""The interface between a method and everything that runs it.
 
 Letters used in shapes here and in methods/: B samples of a batch, N samples of a set, C classes, E experts, D features,
 S image side.
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Prediction:
-    """What a network says of images.
+    """The prediction of a network for images.
 
-    log_probs [B, C]: of classes, or of clusters. gates: weights [B, E] of each gate's experts, by the gate's name; ""
-    where there is one gate. experts: per-expert output, or None; where it is [B, E, C], the softmax over C is the
-    expert's own prediction.
-    Where only k experts were computed (one image, top-k) a gate is [1, k] and experts None.
+    log_probs: log-probabilities [B, C] of classes or of clusters. gates: the weights [B, E] of experts, by the name of
+    the gate; "" for the only gate. experts: the outputs of experts, or None. Outputs [B, E, C] are logits of the
+    experts' own predictions. If only k experts were computed (one image, top-k), a gate is [1, k] and experts is None.
     """
 
     log_probs: Tensor
@@ -39,18 +38,18 @@ class Prediction:
 
 
 class Method(ABC):
-    """A paper's or baseline's model, losses and stages. The loop knows methods only through this."""
+    """The model, losses and phases of a paper or of a baseline."""
 
     Config: ClassVar[type[MethodConfig]]
     mixes_labels: ClassVar[bool] = False
-    """Whether its losses go by `Batch.mean_over_labels`, as MixUp and CutMix need."""
+    """Whether its losses support images of two labels, which MixUp and CutMix make (`Batch.mean_over_labels`)."""
     looks_at_shares: ClassVar[bool] = False
-    """Whether something depends on how a batch is divided over ranks and micro-batches, beside batch normalisation and
-    dropout, which are found in the network: then that division is a part of the result."""
+    """Whether the result depends on how a batch is divided into shares of ranks and micro-batches not only by
+    batch normalisation and dropout, which are found in the network."""
     predicts: ClassVar[Literal["classes", "clusters"]] = "classes"
-    """What the numbers that it predicts mean: clusters are compared with classes up to their names."""
+    """Whether it predicts classes, or clusters, which are matched with classes for the metrics."""
     chosen_by: ClassVar[str] = "top1"
-    """The score, in [0, 1] and larger the better, that chooses a checkpoint and ranks the trials of a search."""
+    """The score that chooses a checkpoint and ranks the trials of a search, in [0, 1], larger is better."""
 
     def __init__(self, config: Any, info: DatasetInfo) -> None:
         self.config = config
@@ -59,7 +58,7 @@ class Method(ABC):
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
-        """Its steps and stages, in order; names are unique."""
+        """The steps and stages of the method, in order, with unique names."""
 
     def steps(self) -> Sequence[Step]:
         """The steps among the phases."""
@@ -70,90 +69,90 @@ class Method(ABC):
         return stages_of(self.phases())
 
     def visible_labels(self, results: Results, true_labels: np.ndarray) -> np.ndarray:
-        """The labels [N] this method may learn from, -1 where hidden. Default: all of them."""
+        """The labels [N] from which the method may learn, -1 if hidden. Default: all labels."""
         return true_labels
 
     def training_set(self, results: Results, labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
-        """What training sees, of the visible `labels` [N] and the numbers of the training part. Default: all."""
+        """The training set, given the visible `labels` [N] and the numbers of the training samples. Default: all."""
         return TrainingSet(samples, labels[samples])
 
     def labels_used(self) -> str:
-        """Which of the training labels are learnt from, in words for the report."""
+        """Which training labels the method learns from, in words for the report."""
         return "all"
 
     @abstractmethod
     def build(self, make: Makers, results: Results, seed: int) -> nn.Module:
-        """The network, initialised; `results` may be empty where weights are loaded afterwards.
+        """The initialised network. `results` may be empty if weights are loaded afterwards.
 
-        Under expert parallelism `make` builds only this rank's experts.
+        With expert parallelism, `make` builds only the experts of this rank.
         """
 
     def expert_costs(self) -> Sequence[float]:
-        """Relative cost (multiply-adds of a forward pass) of each expert, for placement; empty where there are none."""
+        """The cost of each expert (multiply-adds of a forward pass), for their placement; empty without experts."""
         return ()
 
     def expert_outputs(self) -> int:
-        """How many numbers an expert gives back for one sample; 0 where there are no experts."""
+        """The number of outputs of an expert for a sample; 0 without experts."""
         return 0
 
     def set_training(self, network: nn.Module, stage: str) -> None:
-        """Bring the network into the mode in which the stage called `stage` trains it; asked before every epoch."""
+        """Set the network's mode for the stage called `stage`. It is called before every epoch."""
         network.train()
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The loss terms by name (already weighted), whose sum is the objective: see Losses for what else is logged."""
+        """The weighted loss terms by name, whose sum is minimised; a Losses also has values for the log."""
 
     def measure(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """What `score` needs of each sample of a validation batch, [B, ...] by name.
+        """What `score` needs to know of each sample of a validation batch, tensors [B, ...] by name.
 
-        Default: its negative log-likelihood, `loss`, and whether the most likely class is right, `top1`.
+        Default: `loss`, the negative log-likelihood, and `top1`, whether the most likely class is right.
         """
         log_probs = self.predict(network, batch.images).log_probs.float()
         loss = nn.functional.nll_loss(log_probs, batch.labels, reduction="none")
         return {"loss": loss, "top1": (log_probs.argmax(1) == batch.labels).float()}
 
     def score(self, measured: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
-        """The scores of a validation split, from what `measure` gave, arrays [N, ...], and the labels [N].
+        """The scores of a validation split by name, given the arrays [N, ...] of `measure` and the labels [N].
 
-        Among them `chosen_by` and, where a stage waits for it, `loss`. Default: the means.
+        They include `chosen_by`, and `loss` if a schedule or early stopping uses it. Default: the means.
         """
         return {name: float(values.mean(dtype=np.float64)) for name, values in measured.items()}
 
     def compared_parameters(self, network: nn.Module) -> Sequence[nn.Parameter | None]:
-        """Of each expert, the parameter whose gradient tells the expert's share in the log; empty: it has no shares.
+        """For each expert the parameter whose gradients are compared in the log; None for experts of other ranks.
 
-        None for an expert that another rank holds.
+        Default: none are compared.
         """
         return ()
 
     @abstractmethod
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
-        """The prediction for images [B, 3, S, S]; with `top_k`, from the k experts of largest gate weight alone."""
+        """The prediction for images [B, 3, S, S]; with `top_k`, by the k experts of the largest gate weights only."""
 
     def features(self, network: nn.Module, images: Tensor) -> Tensor | None:
-        """What the classifiers see of images [B, 3, S, S], a vector of each [B, D]; None: the method shows none."""
+        """The features [B, D] of images [B, 3, S, S], for the report's t-SNE. Default: None, no t-SNE."""
         return None
 
     def expert_maps(self, network: nn.Module, images: Tensor) -> ExpertMaps | None:
-        """Where each expert looks in images [B, 3, S, S]; None: the method shows nothing of it."""
+        """The experts' feature maps of images [B, 3, S, S], for the report's Grad-CAM. Default: None, no Grad-CAM."""
         return None
 
     def pictures(self, network: nn.Module, batch: Batch) -> Mapping[str, np.ndarray]:
-        """Arrays that the method's own figures are drawn from, of the trained network and a few test images.
+        """Arrays for the method's own figures, from the trained network and a few test images. Default: none.
 
-        They are `own` among the pictures that its report sees (methods/reporting.py). Default: none.
+        Its report gets them as the picture `own` (methods/reporting.py).
         """
         return {}
 
     def search_space(self) -> Mapping[str, Any]:
-        """Of the method as a whole: parameter, by its path in the configuration -> values, as in a job; empty: none."""
+        """The default search space: from a parameter's path in the configuration to its values, as in a job."""
         return {}
 
     def expert_search(self) -> ExpertSearch | None:
-        """How each expert's hyper-parameters are searched; None: the experts are not trained alone."""
+        """The search for hyper-parameters of single experts. Default: None, experts are not trained alone."""
         return None
 
     def top_ks(self) -> Iterable[int]:
-        """The numbers of experts for which accuracy and latency are reported beside `all`."""
+        """Numbers of experts k for which accuracy and latency are reported beside those of all experts."""
         return ()

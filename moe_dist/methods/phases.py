@@ -1,4 +1,4 @@
-"""What a method is made of in time: steps, which work on whole sets, and stages, which train by gradient.
+"""The phases of a method: steps, which work on whole sets, and stages, which train a network by gradients.
 
 Letters used in shapes here: B samples of a batch, N samples of a set, G samples of a global batch, k companions.
 """
@@ -22,44 +22,44 @@ from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves: numbers and tables (JSON) and arrays, both by name."""
+    """The result of a step: values (JSON) and arrays, by name."""
 
     values: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 Results = Mapping[str, StepResult]
-"""The results of the steps before, by name."""
+"""The results of earlier steps, by name."""
 
 
 class TaskContext(Protocol):
-    """What a task knows of where it runs."""
+    """The context that a launcher gives to a task."""
 
     device: torch.device
 
     def progress(self, done: float, total: float) -> None:
-        """Tell how far the task is; cheap to call often."""
+        """Report that `done` of `total` is done. It is cheap to call often."""
 
 
 TaskFunction = Callable[[Any, Any, TaskContext], Any]
-"""function(common, item, context) -> result. A module-level function, so that another process can import it."""
+"""function(common, item, context) -> result; a function of a module, so that another process can import it."""
 
 
 class RunTasks(Protocol):
-    """How a step runs work elsewhere: as Ray tasks, or one after another in this process."""
+    """How a step runs tasks: by Ray, or in turn in this process."""
 
     def __call__(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
-        """function(common, item, context) of every item, results in the items' order; `common` is sent once."""
+        """Yield function(common, item, context) for each item, in the order of items; `common` is sent once."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a step is given.
+    """The inputs of a step.
 
-    images: the training images; labels [N]: those the method may see, -1 where hidden; groups [N]: track of each image,
-    -1 for none; samples: numbers of the training part (validation left out); true_labels [N]: only for a step that
-    splits or scores, else None; results: of the steps before, by name; trained: the network that a stage before left,
-    by the stage's name, in eval mode on the CPU; run_tasks: see RunTasks.
+    images: the training images. labels [N]: the labels that the method may see, -1 if hidden. groups [N]: the track of
+    each image, -1 if none. samples: the numbers of the training samples, without validation. true_labels [N]: all
+    labels, for a step with `sees_true_labels`, else None. results: of earlier steps, by name. trained(stage): the
+    network that an earlier stage trained, in eval mode on the CPU. run_tasks: see RunTasks.
     """
 
     info: DatasetInfo
@@ -77,10 +77,10 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Step:
-    """One piece of work on whole sets; its result stays in the run directory and is reused while its inputs last.
+    """Work on whole sets, whose result is kept in the run directory.
 
-    settings: the values it depends on (a rerun whose settings and earlier phases are unchanged skips it);
-    sees_true_labels: it splits the labelled data or scores against it.
+    settings: the values that the result depends on. The step is only run again if these or an earlier phase change.
+    sees_true_labels: whether it needs all labels, to split the data or to compute scores.
     """
 
     name: str
@@ -92,10 +92,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the training stands when a loss is asked for.
+    """The position of a training, for a loss.
 
-    epoch: of the stage, from 0, of `epochs`; step: of the whole training, from 1; stage_step: of the stage, from 0, of
-    stage_steps. epochs and stage_steps are those of a stage that is not stopped early.
+    epoch: the epoch of the stage, from 0, of `epochs`. step: the step of the training, from 1. stage_step: the step of
+    the stage, from 0, of stage_steps. epochs and stage_steps are those of a stage that is not stopped early.
     """
 
     stage: str
@@ -107,10 +107,9 @@ class Progress:
 
 
 class StageSamples(Protocol):
-    """The images of a stage's training set, as `prepare` and `refresh` see them: without random changes, in order.
+    """The images of a stage's training set, for `prepare` and `refresh`: without augmentation, in order.
 
-    What the methods return is the same on every rank, to the last bit whatever
-    the number of ranks; every rank has to call them.
+    The methods are collective and return the same on every rank. Results do not depend on the number of ranks.
     """
 
     seed: int
@@ -122,24 +121,24 @@ class StageSamples(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """Their labels [N]."""
+        """The labels [N] of these samples."""
 
     def first(self, count: int) -> Batch:
-        """The first `count` samples of the set, shuffled by the seed: a batch of real images."""
+        """A batch of the first `count` samples of the set, shuffled by the seed."""
 
     def outputs(self, function: Callable[[Batch], Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
-        """What `function` gives for all samples, arrays [N, ...] by name; ranks share the work."""
+        """The results of `function` for all samples, arrays [N, ...] by name. The ranks share the work."""
 
     def on_one_rank(self, function: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """What `function` gives on the first rank, sent to all: work that is not worth dividing, as k-means."""
+        """The result of `function` on the first rank, sent to all, for work that is not divided, such as k-means."""
 
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What a refresh leaves.
+    """The result of a refresh.
 
-    arrays [N, ...] by name, in the order of the training set: a batch carries its samples' rows of them as columns
-    until the next refresh. values: only logged. done: the stage ends here, because `reason`.
+    arrays: arrays [N, ...] by name, in the order of the training set; until the next refresh, each batch has its
+    samples' rows of them as columns. values: numbers for the log. done: whether the stage ends, for the `reason`.
     """
 
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -150,10 +149,10 @@ class Refreshed:
 
 @dataclass(frozen=True)
 class Refresh:
-    """Work with the network on all samples of a stage, before its first step and then every `every_steps` steps.
+    """Work with the network on all samples of a stage, before its first step and after every `every_steps` steps.
 
-    run(network, samples, arrays, progress) -> Refreshed; arrays: what the last one left, {} at first. It may change the
-    network's buffers; it draws random numbers from samples.seed alone. Collective.
+    run(network, samples, arrays, progress) -> Refreshed. arrays: those of the last refresh, {} at first. It may change
+    the network's buffers, and has to draw random numbers from samples.seed only. Collective.
     """
 
     every_steps: int
@@ -163,19 +162,19 @@ class Refresh:
 CONSTANT, UNCHANGED = ScheduleConfig(), AugmentConfig()
 
 EpochOrder = Callable[[np.ndarray, int, int, int], np.ndarray]
-"""(labels [N] of the training set, seed, epoch, G) -> its rows in the epoch's batches [steps, G], -1 for none.
+"""(labels [N] of the training set, seed, epoch, G) -> rows of the set in the epoch's batches [steps, G], -1 for none.
 
-A rank takes every W-th column, and a micro-batch every n-th of these: what a loss compares within a share is put so
-many columns apart.
+A rank of R takes every R-th column, and each of n micro-batches every n-th of these. Samples that a loss compares
+within a share must be that many columns apart.
 """
 BuildNetwork = Callable[[Makers, Results, Callable[[str], nn.Module], int], nn.Module]
-"""(makers, results of steps, network trained by a stage before, seed) -> a network, initialised."""
+"""(makers, results of steps, function from an earlier stage's name to its network, seed) -> an initialised network."""
 
 
 class Losses(dict[str, Tensor]):
-    """Loss terms by name (already weighted), whose sum is the objective; logged: values that are only told.
+    """Weighted loss terms by name, whose sum is minimised, and `logged` values, which only appear in the log.
 
-    All are scalars; over several ranks, their average is told. Where nothing is logged, a plain dictionary does.
+    All are scalars, and the log has their mean over ranks. Without logged values, a plain dictionary will do.
     """
 
     def __init__(self, terms: Mapping[str, Tensor], logged: Mapping[str, Tensor] | None = None) -> None:
@@ -185,24 +184,24 @@ class Losses(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of gradient training with fixed trainable parameters, optimisers and schedule.
+    """A part of a training with the same trained parameters, optimisers and schedule.
 
-    epochs or steps: its length, one of them. batch_size: of the global batch, over all ranks.
-    optimisers maps a parameter-name prefix to its optimiser, or to None; a parameter belongs to the longest prefix that
-    fits, and one that none fits, or whose prefix has None, is frozen.
-    rate_by: whether the schedule moves with epochs or with steps, over the stage's whole length.
-    sampling: how often an epoch shows each of the training set's labels; order: the batches themselves, instead.
-    patience_epochs: the stage ends after so many epochs without a lower validation loss. validated: whether it looks at
-    the validation split at all; without, its result does not depend on it.
-    whole_batch: a loss term is no sum over samples, so that a worker's share cannot be cut into micro-batches.
+    epochs or steps: the length, one of the two. batch_size: the size of the global batch, of all ranks.
+    optimisers: from a prefix of parameter names to the optimiser, or None. The longest matching prefix counts; without
+    a match, or with None, a parameter is frozen.
+    rate_by: whether the schedule moves by epochs or by steps, over the length of the stage.
+    sampling: how often an epoch shows each label of the training set. order: instead, the batches of an epoch.
+    patience_epochs: the stage ends after so many epochs without a lower validation loss. validated: whether the stage
+    uses the validation split; if not, its result does not depend on it.
+    whole_batch: a loss term is not a sum over samples, so a worker's share cannot be divided into micro-batches.
 
-    Where a stage differs from the method as a whole:
-    build: a network of its own, or part of one; without it, it goes on with the network of the stage before, or begins
-    with the method's. settings: all that its result depends on, beside the phases before; without them, the method's
-    whole configuration. training_set, validation_set, loss, measure: instead of the method's. prepare: once, at the
-    stage's start, with the network in eval mode and no gradients; its result is in every checkpoint of the stage.
-    refresh: see Refresh. companions: name of an array [N, k] of rows of the training set, -1 for none: their images are
-    in the batch too.
+    If the stage differs from the method as a whole:
+    build: makes a network of its own, or a part of one. Without it, the stage continues with the network of the stage
+    before, or with the method's. settings: all that its result depends on beside earlier phases; without them, the
+    method's whole configuration. training_set, validation_set, loss, measure: used instead of the method's. prepare:
+    called once before the first step, and not after a resume, with the network in eval mode and without gradients.
+    refresh: see Refresh. companions: the name of an array [N, k] of rows of the training set, -1 for none, whose images
+    are in the batch too.
     """
 
     name: str
@@ -233,13 +232,13 @@ class Stage:
     def __post_init__(self) -> None:
         assert (self.epochs is None) != (self.steps is None), f"stage {self.name}: give epochs or steps"
         by_step = self.rate_by == "step" or self.steps is not None
-        assert not by_step or self.schedule.kind in ("constant", "cosine"), "only these two move by steps"
+        assert not by_step or self.schedule.kind in ("constant", "cosine"), "only these two kinds move by steps"
         assert self.validated or (self.schedule.kind != "plateau" and self.patience_epochs is None)
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Stages with networks of their own that do not depend on each other: they are trained at the same time."""
+    """Stages with networks of their own that do not depend on each other and are trained at the same time."""
 
     stages: tuple[Stage, ...]
 
@@ -253,7 +252,7 @@ def phase_name(phase: Phase) -> str:
 
 
 def stages_of(phases: Sequence[Phase]) -> list[Stage]:
-    """All stages among `phases`, in order."""
+    """The stages among `phases`, in order."""
     stages: list[Stage] = []
     for phase in phases:
         stages += [phase] if isinstance(phase, Stage) else phase.stages if isinstance(phase, SideBySide) else []

@@ -1,12 +1,13 @@
-"""What a result depends on, as settings and as a fingerprint over them: equal fingerprints, equal numbers.
+"""What results depend on, as settings and as fingerprints (hashes) of them: equal fingerprints mean equal results.
 
-1. A step depends on its own settings, the data's and the seed, on the training images, and on the steps before it.
-2. A training depends on the steps, the method's settings, the training and the validation images (schedules look at
-   them), and on what is decided on the spot: precision, what a network sees of a batch, what random crops cut.
-3. An evaluation depends on the training, on the test images and on how models are looked at and chosen.
+1. A step depends on its own settings, those of the data, the seed, the training images and the earlier steps.
+2. A training depends on the steps, the method's settings, the training and the validation images (used by schedules),
+   and on what is only known when it runs: the precision, how a batch is divided if the network notices it, and what
+   random crops are cut from.
+3. An evaluation depends on the training, the test images and the settings of evaluation.
 
-Which fields count is declared where they are (schema.Part). How many workers there are, where files lie and how fast
-they are read is in none of the three.
+Each field of the job declares what depends on it (settings/schema.py: Part). No result depends on the number of
+workers, the places of files or the speed of reading.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from moe_dist.methods.phases import Phase, SideBySide, Stage, Step
 from moe_dist.settings.schema import Part, settings_of
 
 SCHEME = 3
-"""Raised when a default changes, or what is counted: older results are then told apart, and never taken for new ones.
-A test holds the defaults against this number."""
+"""Version of fingerprints. It is increased when a default changes, or what counts, so that results of before are not
+reused. A test compares the defaults with this version."""
 DIGESTS = ("steps", "training images", "validation images")
-"""The settings of a training that are fingerprints themselves: there is nothing to read in them."""
+"""The settings of a training that are hashes, whose values say nothing to a reader."""
 
 
 def fingerprint(*parts: Any) -> str:
-    """sha256 over JSON values."""
+    """The sha256 of JSON values, in hexadecimal."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step, with the fingerprint of all that leads to its result."""
+    """A step, with the fingerprint of all that its result depends on."""
 
     step: Step
     fingerprint: str
@@ -51,7 +52,7 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class PlannedTraining:
-    """Stages that train one network one after another, with all that their result depends on and its fingerprint."""
+    """Stages that train the same network in turn, with all that their result depends on, and its fingerprint."""
 
     stages: tuple[Stage, ...]
     settings: Mapping[str, Any]
@@ -64,11 +65,11 @@ class PlannedTraining:
 
 
 Planned = PlannedStep | tuple[PlannedTraining, ...]
-"""A step, or trainings side by side: most often one."""
+"""A step, or trainings that run at the same time, most often one."""
 
 
-def plan(method: Method, job: Job, label: str, data: OpenedData) -> list[Planned]:
-    """The method's phases in their order; stages that go on with the network of the stage before are one training."""
+def plan(method: Method, job: Job, model: str, data: OpenedData) -> list[Planned]:
+    """The phases of a method, in order. Consecutive stages of one network form one training."""
     inputs = fingerprint(SCHEME, data.digests["train"], job.seed, settings_of(job.data))
     planned: list[Planned] = []
     for group in _grouped(method.phases()):
@@ -78,7 +79,7 @@ def plan(method: Method, job: Job, label: str, data: OpenedData) -> list[Planned
             continue
         trainings = []
         for stages in group:
-            settings = training_settings(job, label, method, data, stages, inputs)
+            settings = training_settings(job, model, method, data, stages, inputs)
             trainings.append(PlannedTraining(stages, settings, fingerprint(settings)))
         inputs = fingerprint(inputs, *(training.fingerprint for training in trainings))
         planned.append(tuple(trainings))
@@ -86,7 +87,7 @@ def plan(method: Method, job: Job, label: str, data: OpenedData) -> list[Planned
 
 
 def _grouped(phases: Sequence[Phase]) -> list[Step | list[tuple[Stage, ...]]]:
-    """Steps, and trainings side by side, each as its stages."""
+    """Steps, and lists of trainings that run at the same time, each a tuple of stages."""
     groups: list[Step | list[tuple[Stage, ...]]] = []
     for phase in phases:
         if isinstance(phase, Step):
@@ -101,28 +102,28 @@ def _grouped(phases: Sequence[Phase]) -> list[Step | list[tuple[Stage, ...]]]:
 
 
 def stages_of_last_training(method: Method) -> tuple[Stage, ...]:
-    """The stages that train the method's own network."""
+    """The stages of the last training, which trains the method's own network."""
     last = _grouped(method.phases())[-1]
     assert isinstance(last, list) and len(last) == 1, "a method ends with a stage"
     return last[0]
 
 
 def main_training(planned: Sequence[Planned]) -> PlannedTraining:
-    """The training whose network is the method's: the last phase."""
+    """The training of the method's own network, which is the last phase."""
     last = planned[-1]
     assert not isinstance(last, PlannedStep)
     return last[0]
 
 
 def up_to(planned: Sequence[Planned], last: str | None) -> list[Planned]:
-    """Those up to the step or stage called `last` (None: all)."""
+    """The phases up to and including the step or stage called `last` (None: all)."""
     names = [[item.step.name] if isinstance(item, PlannedStep) else [t.name for t in item] for item in planned]
     number = next((number for number, found in enumerate(names) if last in found), len(planned) - 1)
     return list(planned[: number + 1])
 
 
 def inputs_of(planned: Sequence[Planned]) -> str:
-    """The fingerprint of all that these phases lead to."""
+    """The fingerprint of all that a result after these phases depends on."""
     return fingerprint(
         *(
             item.fingerprint if isinstance(item, PlannedStep) else [training.fingerprint for training in item]
@@ -132,14 +133,15 @@ def inputs_of(planned: Sequence[Planned]) -> str:
 
 
 def training_settings(
-    job: Job, label: str, method: Method, data: OpenedData, stages: Sequence[Stage], inputs: str
+    job: Job, model: str, method: Method, data: OpenedData, stages: Sequence[Stage], inputs: str
 ) -> dict[str, Any]:
-    """All that a training of these stages depends on, as JSON values; inputs: the fingerprint of the phases before.
+    """All that a training of these stages depends on, as JSON values.
 
-    Stages that say what they depend on are counted with that alone, others with the method's whole configuration.
+    inputs: the fingerprint of the earlier phases. If all stages declare their own settings, only these count, otherwise
+    the whole configuration of the method does.
     """
     if any(stage.settings is None for stage in stages):
-        settings = settings_of(job) | {"method": settings_of(job.models[label])}
+        settings = settings_of(job) | {"method": settings_of(job.models[model])}
         settings.pop("methods", None)
     else:
         kept = {name: value for name, value in settings_of(job).items() if name in ("data", "seed", "resources")}
@@ -148,68 +150,67 @@ def training_settings(
     if any(stage.validated for stage in stages):
         settings["validation images"] = data.digests["val"]
     settings["precision"] = decided_precision(job.resources.precision, job.resources.gpus_per_worker)
-    return settings | _shares(job, method, stages[0]) | _held(stages, data)
+    settings |= _shares(job, method, stages[0])
+    if any(stage.augment.resized_crop is not None for stage in stages):  # cut from the image as stored, or decoded
+        settings["crops_of"] = "square" if isinstance(data.train.images, DecodedImages) else "image"
+    return settings
 
 
-def evaluation_settings(job: Job, label: str, method: Method, data: OpenedData, chosen: str | None) -> dict[str, Any]:
-    """What an evaluation depends on beside its training; chosen: the checkpoint that validation chose, if one."""
+def evaluation_settings(job: Job, model: str, method: Method, data: OpenedData, chosen: str | None) -> dict[str, Any]:
+    """What an evaluation depends on beside its training; chosen: the checkpoint that is best on validation, if any."""
     return {
         "scheme": SCHEME,
         "test": data.digests["test"],
         "chosen": chosen,
         "top_k": [*method.top_ks()],
-        "method": settings_of(job.models[label], Part.EVALUATION),
+        "method": settings_of(job.models[model], Part.EVALUATION),
         "job": settings_of(job.model_copy(update={"method": None, "methods": {}}), Part.EVALUATION),
     }
 
 
 def decided_precision(precision: str, gpus: float) -> str:
-    """The precision of forward passes: `auto` is bf16 on a GPU and fp32 on every CPU, the same on all ranks."""
+    """The precision of forward passes: `auto` is bf16 on a GPU and fp32 on a CPU."""
     if precision == "auto":
         return "bf16" if gpus else "fp32"
     return precision
 
 
 def _shares(job: Job, method: Method, first: Stage) -> dict[str, Any]:
-    """Into how many parts a batch is cut, where the network looks at a part: batch norm and dropout do.
+    """The number of parts of a batch, if the network notices it, as batch normalisation and dropout do; else nothing.
 
-    Experts over ranks see their group's batch, which is another part where they hold batch norm.
+    Experts that are spread over ranks see the batch of their group, so for batch normalisation in them the
+    expert-parallel size counts, too.
     """
     parts = max(job.workers, job.parallel.micro_batches)
     if parts == 1:
         return {}
-    looking = [name for name, module in untrained(method, first, job.seed).named_modules() if _looks(module)]
-    counted: dict[str, Any] = {"batch_parts": parts} if looking or method.looks_at_shares else {}
-    if job.parallel.expert > 1 and any("members." in name for name in looking):
+    noticing = [
+        name
+        for name, module in untrained(method, first, job.seed).named_modules()
+        if isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
+    ]
+    counted: dict[str, Any] = {"batch_parts": parts} if noticing or method.looks_at_shares else {}
+    if job.parallel.expert > 1 and any("members." in name for name in noticing):
         counted["expert_ranks"] = job.parallel.expert
     return counted
 
 
 def untrained(method: Method, stage: Stage, seed: int) -> nn.Module:
-    """A network as the training that begins with `stage` has it, in this process and with weights that mean nothing."""
+    """The network of the training that begins with `stage`, in this process, without trained weights."""
     if stage.build is None:
         return method.build(IN_ONE_PROCESS, {}, seed)
     stages = {stage.name: stage for stage in method.stages()}
     return stage.build(IN_ONE_PROCESS, {}, lambda name: untrained(method, stages[name], seed), seed)
 
 
-def _looks(module: nn.Module) -> bool:
-    """Whether what `module` gives for a sample depends on the samples beside it, or on random numbers of its rank."""
-    return isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
-
-
-def _held(stages: Sequence[Stage], data: OpenedData) -> dict[str, Any]:
-    """What random crops are cut from: the image on disk, or the square that is held in memory."""
-    if all(stage.augment.resized_crop is None for stage in stages):
-        return {}
-    return {"crops_of": "square" if isinstance(data.train.images, DecodedImages) else "image"}
-
-
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed from one set of settings to another, by field: "method.epochs: 4, now 6"."""
-    ours, theirs = _flat(now), _flat(before)
-    changed = [name for name in sorted(ours.keys() | theirs.keys()) if _shown(ours, name) != _shown(theirs, name)]
-    fields = [f"{name}: {_shown(theirs, name)}, now {_shown(ours, name)}" for name in changed if name not in DIGESTS]
+    """The fields in which two sets of settings differ, in words: "method.epochs: 4, now 6"."""
+    old, new = ({name: json.dumps(value) for name, value in _flat(settings).items()} for settings in (before, now))
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    missing = "its default"
+    fields = [
+        f"{name}: {old.get(name, missing)}, now {new.get(name, missing)}" for name in changed if name not in DIGESTS
+    ]
     return fields + [f"other {name}" for name in changed if name in DIGESTS and not (name == "steps" and fields)]
 
 
@@ -217,7 +218,3 @@ def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(settings, Mapping) and settings:
         return {path: leaf for key, item in settings.items() for path, leaf in _flat(item, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): settings}
-
-
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    return json.dumps(settings[name]) if name in settings else "its default"

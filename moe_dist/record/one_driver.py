@@ -1,4 +1,4 @@
-"""One driver at a time in a run directory: two would write over each other's steps, journals and checkpoints."""
+"""A lock on a run directory: two drivers would overwrite each other's results, journals and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LOCK = "lock"
 
 @contextmanager
 def only_driver(run: Path, show: Show) -> Iterator[None]:
-    """Hold the run directory `run`, which is made where it is not there, until the block ends or this process does.
+    """Lock the run directory `run` for this process while the block runs. The directory is created if it is missing.
 
-    The kernel holds the lock for this process alone: kill -9 frees it, and no forked worker that outlives it keeps it.
-    Other nodes are kept out where the file system carries locks between them (NFS, EFS, Lustre mounted with `flock`).
-    Raises UserError where another process holds it; where the file system has no locks at all, the user is told.
+    The lock belongs to this process alone: it ends with the process, even after kill -9, and workers do not inherit it.
+    It also keeps out other nodes if the file system shares locks between them (NFS, EFS, Lustre mounted with `flock`).
+    If the file system has no locks, the user is warned. Raises UserError if another process holds the lock.
     """
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK).open("a+") as file:
@@ -34,7 +34,7 @@ def only_driver(run: Path, show: Show) -> Iterator[None]:
                 "then go on with --resume"
             ) from None
         except OSError as error:
-            show.notice(f"{run}: cannot be locked ({error.strerror}); see to it that no other moe-dist works in it")
+            show.notice(f"{run}: cannot be locked ({error.strerror}); make sure that no other moe-dist works in it")
         file.truncate(0)
         file.write(f" (process {os.getpid()} on {socket.gethostname()})")
         file.flush()

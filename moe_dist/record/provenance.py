@@ -1,4 +1,4 @@
-"""What made a result: the code's version, the machines of the ranks, and how far each of them came."""
+"""What made a result: the version of the code, the machines of the ranks, and their steps and seconds."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ from moe_dist import __version__
 
 
 class Made:
-    """What made a training so far: its stretches, each by one code on one set of machines, in the order of steps.
+    """Records what made a training, as a list of stretches of steps, each by one version of code on the same machines.
 
-    A stretch: from_step, to_step, seconds, workers, hardware (by rank), code, torch, precision and start.
+    A stretch has from_step, to_step, seconds, workers, hardware (the ranks' machines in words, equal ones together:
+    "2 x 8 cores of ..."), code, torch, precision and start.
     """
 
-    def __init__(self, earlier: Sequence[dict[str, Any]], step: int, world: int, precision: str, start: int) -> None:
-        """earlier: the stretches up to `step`, of a checkpoint; start: the number of the run's start. Collective."""
+    def __init__(self, earlier: Sequence[dict[str, Any]], step: int, ranks: int, precision: str, start: int) -> None:
+        """earlier: the stretches up to `step`, from a checkpoint. start: the number of the run's start. Collective."""
         self._started = time.perf_counter()
+        machines: list[Any] = [hardware()]
+        if ranks > 1:
+            machines = [None] * ranks
+            dist.all_gather_object(machines, hardware())
         about = {
-            "workers": world,
-            "hardware": _hardware_of_ranks(world),
+            "workers": ranks,
+            "hardware": [words if n == 1 else f"{n} x {words}" for words, n in Counter(machines).items()],
             "code": code_version(),
             "torch": torch.__version__,
             "precision": precision,
@@ -44,23 +49,14 @@ class Made:
             self._stretches.append({"from_step": step, "to_step": step, "seconds": 0.0, **about})
 
     def up_to(self, step: int) -> list[dict[str, Any]]:
-        """All stretches, the last one having come to `step`."""
+        """All stretches, of which the last one ends at `step`."""
         self._stretches[-1] |= {"to_step": step, "seconds": self._before + time.perf_counter() - self._started}
         return self._stretches
 
 
-def _hardware_of_ranks(world: int) -> list[str]:
-    """The ranks' machines in words, equal ones counted: "2 x 8 cores of ...". Collective."""
-    found: list[Any] = [hardware()]
-    if world > 1:
-        found = [None] * world
-        dist.all_gather_object(found, hardware())
-    return [words if count == 1 else f"{count} x {words}" for words, count in Counter(found).items()]
-
-
 @cache
 def hardware() -> str:
-    """Processor, its cores and vector instructions, and the GPUs of this machine, in words."""
+    """This machine's processor (cores, name, vector instructions) and its GPUs, in words."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -75,12 +71,14 @@ def hardware() -> str:
 
 @cache
 def code_version() -> str:
-    """The version of the package's code: with its commit in a checkout, else with a digest of its files.
+    """The version of the package, with its git commit, or outside a repository with a hash of its files.
 
-    "0.1.0+c4bf989a12", "0.1.0+c4bf989a12.changed" where files differ from the commit, "0.1.0+files.1f2e3d4c5b".
+    For example "0.1.0+c4bf989a12", "0.1.0+c4bf989a12.changed" (files differ from the commit), "0.1.0+files.1f2e3d4c5b".
     """
     package = Path(__file__).parents[1]
-    tracked = _git(package, "ls-files", "--", "__init__.py")  # not an installation below somebody's repository
+    tracked = _git(
+        package, "ls-files", "--", "__init__.py"
+    )  # empty if the package is only installed inside another repository
     commit = _git(package, "rev-parse", "--short=10", "HEAD") if tracked else ""
     if commit:
         changed = ".changed" if _git(package, "status", "--porcelain", "--", ".") else ""
@@ -92,7 +90,7 @@ def code_version() -> str:
 
 
 def _git(folder: Path, *command: str) -> str:
-    """What git says about the folder; nothing where the folder is in no repository of its own, or there is no git."""
+    """The output of a git command in `folder`; empty if it fails, or git is not installed."""
     try:
         answer = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

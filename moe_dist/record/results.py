@@ -1,7 +1,6 @@
-"""Results of a pipeline's steps in the run directory: written whole or not at all, read back without pickle.
+"""The results of steps in a run directory: result.json (values), arrays.npz (arrays) and done.json.
 
-<step's folder>/result.json (values), arrays.npz (arrays) and done.json (fingerprint of what went in, seconds), which is
-written last, so that a step without it counts as not done.
+done.json (fingerprint, seconds) is written last: without it the step is not done. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from moe_dist.methods.phases import StepResult
 
 
 def save_result(folder: Path, result: StepResult, fingerprint: str, seconds: float, start: int) -> None:
-    """Write a step's result, made by the run's start of that number; done.json says that all of it is there."""
+    """Write a step's result into `folder`. start: the number of the run's start that made it."""
     (folder / "done.json").unlink(missing_ok=True)
     write_json(folder / "result.json", {"values": result.values})
     with whole_file(folder / "arrays.npz") as partial, partial.open("wb") as file:
@@ -29,7 +28,7 @@ def save_result(folder: Path, result: StepResult, fingerprint: str, seconds: flo
 
 
 def done(folder: Path) -> dict[str, Any] | None:
-    """What done.json says; None where the step is not done, or a power cut has emptied one of its files."""
+    """The content of done.json; None if the step is not done, or a power failure has emptied one of its files."""
     finished, arrays = read_json(folder / "done.json"), folder / "arrays.npz"
     if not finished or read_json(folder / "result.json") is None or not arrays.is_file():
         return None
@@ -37,14 +36,14 @@ def done(folder: Path) -> dict[str, Any] | None:
 
 
 def load_result(folder: Path) -> StepResult:
-    """A finished step's result."""
+    """The result of a finished step."""
     values = json.loads((folder / "result.json").read_text())["values"]
     with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
         return StepResult(values, dict(arrays))
 
 
 class Results(Mapping[str, StepResult]):
-    """The finished ones among the steps in `folders`, by name; each is read when it is asked for and then kept."""
+    """The results of the finished steps among those in `folders`, by name. Each is read once, when it is first used."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.folders = folders

@@ -1,4 +1,4 @@
-"""run.json: at its top what made the result that the report shows, and below a list of all starts, which only grows."""
+"""Writes run.json: at the top what made the shown result, below it a list of all starts of the run."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from moe_dist.places import FAILED, FINISHED, KILLED, LAYOUT, RECORD, RUNNING, S
 from moe_dist.record.provenance import code_version, hardware
 
 OF_A_START = frozenset({"status", "time", "seconds", "worked", "reason", "process", "host"})
-"""What of a start's entry is no part of the circumstances that the top tells of."""
+"""The fields of a start's entry that are not copied to the top."""
 
 
 class RunRecord:
-    """The record of the run directory `run`, of which this process is the one driver.
+    """The record of a run, run.json in the run directory `run`, written by its only driver, this process.
 
-    number: of this start in the list; what it makes carries that number. A start that finds everything done is added to
-    the list, and the top keeps telling of those that made what is shown.
+    number: this start's number in the list of starts; each result has the number of the start that made it. A start
+    that makes nothing is added to the list and does not change the top.
     """
 
     def __init__(self, run: Path, job: Job, data: OpenedData, launcher: str) -> None:
-        self._run, self._labels = run, list(job.models)
+        self._run, self._models = run, list(job.models)
         self._content: dict[str, Any] = read_json(run / RECORD) or {"layout": LAYOUT, "status": RUNNING, "starts": []}
         self._starts: list[dict[str, Any]] = self._content.pop("starts")
         for start in self._starts:
-            if start["status"] == RUNNING:  # this process holds the lock, so that one is no more
-                start |= {"status": KILLED, "seconds": _last_sign(run) - start["time"]}
+            if start["status"] == RUNNING:  # its process has ended, because this one holds the lock
+                written = [run / RECORD, *run.glob("*/*/*/*"), *run.glob("*/*/*/*/*")]
+                start |= {"status": KILLED, "seconds": max(path.stat().st_mtime for path in written) - start["time"]}
         self.number = len(self._starts)
         self._start: dict[str, Any] = {"status": RUNNING, "time": time.time(), "seconds": None, "worked": False}
         self._start |= _circumstances(job, launcher)
@@ -50,31 +51,31 @@ class RunRecord:
 
     @property
     def worked(self) -> bool:
-        """Whether this start has made anything."""
+        """Whether this start has made a result."""
         return self._start["worked"]
 
     def work_begins(self) -> None:
-        """From here on the shown result is one that this start made, or takes part in."""
+        """Record that this start makes a result, or a part of one: the top describes this start from now on."""
         if not self._start["worked"]:
             self._start["worked"] = True
             self._write({"status": RUNNING} | self._shown([self.number]))
 
     @contextmanager
     def ending(self) -> Iterator[dict[str, Any]]:
-        """Around all that a start does: writes how it ended, with what is put into the dictionary that it gives."""
+        """Write how the start ended, which is the block, together with what it puts into the given dictionary."""
         further: dict[str, Any] = {}
         with self.failing():
             yield further
-        parts = shown_parts(self._run, self._labels)
+        parts = shown_parts(self._run, self._models)
         made_by = sorted({part.start for part in parts})
         seconds = {"seconds": sum(part.seconds for part in parts)}
         self._end(FINISHED, self._shown(made_by or [self.number]) | seconds | further)
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Around a block whose failure or stop is written at once, before what lies around it is shut down.
+        """Write it at once if the block fails or is stopped.
 
-        Ray's shutdown takes seconds, and whoever stops a process may end it sooner.
+        So it is written before Ray is shut down, which takes seconds in which the process may be killed.
         """
         try:
             yield
@@ -82,12 +83,12 @@ class RunRecord:
             if self._start["status"] == RUNNING:
                 status = STOPPED if isinstance(error, KeyboardInterrupt) else FAILED
                 self._start |= {"reason": " ".join(str(error).split()) or type(error).__name__}
-                with suppress(OSError):  # a full disk, whose sentence is the error that is on its way
+                with suppress(OSError):  # the disk is full: the error that is being raised says so
                     self._end(status, self._shown([self.number]) if self._start["worked"] else {})
             raise
 
     def _shown(self, made_by: Sequence[int]) -> dict[str, Any]:
-        """The top where starts of these numbers made what is shown: the last one's circumstances, and the data."""
+        """The top of the record, if these starts made the shown result: the circumstances of the last, and the data."""
         circumstances = {name: value for name, value in self._starts[made_by[-1]].items() if name not in OF_A_START}
         return {"made_by_starts": list(made_by), **circumstances, "seconds": None, **self._data}
 
@@ -103,34 +104,29 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class ShownPart:
-    """A piece of what a report shows: the number of the start that made it, and how long that took."""
+    """A part of the shown result: the number of the start that made it, and the seconds that it took."""
 
     start: int
     seconds: float
 
 
-def shown_parts(run: Path, labels: Iterable[str]) -> list[ShownPart]:
-    """The steps, trainings, evaluations and searches of a run that its report shows, as far as they are there."""
+def shown_parts(run: Path, models: Iterable[str]) -> list[ShownPart]:
+    """The steps, trainings, evaluations and searches that a run's report shows, as far as they are done."""
     found: list[dict[str, Any] | None] = []
-    for model in (ModelFolder(run / label) for label in labels):
-        current = model.current()
+    for model in models:
+        current = ModelFolder(run / model).current()
         found += [read_json(folder / "done.json") for folder in current.steps.values()]
         trained = read_json(current.training / "training.json") if current.training else None
         found += trained["made"] if trained else []
         for folder in current.earlier.values():
             found += (read_json(folder / "training.json") or {"made": []})["made"]
         found += [read_json(current.evaluation / "evaluation.json")] if current.evaluation else []
-        found += [read_json(model.path / "search" / "results.json")]
+        found += [read_json(run / model / "search" / "results.json")]
     return [ShownPart(about["start"], about["seconds"]) for about in found if about]
 
 
-def _last_sign(run: Path) -> float:
-    """When something was last written into the run directory, in seconds since 1970."""
-    return max(path.stat().st_mtime for path in [run / RECORD, *run.glob("*/*/*/*"), *run.glob("*/*/*/*/*")])
-
-
 def _circumstances(job: Job, launcher: str) -> dict[str, Any]:
-    """How and where a start was made."""
+    """How, where and by which versions the run was started."""
     return {
         "started": datetime.now().isoformat(timespec="seconds"),
         "command": shlex.join(["moe-dist", *sys.argv[1:]]),
@@ -146,7 +142,7 @@ def _circumstances(job: Job, launcher: str) -> dict[str, Any]:
 
 
 def _facts(job: Job, data: OpenedData) -> dict[str, Any]:
-    """The data that a figure of this run must be read with."""
+    """The facts about the data that belong to the figures of this run."""
     return {
         "seed": job.seed,
         "dataset": job.data.dataset,

@@ -77,7 +77,7 @@ class Evaluation:
     labels_used: str
     parameters: int
     pictures: Mapping[str, Mapping[str, np.ndarray]]
-    """What figures are drawn from, as evaluate/explain.py writes it, as far as the method shows it: `tsne` (points
+    """What figures are drawn from, as evaluate/pictures.py writes it, as far as the method shows it: `tsne` (points
     [V, 2], labels [V]), `grad_cam` (images, labels, predicted, cams), and `own`, which the method's report draws."""
 
     @cached_property

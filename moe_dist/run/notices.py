@@ -1,6 +1,6 @@
-"""What the user should know of a job's settings on this machine's processor: they work, and other ones are faster.
+"""Notices about settings of a job that work on this machine's processor, but are slower than others.
 
-On a cluster the workers may have other processors than the driver, so every sentence says what it is true of.
+On a cluster the workers may have other processors than the driver, so each sentence says which machine it is about.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from moe_dist.processor import multiplies_bf16
 
 
 def notices(job: Job) -> list[str]:
-    """A sentence each; none of a processor that is not known (processor.py)."""
+    """The notices, a sentence each; none for a processor that is not known (processor.py)."""
     if job.tune is not None and "method" not in job.tune.of:
-        return []  # a search of experts: their trials are in fp32, and nothing is trained after them
+        return []  # a search for experts only: its trials are in fp32, and no training follows
     return [*_emulated_bf16(job), *_slow_methods(job)]
 
 
@@ -28,7 +28,7 @@ def _emulated_bf16(job: Job) -> Iterator[str]:
 
 
 def _trains_on_cpu(job: Job) -> bool:
-    """A search's trials take the share of a GPU that tasks take, any other training the workers'."""
+    """Whether the job trains on CPUs. The trials of a search have the GPUs of a task, a training those of workers."""
     resources = job.resources
     return (resources.gpus_per_task if job.kind == "tune" else resources.gpus_per_worker) == 0
 

@@ -1,4 +1,4 @@
-"""What `moe-dist show` tells of a job before it runs: settings, sizes, placement of experts and an estimate of time."""
+"""`moe-dist show`: the settings of a job, the sizes of its networks, the placement of experts and the time it needs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ MEASURED_STEPS = 3
 
 
 def preview(job: Job, console: Console) -> None:
-    """Print the resolved job, and for each method its size, its experts' placement and an estimate.
+    """Print the resolved job, and for each model its size, the placement of its experts and an estimate of time.
 
-    Nothing is trained or written; the estimate times a few steps on random images.
+    Nothing is trained or written; for the estimate, a few steps on random images are timed.
     """
     console.print(dump_job(job), markup=False)
     class_names, counts = _classes_and_counts(job)
@@ -46,15 +46,15 @@ def preview(job: Job, console: Console) -> None:
     console.print(f"{job.data.dataset}: about {info.train_images} training images, {info.classes} classes")
     for sentence in notices(job):
         console.print(f"[yellow]![/] {escape(sentence)}")
-    for label, config in job.models.items():
-        console.print(f"\n[bold]{label}[/]")
+    for model, config in job.models.items():
+        console.print(f"\n[bold]{model}[/]")
         for sentence in config.notices():
             console.print(f"[yellow]![/] {sentence}")
         _preview_method(job, method_class(config.name)(config, info), console)
 
 
 def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray]:
-    """The class names and training images [C] of each, from the shards where there are some, else from the source."""
+    """The names of the classes and their numbers of training images [C], from the shards, or else from the source."""
     if job.data.shards is not None and are_whole(job.data.shards, job.data):
         index = read_index(join(job.data.shards, "train"), job.data.remote)
         return index.class_names, index.class_counts
@@ -74,7 +74,7 @@ def _preview_method(job: Job, method: Method, console: Console) -> None:
         length = f"at most {stage.epochs} epochs, {steps:,} steps" if stage.epochs else f"at most {steps:,} steps"
         if stage.build is not None or stage.loss is not None or stage.refresh is not None:
             console.print(f"stage {stage.name}: {length} of {stage.batch_size} images")
-            continue  # what its loss needs is made by the phases before it
+            continue  # its loss needs results of earlier phases
         seconds = _seconds_a_step(method, network, stage)
         console.print(
             f"stage {stage.name}: {length} of {stage.batch_size} images; a step on "
@@ -84,7 +84,7 @@ def _preview_method(job: Job, method: Method, console: Console) -> None:
 
 
 def _placement_table(job: Job, method: Method) -> Table:
-    """Which expert is where, what each rank computes, and what the ranks exchange."""
+    """A table of the experts and the load of each rank, and the bytes that the ranks exchange."""
     costs = method.expert_costs()
     placement = place(costs, job.parallel.expert)
     shares = loads(costs, placement)
@@ -104,7 +104,7 @@ def _placement_table(job: Job, method: Method) -> Table:
 
 
 def _seconds_a_step(method: Method, network: nn.Module, stage: Stage) -> float:
-    """Forward and backward of one global batch of random images, in this process."""
+    """The seconds of a forward and backward pass of a global batch of random images, in this process."""
     side = method.info.image_size
     labels = torch.arange(stage.batch_size) % method.info.classes
     weight = torch.full((stage.batch_size,), 1 / stage.batch_size)

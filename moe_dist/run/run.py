@@ -1,4 +1,4 @@
-"""One run of a job, from its data to its report: what is done is kept, what is missing or out of date is done."""
+"""Runs a job from its data to its report. Results that are there are kept, missing or outdated ones are made."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from moe_dist.evaluate.predictions import evaluate_task, save_evaluation
 from moe_dist.files import read_json, write_text
 from moe_dist.job import Job, dump_job
 from moe_dist.launch.choose import open_launcher
-from moe_dist.launch.drive import Drive
-from moe_dist.launch.phases import ModelPhases
+from moe_dist.launch.phases import Drive, ModelPhases
 from moe_dist.places import LAYOUT, RECORD, RUNS, cache_folder, evaluation_folder
 from moe_dist.record.fingerprints import evaluation_settings, fingerprint, main_training, plan
 from moe_dist.record.one_driver import LOCK, only_driver
@@ -31,20 +30,20 @@ from moe_dist.report.paper import paper_table
 from moe_dist.run.notices import notices
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import best_on_validation
-from moe_dist.train.refusals import refuse_early
+from moe_dist.train.requirements import require_trainable
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
 
 BAD_SAMPLES_NAMED = 20
-"""So many bad samples are named in run.json; bad_samples/ in the run directory names them all."""
+"""Number of bad samples named in run.json; bad_samples/ in the run directory names all."""
 
 
 def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
-    """Run `job` into the run directory `run` and return its report.html."""
+    """Run `job` in the run directory `run`, and return the path of its report.html."""
     started = time.time()
-    refuse_other_run(run, job)
+    require_same_run(run, job)
     begun_before = (run / "job.yaml").exists()
     if job.paper_table:
-        paper_table(job.paper_table)  # refuses a table there is not
+        paper_table(job.paper_table)  # raises UserError for an unknown table
     with show.working("data"):
         place = ensure_shards(job.data, cache_folder(), show.shards)
         data = open_data(job.data, job.seed, cache_folder(), place)
@@ -55,14 +54,14 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
         )
     for sentence in notices(job):
         show.notice(sentence)
-    for label, config in job.models.items():
+    for model, config in job.models.items():
         for sentence in config.notices():
-            show.notice(f"{label}: {sentence}")
-        refuse_early(job, open_method(job, label, data), len(data.val_samples))
+            show.notice(f"{model}: {sentence}")
+        require_trainable(job, open_method(job, model, data), len(data.val_samples))
         if job.kind == "tune":
-            from moe_dist.tune.requirements import require_searchable  # Optuna, which no other kind of job waits for
+            from moe_dist.tune.requirements import require_searchable  # imports Optuna, which only searches need
 
-            require_searchable(job, open_method(job, label, data), data, run / label)
+            require_searchable(job, open_method(job, model, data), data, run / model)
     with only_driver(run, show):
         if not begun_before and (run / "job.yaml").exists():
             raise UserError(
@@ -72,38 +71,38 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
 
 
 def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, started: float) -> Path:
-    """What a run does once nothing speaks against it."""
+    """Run a job that has been checked, as the only driver of the run directory."""
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
     record = RunRecord(run, job, data, launcher_name)
     with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher, record.failing():
         drive = Drive(job, run, data, launcher, record, show)
-        for label in job.models:
-            show.headline(label)
+        for model in job.models:
+            show.headline(model)
             if job.kind == "tune":
                 from moe_dist.tune.run import tune_model
 
-                tune_model(drive, label)
+                tune_model(drive, model)
             else:
-                run_model(drive, label)
+                run_model(drive, model)
         ending["bad_samples"] = _bad_samples(run, show)
     with show.working("report"):
         return build_report(run)
 
 
 def _bad_samples(run: Path, show: Show) -> dict[str, Any]:
-    """How many bad samples the run left out, and the first of them, which are named on the console too."""
+    """The number of bad samples that the run left out, and the first of them, which are also printed."""
     met = read_bad_samples(run / BAD_SAMPLES)
     for sentence in met[:BAD_SAMPLES_NAMED]:
         show.notice(f"left out: {sentence}")
     return {"count": len(met), "first": met[:BAD_SAMPLES_NAMED]}
 
 
-def run_model(drive: Drive, label: str) -> None:
-    """One method: its phases and its evaluation."""
-    method = open_method(drive.job, label, drive.data)
-    planned = plan(method, drive.job, label, drive.data)
-    phases = ModelPhases(drive, label, method, planned)
+def run_model(drive: Drive, model: str) -> None:
+    """Run the phases and the evaluation of one model."""
+    method = open_method(drive.job, model, drive.data)
+    planned = plan(method, drive.job, model, drive.data)
+    phases = ModelPhases(drive, model, method, planned)
     before = phases.folder.current()
     phases.tell_of_change(before.training)
     shown = phases.current()
@@ -114,11 +113,11 @@ def run_model(drive: Drive, label: str) -> None:
 
 
 def _evaluate(phases: ModelPhases, drive: Drive) -> Path:
-    """Evaluate unless that has been done; the evaluation's folder."""
+    """Evaluate the model if that has not been done, and return the folder of the evaluation."""
     show, method, main = drive.show, phases.method, main_training(phases.planned)
     task, checkpoint = phases.task(main), phases.trained[main.name]
     chosen = _chosen_checkpoint(task, show)
-    settings = evaluation_settings(drive.job, task.label, method, drive.data, chosen.name if chosen else None)
+    settings = evaluation_settings(drive.job, task.model, method, drive.data, chosen.name if chosen else None)
     asked = fingerprint(main.fingerprint, settings)
     folder = evaluation_folder(task.folder, asked)
     if read_json(folder / "evaluation.json"):
@@ -151,7 +150,7 @@ def _evaluate(phases: ModelPhases, drive: Drive) -> Path:
 
 
 def _chosen_checkpoint(task: TrainingTask, show: Show) -> Path | None:
-    """The checkpoint that did best on validation, if it is sound."""
+    """The best checkpoint on validation; None if there is none, or it is damaged."""
     chosen = best_on_validation(task.checkpoints)
     if chosen and (file := damaged_file(chosen)):
         show.notice(
@@ -162,7 +161,7 @@ def _chosen_checkpoint(task: TrainingTask, show: Show) -> Path | None:
 
 
 def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
-    """Where a run goes: --out, or a new runs/<job>/<time>; with --resume, the newest run of the job."""
+    """The run directory: `out`, or a new runs/<job>/<time>; with `resume`, the newest run of the job."""
     if out is not None:
         if (out / "job.yaml").exists() and not resume:
             raise UserError(
@@ -179,10 +178,10 @@ def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
     return home / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
 
 
-def refuse_other_run(run: Path, job: Job) -> None:
-    """Raise UserError where `run` is another job's run directory, or an earlier version's, or holds other things."""
+def require_same_run(run: Path, job: Job) -> None:
+    """Raise UserError if `run` is the run directory of another job or another version, or holds other files."""
     if (run / "job.yaml").exists():
-        _refuse_earlier_layout(run)
+        _require_layout(run)
         before = _job_before(run)
         for field, was, now in (
             ("job", before["name"], job.name),
@@ -197,8 +196,8 @@ def refuse_other_run(run: Path, job: Job) -> None:
         raise UserError(f"{run}: is not empty and holds no run; choose another folder")
 
 
-def _refuse_earlier_layout(run: Path) -> None:
-    """Raise UserError where an earlier version made the run: what its trainings depended on was not all recorded."""
+def _require_layout(run: Path) -> None:
+    """Raise UserError if a version with another layout made the run; an earlier one recorded too little to resume."""
     record = read_json(run / RECORD)
     layout = record.get("layout", 1) if record else LAYOUT
     of_layout_1 = [path for name in ("checkpoints", "metrics.jsonl", "training.json") for path in run.glob(f"*/{name}")]
@@ -214,7 +213,7 @@ def _refuse_earlier_layout(run: Path) -> None:
 
 
 def _job_before(run: Path) -> dict[str, Any]:
-    """The job that began the run. Raises UserError, naming the file, where a power cut or an editor left none in it."""
+    """The job that began the run. Raises UserError if job.yaml does not hold one, as after a power failure."""
     try:
         before = yaml.safe_load((run / "job.yaml").read_text(encoding="utf-8"))
         return {"name": before["name"], "kind": before["kind"], "data": {"dataset": before["data"]["dataset"]}}
@@ -226,7 +225,7 @@ def _job_before(run: Path) -> dict[str, Any]:
 
 
 def claim_run_directory(run: Path, job: Job) -> None:
-    """Make the folder, write job.yaml, and point runs/<job>/latest at it where it lies there."""
+    """Create the run directory with job.yaml, and point runs/<job>/latest to it if it is below that folder."""
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "job.yaml", dump_job(job))
     if (run.parent.parent.name, run.parent.name) == (RUNS.name, job.name):

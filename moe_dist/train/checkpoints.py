@@ -1,4 +1,4 @@
-"""The checkpoints of a training, in its folder: which are whole, sound, chosen on validation, or superseded."""
+"""The checkpoints in a training's folder: which are whole, undamaged, best on validation, or no longer needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moe_dist.errors import UserError
 
 @contextlib.contextmanager
 def no_torn_checkpoint(folder: Path) -> Iterator[None]:
-    """Where the block fails, and with it the ranks in it, drop the checkpoint that they left torn in `folder`."""
+    """If the block raises an exception, remove checkpoints that it began in `folder` and did not finish."""
     before = set(folder.glob("checkpoint_*"))
     try:
         yield
@@ -25,15 +25,15 @@ def no_torn_checkpoint(folder: Path) -> Iterator[None]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints of a folder, oldest first; torn or partial ones are not listed."""
+    """The whole checkpoints in a folder, sorted by step. Unfinished ones are left out."""
     whole = [path for path in folder.glob("checkpoint_*") if path.is_dir() and is_whole(path)]
     return sorted(whole, key=lambda path: read_state(path)["step"])
 
 
 def sound_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest checkpoint with the bytes that were written; and newer ones, each with a file that has others.
+    """The newest undamaged checkpoint (None without checkpoints), and each newer, damaged one with its damaged file.
 
-    Raises UserError where there are checkpoints and none of them is sound: a training never begins anew unasked.
+    Raises UserError if all checkpoints are damaged: a training only starts anew when the user asks for it.
     """
     damaged: dict[Path, str] = {}
     for path in reversed(checkpoints(folder)):
@@ -50,14 +50,14 @@ def sound_checkpoint(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the most steps, or None."""
+    """The whole checkpoint of the largest step, or None."""
     return next(iter(reversed(checkpoints(folder))), None)
 
 
 def best_on_validation(folder: Path) -> Path | None:
-    """Of the newest checkpoint's stage, the one of highest top-1 on the validation split, the later of equals.
+    """The checkpoint with the highest validation score among those of the newest one's stage; the later of equals.
 
-    None where no epoch of that stage was validated.
+    None if no checkpoint of that stage has a score.
     """
     found = [(read_state(path), path) for path in checkpoints(folder)]
     last_stage = found[-1][0]["stage"] if found else None
@@ -70,11 +70,11 @@ def best_on_validation(folder: Path) -> Path | None:
 
 
 def superseded(folder: Path, keep: int) -> list[Path]:
-    """The whole checkpoints that can go: neither among the newest `keep` nor the best one on validation."""
+    """The checkpoints that can be removed: all but the newest `keep` and the best one on validation."""
     best = best_on_validation(folder)
     return [path for path in checkpoints(folder)[:-keep] if path != best]
 
 
-def standing(stage: int, validation_top1: float | None) -> float:
-    """A number by which Ray Train orders checkpoints: later stages first, then higher top-1, then those without one."""
+def checkpoint_score(stage: int, validation_top1: float | None) -> float:
+    """The number by which Ray Train ranks checkpoints: by stage, then by validation top-1, those without one last."""
     return stage if validation_top1 is None else stage + (1 + validation_top1) / 3

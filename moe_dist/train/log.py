@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard: what one training tells while it runs. Only rank 0 writes."""
+"""The log of a training: metrics.jsonl and TensorBoard files, written by rank 0."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from moe_dist.files import write_text
 
 
 class TrainingLog:
-    """Appends one JSON object a line to folder/metrics.jsonl and the same numbers to folder/tensorboard.
+    """Writes a training's numbers to folder/metrics.jsonl, one JSON object a line, and to folder/tensorboard.
 
-    Lines after the restored step belong to work that is done again; they are dropped, so that a resumed run leaves the
-    file an unbroken one leaves (but for times and rates).
+    Lines after `restored_step` are removed when the log is opened, because those steps are repeated. So a resumed run
+    leaves the same lines as an uninterrupted one, except for times and rates.
     """
 
     def __init__(self, folder: Path, rank: int, restored_step: int) -> None:
@@ -26,13 +26,14 @@ class TrainingLog:
 
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "metrics.jsonl"
-            kept = [line for line in _lines(path) if line["step"] <= restored_step] if restored_step else []
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+            text = path.read_text() if path.exists() and restored_step else ""
+            whole = (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n"))
+            write_text(path, "".join(json.dumps(line) + "\n" for line in whole if line["step"] <= restored_step))
             self._file = path.open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=restored_step + 1)
 
     def write(self, kind: str, stage: str, epoch: int, step: int, values: dict[str, float], **facts: Any) -> None:
-        """One line: `values` also go to TensorBoard, as <kind>/<name>; `facts` only into the file."""
+        """Write one line. `values` also go to TensorBoard, as <kind>/<name>; `facts` only to the file."""
         if self._file is None:
             return
         line = {"time": time.time(), "kind": kind, "stage": stage, "epoch": epoch, "step": step, **values, **facts}
@@ -41,25 +42,18 @@ class TrainingLog:
             self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Close the file and TensorBoard's writer."""
         if self._file is not None:
             self._file.close()
             self._board.close()
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a line cut off by a kill is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(text) for text in path.read_text().splitlines(keepends=True) if text.endswith("}\n")]
-
-
 TAIL_BYTES = 64 * 2**10
-"""Longer than any line of a metrics.jsonl: an epoch of 100 experts takes 5 KiB."""
+"""More than the longest line of a metrics.jsonl: the line of an epoch with 100 experts has 5 KiB."""
 
 
 def last_metrics(path: Path) -> dict | None:
-    """The newest whole line of a metrics.jsonl, or None."""
+    """The last whole line of a metrics.jsonl, or None."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -69,6 +63,6 @@ def last_metrics(path: Path) -> dict | None:
         return None
     for line in reversed(lines):
         if line.startswith(b"{") and line.endswith(b"}"):
-            with contextlib.suppress(ValueError):  # a power cut may leave zeros inside a line
+            with contextlib.suppress(ValueError):  # a power failure can leave zeros in a line
                 return json.loads(line)
     return None

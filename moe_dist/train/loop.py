@@ -1,7 +1,7 @@
-"""The training loop. It knows methods only through methods/, and its whereabouts only through the worker.
+"""The training loop. It uses methods through methods/base.py, and the launcher's process through train/worker.py.
 
-for each stage:  go on from its checkpoint, or prepare it
-    for each epoch:  for each batch:  step, log, save;   then validate, log, move the schedule, save
+for each stage:  load its checkpoint, or prepare it
+    for each epoch:  for each batch: step, log, save;  then validate, advance the schedule, log, save
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from torch import Tensor
 
 from moe_dist.data.bad_samples import require_readable
 from moe_dist.data.batch import Batch
-from moe_dist.engine.checkpoint import load_arrays, load_checkpoint, read_state, save_checkpoint
-from moe_dist.engine.random_state import seed_random
+from moe_dist.engine.checkpoint import load_arrays, load_checkpoint, read_state, save_checkpoint, seed_random
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method
 from moe_dist.methods.phases import Losses, Progress
 from moe_dist.record.provenance import Made
-from moe_dist.train.checkpoints import standing
+from moe_dist.train.checkpoints import checkpoint_score
 from moe_dist.train.log import TrainingLog
 from moe_dist.train.session import Session
 from moe_dist.train.task import Training, TrainingTask, open_training
-from moe_dist.train.worker import Worker, mean_over_ranks, sum_into_all
+from moe_dist.train.worker import Worker, sum_into_all, sum_over_ranks
 
 BEGINNING: dict[str, Any] = {"stage": "", "step": 0, "seconds": 0.0, "made": []}
-"""The state of a training before its first checkpoint."""
+"""The state of a training without a checkpoint."""
 
 
 def train(worker: Worker, task: TrainingTask) -> None:
-    """Train every stage of the task, from the last sound checkpoint if there is one, to a last checkpoint."""
+    """Train all stages of a task, from the newest undamaged checkpoint if there is one, up to a final checkpoint."""
     training = open_training(task, worker)
-    seed_random(task.job.seed, worker.rank)
+    seed_random(task.job.seed.to_bytes(8, "little"), worker.rank)
     restored = worker.restore()
     state = read_state(restored) if restored else BEGINNING
     names = [stage.name for stage in training.stages]
@@ -46,7 +45,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
         session = Session(training, stage, worker)
         if restored and stage.name == state["stage"]:
             session.load(
-                load_checkpoint(restored, session.engine, rank=worker.rank, world=worker.world), load_arrays(restored)
+                load_checkpoint(restored, session.engine, rank=worker.rank, ranks=worker.ranks), load_arrays(restored)
             )
         else:
             session.prepare()
@@ -56,82 +55,96 @@ def train(worker: Worker, task: TrainingTask) -> None:
 
 
 class Loop:
-    """A training under way: how many steps it has done, in which time, and where it tells of them."""
+    """A training in progress: the number of its steps so far, the seconds they took, and its log."""
 
     def __init__(self, worker: Worker, training: Training, log: TrainingLog, state: Mapping[str, Any]) -> None:
         self.worker, self.log = worker, log
         self.step: int = state["step"]
-        self._total_steps = training.total_steps
+        self._total_steps = sum(training.length(stage)[1] for stage in training.stages)
+        self._every = training.task.job.checkpoint
         self._stages = [stage.name for stage in training.stages]
-        self._made = Made(state["made"], self.step, worker.world, training.precision, training.task.start)
+        self._made = Made(state["made"], self.step, worker.ranks, training.precision, training.task.start)
         self._began = time.perf_counter() - state["seconds"]
 
     def train_stage(self, session: Session) -> None:
-        """All epochs of a stage, or what is left of them."""
+        """Train the remaining epochs of a stage."""
         while not session.over:
-            epoch = session.epoch
-            losses = self._train_epoch(session)
-            values = checked(losses, self.worker.world, self.step, session.stage.name) if losses else {}
-            scores = validate(session, self.worker.world)
+            epoch = session.stream.position.epoch
+            losses = self._train_epoch(session, epoch)
+            values = checked(losses, self.worker.ranks, self.step, session.stage.name) if losses else {}
+            scores = validate(session, self.worker.ranks)
             if "loss" in scores:
                 require_finite("val/loss", scores["loss"], self.step, session.stage.name)
             values |= {f"val/{name}": value for name, value in scores.items()}
-            values |= {"rate_factor": session.rate_factor} | session.gradients.take()
+            values |= {"rate_factor": session.rate.factor} | session.gradients.take()
             session.epoch_done(scores.get("loss"))
             self._log("epoch", session, epoch, values)
-            if session.epoch_save_due(epoch):
+            if (epoch + 1) % self._every.every_epochs == 0 or session.over:
                 self._save(session, scores.get(session.method.chosen_by))
 
-    def _train_epoch(self, session: Session) -> Losses | None:
-        """The rest of an epoch; the losses of its last step, None where there was none."""
-        epoch, images, losses = session.epoch, 0, None
-        session.begin_epoch()
+    def _train_epoch(self, session: Session, epoch: int) -> Losses | None:
+        """Train the rest of an epoch. Returns the losses of its last step, or None without a step."""
+        images, losses = 0, None
+        session.engine.optimiser.scale_rates(session.rate.factor)
+        session.method.set_training(session.engine.network, session.stage.name)
         started = time.perf_counter()
         for batch in session.batches(self.step):
-            if session.refreshed:
-                self._log("refresh", session, epoch, session.take_refreshed())
+            self._log_refresh(session, epoch)
             self.step += 1
             losses = train_step(session.method, session, batch, session.progress(self.step))
             session.advance()
             images += session.stage.batch_size
             if self.step % session.log_every == 0:
                 rate = images / (time.perf_counter() - started)
-                values = checked(losses, self.worker.world, self.step, session.stage.name) | session.gradient_norm()
+                values = checked(losses, self.worker.ranks, self.step, session.stage.name)
+                if session.engine.gradient_norm is not None:
+                    values["gradient_norm"] = float(session.engine.gradient_norm)
                 self._log("step", session, epoch, values, images_per_second=rate)
-            if session.save_due(self.step):
-                checked(losses, self.worker.world, self.step, session.stage.name)
+            within_epoch = session.stream.position.steps > 0 and not session.over  # at its end, validation comes first
+            if within_epoch and self._every.every_steps and self.step % self._every.every_steps == 0:
+                checked(losses, self.worker.ranks, self.step, session.stage.name)
                 self._save(session, None)
-        if session.refreshed:
-            self._log("refresh", session, epoch, session.take_refreshed())
+        self._log_refresh(session, epoch)
         return losses
+
+    def _log_refresh(self, session: Session, epoch: int) -> None:
+        """Log the values of a refresh once."""
+        if session.refreshed:
+            self._log("refresh", session, epoch, session.refreshed)
+            session.refreshed = {}
 
     def _log(self, kind: str, session: Session, epoch: int, values: dict[str, float], **facts: Any) -> None:
         self.log.write(kind, session.stage.name, epoch, self.step, values, **facts, of_steps=self._total_steps)
 
     def _save(self, session: Session, score: float | None) -> None:
-        """Publish all that a training needs to go on from here, what made it, and what the validation said of it."""
+        """Save a checkpoint, with its validation score and the code and machines that made it."""
         for name, parameter in session.engine.network.named_parameters():
-            if not torch.isfinite(parameter).all():  # the step's loss was finite, its update was not
+            if not torch.isfinite(parameter).all():  # a finite loss can still have had an infinite update
                 require_finite(name, math.nan, self.step, session.stage.name)
         number = self._stages.index(session.stage.name)
         state: dict[str, Any] = {"step": self.step, "seconds": time.perf_counter() - self._began, "score": score}
         state |= session.state() | {"made": self._made.up_to(self.step)}
         done = bool(session.over) and number + 1 == len(self._stages)
         with self.worker.saving(
-            {"step": self.step, "standing": standing(number, score), "done": done, "of_steps": self._total_steps}
+            {
+                "step": self.step,
+                "checkpoint_score": checkpoint_score(number, score),
+                "done": done,
+                "of_steps": self._total_steps,
+            }
         ) as folder:
             save_checkpoint(
                 folder,
                 session.engine,
                 rank=self.worker.rank,
-                world=self.worker.world,
+                ranks=self.worker.ranks,
                 state=state,
                 arrays=session.arrays,
             )
 
 
 def train_step(method: Method, session: Session, batch: Batch, progress: Progress) -> Losses:
-    """One optimiser step on this rank's share of a global batch; the losses, detached."""
+    """Take one optimiser step on this rank's share of a global batch, and return the losses, detached."""
     terms: dict[str, Tensor] = {}
     logged: dict[str, Tensor] = {}
     loss_of = session.stage.loss or method.loss
@@ -140,7 +153,7 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
         with session.engine.autocast():
             losses = loss_of(session.engine.network, part, progress)
         session.engine.backward(torch.stack(list(losses.values())).sum())
-        if part is parts[-1]:  # before, gradients are not whole, and not yet averaged over ranks
+        if part is parts[-1]:  # gradients of earlier parts are incomplete, and not averaged over ranks
             session.gradients.add(session.engine.gradient_sizes(method.compared_parameters(session.engine.network)))
         session.engine.step()
         for name, value in losses.items():
@@ -150,13 +163,13 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
     return Losses(terms, logged)
 
 
-def checked(losses: Losses, world: int, step: int, stage: str) -> dict[str, float]:
-    """The terms, their sum and what is only logged, averaged over ranks.
+def checked(losses: Losses, ranks: int, step: int, stage: str) -> dict[str, float]:
+    """The loss, its terms and the logged values of a step, averaged over ranks. Collective.
 
-    A term that is not finite ends the training with its name.
+    Raises UserError if a term is not finite.
     """
     values = [*losses.values(), *losses.logged.values()]
-    averaged = mean_over_ranks(torch.stack([value.float() for value in values]), world).tolist()
+    averaged = (sum_over_ranks(torch.stack([value.float() for value in values]), ranks) / ranks).tolist()
     terms, logged = averaged[: len(losses)], averaged[len(losses) :]
     for name, value in zip(losses, terms):
         require_finite(name, value, step, stage)
@@ -165,7 +178,7 @@ def checked(losses: Losses, world: int, step: int, stage: str) -> dict[str, floa
 
 
 def require_finite(term: str, value: float, step: int, stage: str) -> None:
-    """Raise UserError where a loss is no number any more; it ends the training before anything is saved."""
+    """Raise UserError if `value` is infinite or NaN: the training ends before such weights are saved."""
     if not math.isfinite(value):
         raise UserError(
             f"the loss diverged: term `{term}` is {value} at step {step} of stage {stage}; lower "
@@ -174,8 +187,8 @@ def require_finite(term: str, value: float, step: int, stage: str) -> None:
 
 
 @torch.no_grad()
-def validate(session: Session, world: int) -> dict[str, float]:
-    """The method's scores of the validation split, over all ranks; nothing where the stage looks at none."""
+def validate(session: Session, ranks: int) -> dict[str, float]:
+    """The method's scores on the validation split, by name; empty if the stage is not validated. Collective."""
     if session.validation is None:
         return {}
     measure = session.stage.measure or session.method.measure
@@ -192,7 +205,7 @@ def validate(session: Session, world: int) -> dict[str, float]:
         for name, output in outputs.items():
             values = output.float().cpu().numpy() if output.is_floating_point() else output.cpu().numpy()
             measured.setdefault(name, np.zeros((count, *values.shape[1:]), values.dtype))[rows] = values[valid]
-    everything = sum_into_all({"labels": labels, "read": read.astype(np.int64), **measured}, world, session.device)
+    everything = sum_into_all({"labels": labels, "read": read.astype(np.int64), **measured}, ranks, session.device)
     readable = everything.pop("read") > 0
     require_readable(int(readable.sum()), "validation")
     whole = {name: values[readable] for name, values in everything.items()}

@@ -1,13 +1,13 @@
-"""The images of a stage's training set as `prepare` and `refresh` see them: unchanged, in order, shared over ranks."""
+"""The images of a stage's training set for `prepare` and `refresh`: not augmented, in order, shared over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from torch import Tensor
 
-from moe_dist.data.batch import Batch, TrainingSet
+from moe_dist.data.batch import Batch
 from moe_dist.data.order import epoch_order
 from moe_dist.data.stream.stream import evaluation_batches
 from moe_dist.methods.phases import Stage
@@ -16,66 +16,43 @@ from moe_dist.train.worker import Worker, from_first_rank, sum_into_all
 
 
 class SampleView:
-    """See methods/phases.py's StageSamples. The set is opened when it is first looked at."""
+    """Implements methods/phases.py: StageSamples."""
 
     def __init__(self, training: Training, stage: Stage, worker: Worker) -> None:
-        self._training, self._stage, self._worker = training, stage, worker
+        training_set = training.training_set(stage)
+        self.samples, self.labels = training_set.samples, training_set.labels
         self.seed, self.device = training.task.job.seed, worker.device
-
-    @property
-    def _set(self) -> TrainingSet:
-        return self._training.training_set(self._stage)
-
-    @property
-    def samples(self) -> np.ndarray:
-        """The numbers [N] of the stage's samples."""
-        return self._set.samples
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Their labels [N]."""
-        return self._set.labels
+        self._data, self._worker = training.data, worker
 
     def first(self, count: int) -> Batch:
         """The first `count` samples of the set, shuffled by the seed."""
-        rows = epoch_order(len(self.samples), self.seed, 0)[:count]
-        return next(self._batches(rows, count))
+        return self._batch(epoch_order(len(self.samples), self.seed, 0)[:count], count)
 
     def outputs(self, function: Callable[[Batch], Mapping[str, Tensor]]) -> dict[str, np.ndarray]:
-        """What `function` gives for all samples, arrays [N, ...] by name.
+        """The results of `function` for all samples, arrays [N, ...] by name. Collective.
 
-        Batches are the same whatever the number of ranks, which take them in turn: so the numbers are the same, too.
+        The batches do not depend on the number of ranks, which take them in turn, so neither do the results.
         """
         count, worker = len(self.samples), self._worker
-        found: dict[str, np.ndarray] = {}
-        starts = range(0, count, EVALUATION_BATCH)
-        mine = [np.arange(start, min(start + EVALUATION_BATCH, count)) for start in starts[worker.rank :: worker.world]]
-        shapes = self._shapes(function)  # a rank without a batch takes part with zeros
-        for name, (shape, dtype) in shapes.items():
-            found[name] = np.zeros((count, *shape), dtype)
-        for rows in mine:
-            for name, output in function(next(self._batches(rows, len(rows)))).items():
+        # the shapes come from two samples, because a rank without a batch contributes zeros
+        sample = {
+            name: _as_array(output) for name, output in function(self._batch(np.arange(min(2, count)), 2)).items()
+        }
+        found = {name: np.zeros((count, *values.shape[1:]), values.dtype) for name, values in sample.items()}
+        for start in range(0, count, EVALUATION_BATCH)[worker.rank :: worker.ranks]:
+            rows = np.arange(start, min(start + EVALUATION_BATCH, count))
+            for name, output in function(self._batch(rows, len(rows))).items():
                 found[name][rows] = _as_array(output)
-        return sum_into_all(found, worker.world, worker.device)
-
-    def _shapes(self, function: Callable[[Batch], Mapping[str, Tensor]]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        one = function(next(self._batches(np.arange(min(2, len(self.samples))), 2)))
-        return {name: (tuple(output.shape[1:]), _as_array(output).dtype) for name, output in one.items()}
+        return sum_into_all(found, worker.ranks, worker.device)
 
     def on_one_rank(self, function: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """What `function` gives on the first rank, sent to all."""
-        return from_first_rank(function, self._worker.rank, self._worker.world)
+        """The result of `function` on the first rank, sent to all ranks. Collective."""
+        return from_first_rank(lambda: dict(function()), self._worker.rank, self._worker.ranks)
 
-    def _batches(self, rows: np.ndarray, size: int) -> Iterator[Batch]:
-        training_set = self._set
-        return evaluation_batches(
-            self._training.data.train.images,
-            training_set.samples[rows],
-            training_set.labels[rows],
-            self._training.data.config,
-            batch_size=size,
-            device=self.device,
-        )
+    def _batch(self, rows: np.ndarray, size: int) -> Batch:
+        """The first batch of `size` of the set's rows `rows`."""
+        images, samples, labels = self._data.train.images, self.samples[rows], self.labels[rows]
+        return next(evaluation_batches(images, samples, labels, self._data.config, batch_size=size, device=self.device))
 
 
 def _as_array(output: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A method's steps: each runs once, and again only when something it depends on changed."""
+"""Runs a method's steps. A step runs again only if something that it depends on has changed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def run_step(
     record: RunRecord,
     show: Show,
 ) -> None:
-    """Run a step whose result is not there yet.
+    """Run a step and save its result, unless it has been saved already.
 
-    results: of all steps, by the folders that they lie in or will lie in. A result lies under the fingerprint of what
-    leads to it, so that one of other settings stays where it is.
+    results: the results of all steps, with the folders of those to come. The name of a folder is the fingerprint of
+    all that the result depends on, so that results of other settings are kept.
     """
     step = planned.step
     folder = results.folders[step.name]

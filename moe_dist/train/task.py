@@ -1,4 +1,4 @@
-"""A training as it is sent to workers (names and paths), and as a worker opens it (method, network, data)."""
+"""A training as it is sent to workers (names and paths), and as a worker opens it (method, network and data)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import nn
 
 from moe_dist.data.batch import TrainingSet
 from moe_dist.data.opened.opened import OpenedData, open_data
-from moe_dist.data.stream.stream import Stream
 from moe_dist.engine.checkpoint import load_weights
 from moe_dist.engine.choose import IN_ONE_PROCESS, makers
 from moe_dist.errors import UserError
@@ -29,22 +28,24 @@ from moe_dist.train.worker import Worker
 
 EVALUATION_BATCH = 256
 BAD_SAMPLES = "bad_samples"
-"""A run directory's folder for notes of bad samples."""
+"""The folder of a run directory in which bad samples are noted."""
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """One method's training within a run: all a worker on any node needs to find the rest.
+    """A training of one model in a run, with all that a worker on any node needs.
 
-    Paths are absolute and on storage that every node reaches. shards: the folder or URL of the data's shards, which the
-    driver found or built; folder: what the training leaves, another one as soon as something it depends on changes;
-    steps: what the steps before it left, by name; trained: the checkpoints that stages before it ended with, in
-    trainings of their own, by the stage's name; stages: the names of this training's stages; start: the number, in the
-    run's record, of the start that sends it.
+    Paths are absolute and on storage that every node can reach.
+
+    model: the model's name in the job. run: the run directory. cache: the folder of decoded images. shards: the folder
+    or URL of the shards. folder: the training's own folder, for its log and checkpoints; its name changes with
+    everything that the training depends on. steps: the folders of the results of earlier steps, by name. trained: the
+    last checkpoint of each earlier stage with a network of its own, by name. stages: the names of the stages to train;
+    empty: all. start: the number of the current start in the run's record.
     """
 
     job: Job
-    label: str
+    model: str
     run: Path
     cache: Path
     shards: str
@@ -56,19 +57,14 @@ class TrainingTask:
 
     @property
     def checkpoints(self) -> Path:
-        """Where its checkpoints are."""
+        """The folder of the training's checkpoints."""
         return self.folder / "checkpoints"
 
-    @property
-    def bad_samples(self) -> Path:
-        """Where whoever works on the run notes the samples it could not use."""
-        return self.run / BAD_SAMPLES
-
     def pack(self) -> dict[str, Any]:
-        """As plain values, to be sent."""
+        """The task as JSON values, to be sent to a worker."""
         return {
             "job": self.job.model_dump(mode="json"),
-            "label": self.label,
+            "model": self.model,
             "run": str(self.run),
             "cache": str(self.cache),
             "shards": self.shards,
@@ -81,16 +77,16 @@ class TrainingTask:
 
     @staticmethod
     def unpack(packed: dict[str, Any]) -> TrainingTask:
-        """The task that `pack` packed."""
+        """The task from what `pack` returned."""
         run, cache, folder = (Path(packed[name]) for name in ("run", "cache", "folder"))
         steps, trained = ({key: Path(path) for key, path in packed[name].items()} for name in ("steps", "trained"))
         job, shards, stages = parse_job(packed["job"], "job"), packed["shards"], tuple(packed["stages"])
-        return TrainingTask(job, packed["label"], run, cache, shards, folder, steps, trained, stages, packed["start"])
+        return TrainingTask(job, packed["model"], run, cache, shards, folder, steps, trained, stages, packed["start"])
 
 
 @dataclass
 class Training:
-    """A task opened on one rank: its stages, the network they train, and the data."""
+    """A task as a rank has opened it: its stages, the network that they train, and the data."""
 
     task: TrainingTask
     method: Method
@@ -100,88 +96,34 @@ class Training:
     results: Results
     precision: str
     deepspeed: bool
-
-    def __post_init__(self) -> None:
-        self._sets: dict[str, TrainingSet] = {}
+    _sets: dict[str, TrainingSet] = field(default_factory=dict, init=False)
 
     def training_set(self, stage: Stage) -> TrainingSet:
-        """What the stage trains on."""
+        """The training set of a stage."""
         if stage.name not in self._sets:
             choose = stage.training_set or self.method.training_set
             labels = self.method.visible_labels(self.results, self.data.train.labels)
             self._sets[stage.name] = choose(self.results, labels, self.data.train_samples)
         return self._sets[stage.name]
 
-    @property
-    def total_steps(self) -> int:
-        """Steps of all stages together, where none is stopped early."""
-        return sum(self.length(stage)[1] for stage in self.stages)
-
     def length(self, stage: Stage) -> tuple[int, int]:
-        """(epochs, steps) of a stage that is not stopped early; the last of the epochs may be a part of one."""
-        an_epoch = self._steps_per_epoch(stage)
+        """(epochs, steps) of a stage, if it is not stopped early. The last epoch may be incomplete."""
+        training_set = self.training_set(stage)
+        if stage.order is None:
+            an_epoch = -(-len(training_set.samples) // stage.batch_size)
+        else:
+            an_epoch = len(stage.order(training_set.labels, self.task.job.seed, 0, stage.batch_size))
         steps = stage.steps if stage.epochs is None else stage.epochs * an_epoch
         assert steps is not None
         return -(-steps // an_epoch), steps
 
-    def _steps_per_epoch(self, stage: Stage) -> int:
-        training_set = self.training_set(stage)
-        if stage.order is not None:
-            return len(stage.order(training_set.labels, self.task.job.seed, 0, stage.batch_size))
-        return -(-len(training_set.samples) // stage.batch_size)
-
-    def stream(self, stage: Stage, worker: Worker) -> Stream:
-        """This rank's training batches of a stage."""
-        return Stream(
-            self.data.train.images,
-            self.training_set(stage),
-            self.data.config,
-            seed=self.task.job.seed,
-            global_batch=stage.batch_size,
-            rank=worker.rank,
-            world=worker.world,
-            augment=stage.augment,
-            device=worker.device,
-            shard_of=self.data.train.shard_of,
-            sampling=stage.sampling,
-            epochs=self.length(stage)[0],
-            order=stage.order,
-        )
-
-    def validation(self, stage: Stage, worker: Worker, beside: Stream) -> Stream | None:
-        """This rank's validation batches, in order and without augmentation; None where the stage looks at none.
-
-        beside: the stage's training batches, decoded by the same loader processes.
-        """
-        samples = self.data.val_samples
-        if not len(samples) or not stage.validated:
-            return None
-        labels = self.data.val.labels[samples]
-        chosen = TrainingSet(samples, labels)
-        if stage.validation_set is not None:
-            chosen = stage.validation_set(self.results, self.data.val.labels, samples)
-        share = -(-len(samples) // worker.world)
-        return Stream(
-            self.data.val.images,
-            chosen,
-            self.data.config,
-            seed=self.task.job.seed,
-            global_batch=min(EVALUATION_BATCH, share) * worker.world,  # a small split is not padded to a whole batch
-            rank=worker.rank,
-            world=worker.world,
-            augment=None,
-            shuffle=False,
-            device=worker.device,
-            beside=beside,
-        )
-
 
 def open_training(task: TrainingTask, worker: Worker) -> Training:
-    """Open the data, read the steps' results and build the network on the worker's device."""
+    """Open the data and the results of steps, and build the network on the worker's device."""
     job = task.job
     data = open_data(job.data, job.seed, task.cache, task.shards)
-    data.bad_samples.write_to(task.bad_samples)
-    method = open_method(job, task.label, data)
+    data.bad_samples.write_to(task.run / BAD_SAMPLES)
+    method = open_method(job, task.model, data)
     stages = [stage for stage in method.stages() if stage.name in task.stages] if task.stages else method.stages()
     results = Results(task.steps)
     make = makers(job.parallel.expert, worker.deepspeed)
@@ -193,30 +135,30 @@ def open_training(task: TrainingTask, worker: Worker) -> Training:
 
 
 def build_network(task: TrainingTask, method: Method, stage: Stage, make: Makers, results: Results) -> nn.Module:
-    """The network that a training begins with, whose first stage is `stage`."""
+    """The initial network of a training whose first stage is `stage`."""
     if stage.build is None:
         return method.build(make, results, task.job.seed)
     return stage.build(make, results, lambda name: trained_network(task, method, name, results), task.job.seed)
 
 
 def trained_network(task: TrainingTask, method: Method, name: str, results: Results) -> nn.Module:
-    """The network that the stage called `name` left, in a training before this one; in eval mode on the CPU."""
+    """The network that the earlier stage `name` trained, in eval mode on the CPU."""
     stage = next(stage for stage in method.stages() if stage.name == name)
     network = build_network(task, method, stage, IN_ONE_PROCESS, results)
     load_weights(task.trained[name], network)
     return network.eval()
 
 
-def open_method(job: Job, label: str, data: OpenedData) -> Method:
-    """The method of the job that carries `label`, checked against the dataset."""
-    config = job.models[label]
+def open_method(job: Job, model: str, data: OpenedData) -> Method:
+    """The method of the job's model `model`. Raises UserError if it does not fit the dataset."""
+    config = job.models[model]
     return method_class(config.name)(config, data.info)
 
 
 def compile_calls(network: nn.Module, device: torch.device) -> None:
-    """From now on, calls of `network` go through torch.compile; names of parameters and buffers stay.
+    """Compile `network` by torch.compile, in place: names of parameters and buffers stay.
 
-    Raises UserError where the CPU's code cannot be compiled for want of a compiler.
+    Raises UserError if the CPU's code cannot be compiled because there is no C++ compiler.
     """
     if device.type == "cuda":
         network.compile(mode="reduce-overhead")  # CUDA graphs
@@ -224,7 +166,7 @@ def compile_calls(network: nn.Module, device: torch.device) -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(
-            f"resources.compile needs a C++ compiler, and there is no {compiler} on the path: install one or name it "
-            "in CXX, or leave the setting out"
+            f"resources.compile needs a C++ compiler, and {compiler} is not on the path: install it, name another "
+            "one in CXX, or leave the setting out"
         )
     network.compile()

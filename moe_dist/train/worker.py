@@ -1,4 +1,4 @@
-"""What the loop knows of where it runs: one worker interface, two launchers behind it."""
+"""The interface between the training loop and a launcher, the local launcher's side of it, and exchanges of ranks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,49 +17,50 @@ from moe_dist.errors import UserError
 from moe_dist.files import flush_to_disk
 from moe_dist.train.checkpoints import sound_checkpoint, superseded
 
+T = TypeVar("T")
 TRAINING_FILES = "a checkpoint or the log"
-"""What a rank writes into its training's folder."""
+"""What a rank writes into its training's folder, in the words of error messages."""
 
 
 class Worker(Protocol):
-    """One rank of a training."""
+    """One rank of a training, of `ranks` in all."""
 
     rank: int
-    world: int
+    ranks: int
     device: torch.device
     deepspeed: bool
-    """Whether a DeepSpeed engine drives the network; the local launcher does without for a single rank."""
+    """Whether DeepSpeed trains the network; the local launcher does not use it for a single rank."""
 
     def restore(self) -> Path | None:
-        """The folder of the newest checkpoint whose bytes are those that were written, or None. Collective.
+        """The folder of the newest undamaged checkpoint, or None without checkpoints. Collective.
 
-        Raises UserError, on every rank, where there are checkpoints and none of them is sound.
+        Raises UserError on every rank if all checkpoints are damaged.
         """
 
     def saving(self, metrics: dict[str, Any]) -> contextlib.AbstractContextManager[Path]:
-        """A folder to write a checkpoint into; leaving the block publishes it. Every rank takes part.
+        """Give the block a folder to write a checkpoint into, and publish the checkpoint afterwards. Collective.
 
-        metrics: step, of_steps, the checkpoint's `standing`, and done: whether the training ends with it.
+        metrics: step, of_steps, checkpoint_score, and done: whether this is the last checkpoint of the training.
         """
 
 
 class LocalWorker:
-    """A rank started by the local launcher: checkpoints are folders renamed into place."""
+    """A rank of the local launcher. Checkpoints are folders that are renamed when they are complete."""
 
-    def __init__(self, folder: Path, keep: int, rank: int, world: int, device: torch.device) -> None:
-        self.folder, self.keep, self.rank, self.world, self.device = folder, keep, rank, world, device
-        self.deepspeed = world > 1
+    def __init__(self, folder: Path, keep: int, rank: int, ranks: int, device: torch.device) -> None:
+        self.folder, self.keep, self.rank, self.ranks, self.device = folder, keep, rank, ranks, device
+        self.deepspeed = ranks > 1
 
     def restore(self) -> Path | None:
-        """The newest sound checkpoint of the folder."""
-        return agreed(lambda: sound_checkpoint(self.folder)[0], self.rank, self.world)
+        """See Worker."""
+        return from_first_rank(lambda: sound_checkpoint(self.folder)[0], self.rank, self.ranks)
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
-        """All ranks write into one hidden folder; rank 0 renames it when everyone is done, and drops the oldest."""
+        """See Worker. All ranks write to one hidden folder; rank 0 renames it and removes superseded checkpoints."""
         hidden = self.folder / f".saving-{metrics['step']:08d}"
         if self.rank == 0:
-            for torn in self.folder.glob(".saving-*"):  # of a run that was killed
+            for torn in self.folder.glob(".saving-*"):  # left by a run that was killed
                 shutil.rmtree(torn)
             hidden.mkdir(parents=True)
         self._barrier()
@@ -75,30 +76,20 @@ class LocalWorker:
         self._barrier()
 
     def _barrier(self) -> None:
-        if self.world > 1:
+        if self.ranks > 1:
             dist.barrier()
 
 
-def agreed(look: Callable[[], Path | None], rank: int, world: int) -> Path | None:
-    """What rank 0 finds by `look`, on every rank: two that looked for themselves could see different folders."""
-    return from_first_rank(lambda: {"path": look()}, rank, world)["path"]
-
-
-def mean_over_ranks(values: torch.Tensor, world: int) -> torch.Tensor:
-    """The ranks' average of `values`, on every rank."""
-    return sum_over_ranks(values, world) / world
-
-
-def sum_over_ranks(values: torch.Tensor, world: int) -> torch.Tensor:
-    """The ranks' sum of `values`, on every rank."""
-    if world > 1:
+def sum_over_ranks(values: torch.Tensor, ranks: int) -> torch.Tensor:
+    """The sum of `values` over ranks, on every rank, in place. Collective."""
+    if ranks > 1:
         dist.all_reduce(values)
     return values
 
 
-def sum_into_all(arrays: Mapping[str, np.ndarray], world: int, device: torch.device) -> dict[str, np.ndarray]:
-    """Arrays of which every rank has filled its own part and left zeros elsewhere, whole on every rank. Collective."""
-    if world == 1:
+def sum_into_all(arrays: Mapping[str, np.ndarray], ranks: int, device: torch.device) -> dict[str, np.ndarray]:
+    """The sums of `arrays` over ranks, on every rank: each rank fills its own part and leaves zeros. Collective."""
+    if ranks == 1:
         return dict(arrays)
     whole = {}
     for name in sorted(arrays):
@@ -108,15 +99,15 @@ def sum_into_all(arrays: Mapping[str, np.ndarray], world: int, device: torch.dev
     return whole
 
 
-def from_first_rank(function: Callable[[], Mapping[str, Any]], rank: int, world: int) -> dict[str, Any]:
-    """What `function` gives on rank 0, on every rank; a UserError of rank 0 is raised on every rank. Collective."""
+def from_first_rank(function: Callable[[], T], rank: int, ranks: int) -> T:
+    """The result of `function` on rank 0, on every rank; its UserError is also raised on every rank. Collective."""
     found: list[Any] = [None, ""]
     if rank == 0:
         try:
-            found = [dict(function()), ""]
+            found = [function(), ""]
         except UserError as error:
             found = [None, str(error)]
-    if world > 1:
+    if ranks > 1:
         dist.broadcast_object_list(found)
     if found[1]:
         raise UserError(found[1])

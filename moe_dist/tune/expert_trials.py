@@ -16,7 +16,7 @@ from moe_dist.methods.base import Method
 from moe_dist.methods.search import ExpertSearch, ExpertTrial, Score, SearchData
 from moe_dist.record.results import Results
 from moe_dist.settings.tune import TuneConfig
-from moe_dist.train.task import TrainingTask, open_method
+from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
 from moe_dist.tune.backend import failure
 from moe_dist.tune.halving import Rungs
 from moe_dist.tune.space import configured
@@ -28,8 +28,8 @@ def open_expert_backend(packed: dict[str, Any], device: torch.device) -> ExpertB
     """The backend of experts' trials of a packed TrainingTask, with its data opened."""
     task = TrainingTask.unpack(packed)
     data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
-    data.bad_samples.write_to(task.bad_samples)
-    method = open_method(task.job, task.label, data)
+    data.bad_samples.write_to(task.run / BAD_SAMPLES)
+    method = open_method(task.job, task.model, data)
     search_data = SearchData(
         config=data.config,
         train=data.train.images,

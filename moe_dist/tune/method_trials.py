@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.methods.registry import method_class
 from moe_dist.train.log import last_metrics
 from moe_dist.train.loop import train
@@ -55,7 +55,7 @@ class TrialWorker(LocalWorker):
         """A folder that is deleted when the block ends."""
         with (
             tempfile.TemporaryDirectory(prefix="moe-dist-trial-") as folder,
-            disk_explained(Path(folder).parent, "a trial's checkpoint"),
+            raising_disk_errors(Path(folder).parent, "a trial's checkpoint"),
         ):
             yield Path(folder)
         self._epoch_done(metrics["done"])
@@ -80,7 +80,7 @@ class MethodBackend:
         curve: list[Point] = []
         state: State = "finished"
         reason = ""
-        score = method_class(self._task.job.models[self._task.label].name).chosen_by
+        score = method_class(self._task.job.models[self._task.model].name).chosen_by
 
         def epoch_done(folder: Path, is_last: bool) -> None:
             line = last_metrics(folder / "metrics.jsonl")  # the loop has ended a training whose loss is not finite
@@ -92,7 +92,7 @@ class MethodBackend:
 
         try:
             task = trial_task(self._task, trial.number, trial.values)  # values that do not go together are refused
-            with disk_explained(task.folder, "a trial's log"):
+            with raising_disk_errors(task.folder, "a trial's log"):
                 train(TrialWorker(self._device, lambda done: epoch_done(task.folder, done)), task)
         except Stopped:
             state = "stopped"
@@ -103,7 +103,7 @@ class MethodBackend:
 
 def trial_task(task: TrainingTask, number: int, values: Mapping[str, Any]) -> TrainingTask:
     """The training of a trial: the job with these values, in a folder of its own, on the results of the same steps."""
-    method = configured(task.job.models[task.label], values)
+    method = configured(task.job.models[task.model], values)
     checkpoint = task.job.checkpoint.model_copy(update={"every_epochs": 1, "every_steps": 0})
     job = task.job.model_copy(update={"method": method, "checkpoint": checkpoint})
     folder = task.folder / TRIALS / str(number)

@@ -18,7 +18,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import DiskError, UserError
 from moe_dist.launch.launcher import device_of, use_threads
 from moe_dist.settings.resources import ResourceConfig
@@ -115,7 +115,7 @@ class RoundTrainable(tune.Trainable):
         """Run the round; an error outside a trial is the outcome of each of its trials."""
         work = Round.from_json(self._round)
         try:
-            with disk_explained(self._folder, "what a trial leaves"):
+            with raising_disk_errors(self._folder, "what a trial leaves"):
                 if self._backend is None:
                     use_threads(self._resources.cpus_per_task)
                     self._backend = self._open(device_of(self._resources.gpus_per_task))

@@ -57,12 +57,12 @@ def _require_rungs_before_the_end(rungs: tuple[int, ...], epochs: int, name: str
 
 def _require_no_parameter_of_a_step(job: Job, method: Method, study: MethodStudy) -> None:
     """Raise UserError where another value of a searched parameter changes a step, which is run once for all trials."""
-    label, own = method.config.name, parameters(study.method.config)
+    model, own = method.config.name, parameters(study.method.config)
     settings = _settings_before_trials(method)
     for path, values in study.space.items():
         candidates = (values.low, values.high) if isinstance(values, Range) else values
         other = next((value for value in candidates if value != own[path]), own[path])
-        changed = method_class(label)(configured(job.models[label], {path: other}), method.info)
+        changed = method_class(model)(configured(job.models[model], {path: other}), method.info)
         after = _settings_before_trials(changed)
         different = [name for name in settings if settings[name] != after[name]]
         if different:

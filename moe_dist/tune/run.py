@@ -9,9 +9,8 @@ from pathlib import Path
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
-from moe_dist.launch.drive import Drive
 from moe_dist.launch.launcher import device_of, use_threads
-from moe_dist.launch.phases import ModelPhases
+from moe_dist.launch.phases import Drive, ModelPhases
 from moe_dist.record.fingerprints import fingerprint
 from moe_dist.settings.tune import METHOD, TuneConfig
 from moe_dist.train.task import TrainingTask, open_method
@@ -35,31 +34,31 @@ from moe_dist.tune.space import configured
 from moe_dist.tune.studies import FOLDER, ExpertStudies, MethodStudy, Studies, tune_settings
 
 
-def tune_model(drive: Drive, label: str) -> None:
-    """Run the job's searches and the steps that they need; the results are in <run>/<label>/search.
+def tune_model(drive: Drive, model: str) -> None:
+    """Run the job's searches and the steps that they need; the results are in <run>/<model>/search.
 
     Raises UserError where a search ends without a trial that was trained to its end.
     """
-    searches = _Searches(drive, label)
+    searches = _Searches(drive, model)
     job, tuned = drive.job, ""
     settings = tune_settings(job)
     if "experts" in settings.of:
-        studies = ExpertStudies(job, open_method(job, label, drive.data))
+        studies = ExpertStudies(job, open_method(job, model, drive.data))
         searches.run(studies, open_expert_backend)
         experts = [
             config.model_dump(mode="json") for config, _ in best_experts(searches.found, studies.search.defaults())
         ]
-        job = job.model_copy(update={"method": configured(job.models[label], {"experts": experts})})
+        job = job.model_copy(update={"method": configured(job.models[model], {"experts": experts})})
         tuned = fingerprint(experts)[:12]
     if "method" in settings.of:
-        searches.run(MethodStudy(job, open_method(job, label, drive.data), tuned), open_method_backend)
+        searches.run(MethodStudy(job, open_method(job, model, drive.data), tuned), open_method_backend)
 
 
 class _Searches:
     """The searches of a run, one after another, and what they found so far."""
 
-    def __init__(self, drive: Drive, label: str) -> None:
-        self._drive, self._label = drive, label
+    def __init__(self, drive: Drive, model: str) -> None:
+        self._drive, self._model = drive, model
         self.found: dict[str, SearchedStudy] = {}
         self._infos: dict[str, StudyInfo] = {}
         self._seconds = 0.0
@@ -68,12 +67,12 @@ class _Searches:
     def run(self, studies: Studies, open_backend: OpenBackend) -> None:
         """Run the steps that the trials need, then the search, and write what was found so far."""
         drive = replace(self._drive, job=studies.job)
-        phases = ModelPhases(drive, self._label, studies.method, studies.before(drive.data))
+        phases = ModelPhases(drive, self._model, studies.method, studies.before(drive.data))
         phases.folder.point_at(phases.current())
         phases.run()
         results = phases.results
         infos = studies.infos(drive.data.info.class_names, visible_training_set(studies.method, drive.data, results))
-        folder = drive.run / self._label / FOLDER
+        folder = drive.run / self._model / FOLDER
         with closing(Journal(folder / studies.journal, studies.identity(drive.data))) as journal:
             search = _open_search(studies, infos, journal, drive.record.work_begins)
             task = phases.task_of(folder, studies.trial_stages)

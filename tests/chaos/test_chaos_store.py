@@ -105,7 +105,7 @@ def epoch(opened: ShardSet) -> Iterator[np.ndarray]:
     training_set = TrainingSet(np.arange(len(opened)), opened.labels)
     images = EncodedImages(opened, 8, crop_roi=False)
     config = DataConfig(image_size=8, window_shards=1)
-    stream = Stream(images, training_set, config, seed=0, global_batch=4, rank=0, world=1, shard_of=opened.shard_of)
+    stream = Stream(images, training_set, config, seed=0, global_batch=4, rank=0, ranks=1, shard_of=opened.shard_of)
     for batch in stream.epoch():
         yield batch.images.numpy()
 

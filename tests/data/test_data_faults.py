@@ -52,7 +52,7 @@ def stream_all(folder: Path, bad_samples: BadSamples) -> list[int]:
     config = DataConfig(image_size=8, decode="each_time")
     images = open_images(shards, config, folder, bad_samples)
     everything = TrainingSet(np.arange(len(shards)), shards.labels)
-    stream = Stream(images, everything, config, seed=0, global_batch=2, rank=0, world=1)
+    stream = Stream(images, everything, config, seed=0, global_batch=2, rank=0, ranks=1)
     return sorted(int(number) for batch in stream.epoch() for number in batch.samples[batch.weight > 0])
 
 

@@ -22,31 +22,31 @@ BEFORE, AFTER = range(5), range(5, 10)
 MIXED = Case("dfcp5", "mixed", clip_norm=0.1)
 
 
-def save_and_go_on(rank: int, world: int, case: Case, folder: str, own_folders: bool = False) -> dict[str, Tensor]:
+def save_and_go_on(rank: int, ranks: int, case: Case, folder: str, own_folders: bool = False) -> dict[str, Tensor]:
     """The unbroken run: five steps, a checkpoint, five more. World 0 is one process without DeepSpeed."""
-    engine = engine_of(case, world)
-    take_steps(engine, case, BEFORE, rank, max(world, 1))
+    engine = engine_of(case, ranks)
+    take_steps(engine, case, BEFORE, rank, max(ranks, 1))
     where = Path(folder) / f"rank{rank}" if own_folders else Path(folder)
-    save_checkpoint(where, engine, rank=rank, world=max(world, 1), state={"step": 5})
-    take_steps(engine, case, AFTER, rank, max(world, 1))
+    save_checkpoint(where, engine, rank=rank, ranks=max(ranks, 1), state={"step": 5})
+    take_steps(engine, case, AFTER, rank, max(ranks, 1))
     parameters = parameters_of(engine)
     engine.close()
     return parameters
 
 
-def resume(rank: int, world: int, case: Case, folder: str) -> dict[str, Tensor]:
+def resume(rank: int, ranks: int, case: Case, folder: str) -> dict[str, Tensor]:
     """A run that goes on from the checkpoint for five steps."""
     torch.manual_seed(rank + 1000)
-    engine = engine_of(case, world)
-    assert load_checkpoint(Path(folder), engine, rank=rank, world=max(world, 1)) == {"step": 5}
-    take_steps(engine, case, AFTER, rank, max(world, 1))
+    engine = engine_of(case, ranks)
+    assert load_checkpoint(Path(folder), engine, rank=rank, ranks=max(ranks, 1)) == {"step": 5}
+    take_steps(engine, case, AFTER, rank, max(ranks, 1))
     parameters = parameters_of(engine)
     engine.close()
     return parameters
 
 
-def on(worlds: dict[int, World], world: int, function: Any, case: Case, *arguments: Any) -> list[dict[str, Tensor]]:
-    return worlds[world].run(function, case, *arguments) if world else [function(0, 0, case, *arguments)]
+def on(worlds: dict[int, World], ranks: int, function: Any, case: Case, *arguments: Any) -> list[dict[str, Tensor]]:
+    return worlds[ranks].run(function, case, *arguments) if ranks else [function(0, 0, case, *arguments)]
 
 
 def identical(first: Iterable[dict[str, Tensor]], second: Iterable[dict[str, Tensor]]) -> bool:
@@ -57,12 +57,12 @@ def identical(first: Iterable[dict[str, Tensor]], second: Iterable[dict[str, Ten
 
 
 LAYOUTS = {"local": (0, 1, 0), "1/1": (1, 1, 1), "2/1": (2, 1, 2), "2/2": (2, 2, 1), "4/2": (4, 2, 1), "4/4": (4, 4, 0)}
-"""(world, expert-parallel size, ZeRO stage)."""
+"""(ranks, expert-parallel size, ZeRO stage)."""
 
 
 def spread(case: Case, layout: str) -> tuple[int, Case]:
-    world, expert, zero = LAYOUTS[layout]
-    return world, replace(case, expert=expert, zero=zero)
+    ranks, expert, zero = LAYOUTS[layout]
+    return ranks, replace(case, expert=expert, zero=zero)
 
 
 SLOW = pytest.mark.slow
@@ -75,18 +75,18 @@ PAIRS = [
 
 @pytest.mark.parametrize(("saved", "resumed"), PAIRS)
 def test_resumes_in_another_layout(worlds: dict[int, World], tmp_path: Path, saved: str, resumed: str) -> None:
-    world, case = spread(MIXED, saved)
-    unbroken = on(worlds, world, save_and_go_on, case, str(tmp_path))
-    world, case = spread(MIXED, resumed)
+    ranks, case = spread(MIXED, saved)
+    unbroken = on(worlds, ranks, save_and_go_on, case, str(tmp_path))
+    ranks, case = spread(MIXED, resumed)
     reference = {name: tensor for rank in unbroken for name, tensor in rank.items()}
-    assert largest_difference(reference, on(worlds, world, resume, case, str(tmp_path))) < 1e-6
+    assert largest_difference(reference, on(worlds, ranks, resume, case, str(tmp_path))) < 1e-6
 
 
 @pytest.mark.parametrize("layout", ["local", "2/2", "2/1", "4/2"])
 def test_same_layout_is_bit_identical(worlds: dict[int, World], tmp_path: Path, layout: str) -> None:
-    world, case = spread(Case("normalised", "mixed", clip_norm=0.1), layout)
-    unbroken = on(worlds, world, save_and_go_on, case, str(tmp_path))
-    assert identical(unbroken, on(worlds, world, resume, case, str(tmp_path)))
+    ranks, case = spread(Case("normalised", "mixed", clip_norm=0.1), layout)
+    unbroken = on(worlds, ranks, save_and_go_on, case, str(tmp_path))
+    assert identical(unbroken, on(worlds, ranks, resume, case, str(tmp_path)))
 
 
 @pytest.mark.parametrize("zero", [1, pytest.param(0, marks=SLOW), pytest.param(2, marks=SLOW)])
@@ -101,8 +101,8 @@ def test_zero_stages_share_checkpoints(worlds: dict[int, World], tmp_path: Path,
 
 def test_a_folder_per_rank_merges_without_clashes(worlds: dict[int, World], tmp_path: Path) -> None:
     """Ray Train merges the ranks' folders into one."""
-    world, case = spread(MIXED, "4/2")
-    unbroken = worlds[world].run(save_and_go_on, case, str(tmp_path), True)
+    ranks, case = spread(MIXED, "4/2")
+    unbroken = worlds[ranks].run(save_and_go_on, case, str(tmp_path), True)
     merged = tmp_path / "merged"
     merged.mkdir()
     for folder in sorted(tmp_path.glob("rank*")):
@@ -112,7 +112,7 @@ def test_a_folder_per_rank_merges_without_clashes(worlds: dict[int, World], tmp_
             shutil.copy(file, merged)
     assert is_whole(merged)
     assert {f"experts_{expert:04d}.safetensors" for expert in range(5)} <= {file.name for file in merged.iterdir()}
-    assert identical(unbroken, worlds[world].run(resume, case, str(merged)))
+    assert identical(unbroken, worlds[ranks].run(resume, case, str(merged)))
 
 
 def test_replicas_of_buffers_agree_after_saving(worlds: dict[int, World], tmp_path: Path) -> None:
@@ -127,11 +127,11 @@ def test_replicas_of_buffers_agree_after_saving(worlds: dict[int, World], tmp_pa
         assert all(torch.equal(after[rank][name], after[rank + 2][name]) for name in after[rank])
 
 
-def buffers_around_saving(rank: int, world: int, case: Case, folder: str) -> tuple[dict[str, Tensor], ...]:
-    engine = engine_of(case, world)
-    take_steps(engine, case, BEFORE, rank, world)
+def buffers_around_saving(rank: int, ranks: int, case: Case, folder: str) -> tuple[dict[str, Tensor], ...]:
+    engine = engine_of(case, ranks)
+    take_steps(engine, case, BEFORE, rank, ranks)
     before = parameters_of(engine)
-    save_checkpoint(Path(folder), engine, rank=rank, world=world, state={})
+    save_checkpoint(Path(folder), engine, rank=rank, ranks=ranks, state={})
     after = parameters_of(engine)
     engine.close()
     return before, after
@@ -147,10 +147,10 @@ def test_another_number_of_ranks_seeds_its_generators_from_the_checkpoint(
     assert len(set(first)) == 3
 
 
-def draw_after_loading(rank: int, world: int, folder: str, seed: int) -> float:
+def draw_after_loading(rank: int, ranks: int, folder: str, seed: int) -> float:
     torch.manual_seed(seed)
-    engine = engine_of(replace(MIXED, expert=3), world)
-    load_checkpoint(Path(folder), engine, rank=rank, world=world)
+    engine = engine_of(replace(MIXED, expert=3), ranks)
+    load_checkpoint(Path(folder), engine, rank=rank, ranks=ranks)
     engine.close()
     return float(torch.rand(()))
 
@@ -165,10 +165,10 @@ def test_weights_load_into_one_process(worlds: dict[int, World], tmp_path: Path)
     assert all(torch.equal(tensor, loaded[name]) for rank in before for name, tensor in rank.items())
 
 
-def parameters_and_checkpoint(rank: int, world: int, case: Case, folder: str) -> dict[str, Tensor]:
-    engine = engine_of(case, world)
-    take_steps(engine, case, BEFORE, rank, world)
-    save_checkpoint(Path(folder), engine, rank=rank, world=world, state={})
+def parameters_and_checkpoint(rank: int, ranks: int, case: Case, folder: str) -> dict[str, Tensor]:
+    engine = engine_of(case, ranks)
+    take_steps(engine, case, BEFORE, rank, ranks)
+    save_checkpoint(Path(folder), engine, rank=rank, ranks=ranks, state={})
     parameters = parameters_of(engine)
     engine.close()
     return parameters

@@ -25,32 +25,32 @@ FAST = [
 ]
 
 ALL = [
-    (world, Case(network, optimisers, expert, zero, accumulate, clip_norm, uneven=accumulate == 3))
-    for world, network, optimisers, zero, accumulate, clip_norm in product(
+    (ranks, Case(network, optimisers, expert, zero, accumulate, clip_norm, uneven=accumulate == 3))
+    for ranks, network, optimisers, zero, accumulate, clip_norm in product(
         (2, 3, 4), ("dfcp5", "dfcp43", "icl", "gmm"), ("sgd", "adam", "mixed"), (0, 1, 2), (1, 3), (None, 0.1)
     )
-    for expert in sorted({1, 2, world})
-    if world % expert == 0 and not (network == "icl" and expert == 4)
+    for expert in sorted({1, 2, ranks})
+    if ranks % expert == 0 and not (network == "icl" and expert == 4)
 ]
 
 
-def check_equal_to_one_process(worlds: dict[int, World], world: int, case: Case) -> None:
+def check_equal_to_one_process(worlds: dict[int, World], ranks: int, case: Case) -> None:
     reference = train_alone(replace(case, expert=1, zero=0), STEPS)
     start = train_alone(replace(case, expert=1, zero=0), range(0))
     assert largest_difference(reference, [start]) > 1e-3, "a training that stands still would compare equal"
-    ranks = worlds[world].run(train_rank, case, STEPS)
-    assert largest_difference(reference, ranks) < 1e-6
+    outcomes = worlds[ranks].run(train_rank, case, STEPS)
+    assert largest_difference(reference, outcomes) < 1e-6
 
 
-@pytest.mark.parametrize(("world", "case"), FAST, ids=str)
-def test_representative_cases(worlds: dict[int, World], world: int, case: Case) -> None:
-    check_equal_to_one_process(worlds, world, case)
+@pytest.mark.parametrize(("ranks", "case"), FAST, ids=str)
+def test_representative_cases(worlds: dict[int, World], ranks: int, case: Case) -> None:
+    check_equal_to_one_process(worlds, ranks, case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "case"), ALL, ids=str)
-def test_every_case(worlds: dict[int, World], world: int, case: Case) -> None:
-    check_equal_to_one_process(worlds, world, case)
+@pytest.mark.parametrize(("ranks", "case"), ALL, ids=str)
+def test_every_case(worlds: dict[int, World], ranks: int, case: Case) -> None:
+    check_equal_to_one_process(worlds, ranks, case)
 
 
 def test_one_rank_of_deepspeed_equals_plain_torch(worlds: dict[int, World]) -> None:

@@ -31,7 +31,7 @@ def test_every_rank_sees_all_samples_and_their_gradients_add_up(worlds: dict[int
         assert torch.equal(gradient, torch.full((sizes[rank], 2, 2), 6.0))
 
 
-def gather(rank: int, world: int, sizes: list[int]) -> tuple[Tensor, Tensor]:
+def gather(rank: int, ranks: int, sizes: list[int]) -> tuple[Tensor, Tensor]:
     from moe_dist.parallel.exchange import batch_sizes, gather_samples
 
     group = torch.distributed.group.WORLD
@@ -50,7 +50,7 @@ def test_rows_go_where_they_are_sent_and_gradients_return(worlds: dict[int, Worl
         assert gradient == [destination + 1.0 for destination in range(3) for _ in range(destination)]
 
 
-def send_numbered(rank: int, world: int) -> tuple[list[float], list[float]]:
+def send_numbered(rank: int, ranks: int) -> tuple[list[float], list[float]]:
     from moe_dist.parallel.exchange import send
 
     rows = torch.tensor([10.0 * rank + destination for destination in range(3) for _ in range(destination)])
@@ -89,30 +89,30 @@ def test_moves_the_bytes_that_were_estimated(worlds: dict[int, World], case: Any
     assert sum(worlds[3].run(count_bytes, name)) == estimate
 
 
-def count_bytes(rank: int, world: int, name: str) -> int:
+def count_bytes(rank: int, ranks: int, name: str) -> int:
     """The bytes that this rank, with 2 samples, sends to others in a forward and a backward pass."""
     from moe_dist.parallel import exchange
     from moe_dist.parallel.experts import ExpertParallel
 
-    network = build(name, partial(ExpertParallel, ep_size=world))
+    network = build(name, partial(ExpertParallel, ep_size=ranks))
     make_engine(
         network,
         {"": ADAM},
-        parallel=ParallelConfig(expert=world),
+        parallel=ParallelConfig(expert=ranks),
         clip_norm=None,
         device=torch.device("cpu"),
         bf16=False,
-        world=world,
+        ranks=ranks,
         deepspeed=True,
     ).close()
     images = torch.rand(2, 1, SIDE, SIDE)
     with pytest.MonkeyPatch.context() as patch:
-        sent = count_sent(patch, exchange, rank, world)
+        sent = count_sent(patch, exchange, rank, ranks)
         network(images).sum().backward()
     return sum(sent)
 
 
-def count_sent(patch: pytest.MonkeyPatch, exchange: Any, rank: int, world: int) -> list[int]:
+def count_sent(patch: pytest.MonkeyPatch, exchange: Any, rank: int, ranks: int) -> list[int]:
     """Counts what the three collectives send to other ranks, floating-point numbers only."""
     sent: list[int] = []
     gather, scatter = exchange._all_gather, exchange._reduce_scatter
@@ -120,11 +120,11 @@ def count_sent(patch: pytest.MonkeyPatch, exchange: Any, rank: int, world: int) 
 
     def counted_gather(output: Tensor, rows: Tensor, **options: Any) -> Any:
         if rows.is_floating_point():
-            sent.append((world - 1) * rows.numel() * rows.element_size())
+            sent.append((ranks - 1) * rows.numel() * rows.element_size())
         return gather(output, rows, **options)
 
     def counted_scatter(output: Tensor, rows: Tensor, **options: Any) -> Any:
-        sent.append((world - 1) * output.numel() * rows.element_size())
+        sent.append((ranks - 1) * output.numel() * rows.element_size())
         return scatter(output, rows, **options)
 
     def counted_all_to_all(output: Tensor, rows: Tensor, received: list[int], to: list[int], **options: Any) -> Any:

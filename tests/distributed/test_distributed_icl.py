@@ -49,11 +49,11 @@ class Outcome(NamedTuple):
 
 
 def engine_of(
-    stage: int, expert: int, world: int, zero: int = 0, accumulate: int = 1, method: BranchMethod = ICL
+    stage: int, expert: int, ranks: int, zero: int = 0, accumulate: int = 1, method: BranchMethod = ICL
 ) -> Engine:
-    """A fresh engine of a stage: DeepSpeed's in a world, plain torch in one process (world 0)."""
-    network = method.build(makers(expert, deepspeed=world > 0), {}, seed=3)
-    parallel = ParallelConfig(expert=expert, zero=zero, micro_batches=accumulate * max(world, 1))
+    """A fresh engine of a stage: DeepSpeed's over ranks, plain torch in one process (ranks 0)."""
+    network = method.build(makers(expert, deepspeed=ranks > 0), {}, seed=3)
+    parallel = ParallelConfig(expert=expert, zero=zero, micro_batches=accumulate * max(ranks, 1))
     device, bf16 = torch.device("cpu"), False
     return make_engine(
         network,
@@ -62,70 +62,70 @@ def engine_of(
         clip_norm=None,
         device=device,
         bf16=bf16,
-        world=max(world, 1),
-        deepspeed=world > 0,
+        ranks=max(ranks, 1),
+        deepspeed=ranks > 0,
     )
 
 
-def share(step: int, rank: int, world: int) -> Batch:
+def share(step: int, rank: int, ranks: int) -> Batch:
     """A rank's share of a global batch, as order.py gives it; every third batch ends in padding."""
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(BATCH, 3, SIDE, SIDE, generator=generator)
     labels = torch.randint(CLASSES, (BATCH,), generator=generator)
     valid = 7 if step % 3 == 2 else BATCH
-    weight = (torch.arange(BATCH) < valid).float() * world / valid
-    rows = slice(rank, None, world)
+    weight = (torch.arange(BATCH) < valid).float() * ranks / valid
+    rows = slice(rank, None, ranks)
     return Batch(images[rows], labels[rows], torch.arange(BATCH)[rows], weight[rows])
 
 
 def take_steps(
-    engine: Engine, steps: range, stage: int, rank: int, world: int, accumulate: int = 1, method: BranchMethod = ICL
+    engine: Engine, steps: range, stage: int, rank: int, ranks: int, accumulate: int = 1, method: BranchMethod = ICL
 ) -> Outcome:
     """Train as the loop does, but with batch normalisation as in evaluation: its statistics are a rank's own."""
-    shares = GradientShares(rank, world)
-    now = method.stages()[stage]
-    session = cast(Session, SimpleNamespace(engine=engine, gradients=shares, accumulate=accumulate, stage=now))
-    name = now.name
+    shares = GradientShares(rank, ranks)
+    trained = method.stages()[stage]
+    session = cast(Session, SimpleNamespace(stage=trained, engine=engine, gradients=shares, accumulate=accumulate))
+    name = trained.name
     method.set_training(engine.network, name)
     engine.network.eval()
     record = []
     for step in steps:
-        terms = train_step(method, session, share(step, rank, world), Progress(name, 0, 180, step))
+        terms = train_step(method, session, share(step, rank, ranks), Progress(name, 0, 180, step))
         values = torch.stack(list(terms.values()))
-        if world > 1:
+        if ranks > 1:
             torch.distributed.all_reduce(values)
-        record.append(dict(zip(terms, (values / world).tolist())))
+        record.append(dict(zip(terms, (values / ranks).tolist())))
     tensors = {name: tensor.detach().clone() for name, tensor in engine.network.state_dict().items()}
     return Outcome(record, tensors, shares.take())
 
 
-def train_rank(rank: int, world: int, expert: int, stage: int, zero: int = 0) -> Outcome:
+def train_rank(rank: int, ranks: int, expert: int, stage: int, zero: int = 0) -> Outcome:
     """A case for a World."""
-    engine = engine_of(stage, expert, world, zero)
-    outcome = take_steps(engine, range(STEPS), stage, rank, world)
+    engine = engine_of(stage, expert, ranks, zero)
+    outcome = take_steps(engine, range(STEPS), stage, rank, ranks)
     engine.close()
     return outcome
 
 
-def accumulate_rank(rank: int, world: int, expert: int, zero: int) -> Outcome:
+def accumulate_rank(rank: int, ranks: int, expert: int, zero: int) -> Outcome:
     """A case for a World: cross-entropy in two micro-batches a rank."""
-    engine = engine_of(0, expert, world, zero, 2, CROSS_ENTROPY)
-    outcome = take_steps(engine, range(STEPS), 0, rank, world, 2, CROSS_ENTROPY)
+    engine = engine_of(0, expert, ranks, zero, 2, CROSS_ENTROPY)
+    outcome = take_steps(engine, range(STEPS), 0, rank, ranks, 2, CROSS_ENTROPY)
     engine.close()
     return outcome
 
 
-def resume_rank(rank: int, world: int, expert: int, folder: str) -> tuple[Outcome, Outcome]:
+def resume_rank(rank: int, ranks: int, expert: int, folder: str) -> tuple[Outcome, Outcome]:
     """A case for a World: all steps at once; and half of them, a checkpoint, and the rest by a new engine."""
-    unbroken = train_rank(rank, world, expert, 0)
+    unbroken = train_rank(rank, ranks, expert, 0)
     half = STEPS // 2
-    first = engine_of(0, expert, world)
-    take_steps(first, range(half), 0, rank, world)
-    save_checkpoint(Path(folder), first, rank=rank, world=world, state={})
+    first = engine_of(0, expert, ranks)
+    take_steps(first, range(half), 0, rank, ranks)
+    save_checkpoint(Path(folder), first, rank=rank, ranks=ranks, state={})
     first.close()
-    second = engine_of(0, expert, world)
-    load_checkpoint(Path(folder), second, rank=rank, world=world)
-    resumed = take_steps(second, range(half, STEPS), 0, rank, world)
+    second = engine_of(0, expert, ranks)
+    load_checkpoint(Path(folder), second, rank=rank, ranks=ranks)
+    resumed = take_steps(second, range(half, STEPS), 0, rank, ranks)
     second.close()
     return unbroken, resumed
 
@@ -137,7 +137,7 @@ def alone() -> list[Outcome]:
 
 
 @pytest.mark.parametrize(
-    ("world", "expert", "stage"),
+    ("ranks", "expert", "stage"),
     [
         (1, 1, 0),
         (2, 1, 0),
@@ -151,13 +151,13 @@ def alone() -> list[Outcome]:
     ],
 )
 def test_equals_one_process(
-    worlds: dict[int, World], alone: list[Outcome], world: int, expert: int, stage: int
+    worlds: dict[int, World], alone: list[Outcome], ranks: int, expert: int, stage: int
 ) -> None:
     reference = alone[stage]
-    ranks = worlds[world].run(train_rank, expert, stage)
+    outcomes = worlds[ranks].run(train_rank, expert, stage)
     first, last = (sum(terms.values()) for terms in (reference.terms[0], reference.terms[-1]))
     assert abs(first - last) > 1e-2, "a training that stands still would compare equal"
-    for outcome in ranks:
+    for outcome in outcomes:
         for ours, expected in zip(outcome.terms, reference.terms):
             assert ours == pytest.approx(expected, rel=1e-6, abs=1e-6)
         assert outcome.shares == pytest.approx(reference.shares, abs=1e-6)
@@ -202,9 +202,9 @@ def test_every_rank_holds_the_same_memory(worlds: dict[int, World]) -> None:
         assert all(torch.equal(first.tensors[name], other.tensors[name]) for other in others)
 
 
-@pytest.mark.parametrize(("world", "expert"), [(3, 3), pytest.param(2, 1, marks=pytest.mark.slow)])
-def test_goes_on_bit_identically(worlds: dict[int, World], world: int, expert: int) -> None:
+@pytest.mark.parametrize(("ranks", "expert"), [(3, 3), pytest.param(2, 1, marks=pytest.mark.slow)])
+def test_goes_on_bit_identically(worlds: dict[int, World], ranks: int, expert: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for unbroken, resumed in worlds[world].run(resume_rank, expert, folder):
+        for unbroken, resumed in worlds[ranks].run(resume_rank, expert, folder):
             assert unbroken.terms[STEPS // 2 :] == resumed.terms
             assert all(torch.equal(tensor, resumed.tensors[name]) for name, tensor in unbroken.tensors.items())

@@ -68,22 +68,22 @@ def job_of(source: Path, workers: int, expert: int, seed: int, epochs: int) -> J
 
 
 def task_of(root: Path, job: Job) -> TrainingTask:
-    (label,) = job.models
+    (model,) = job.models
     digest = fingerprint(job.model_dump(mode="json"))
     run = root / digest[:12]
     cache = root / "cache"
-    return TrainingTask(job, label, run, cache, ensure_shards(job.data, cache), run / label, {})
+    return TrainingTask(job, model, run, cache, ensure_shards(job.data, cache), run / model, {})
 
 
-def train_rank(rank: int, world: int, task: TrainingTask) -> None:
+def train_rank(rank: int, ranks: int, task: TrainingTask) -> None:
     """A case for a World: a whole training, as a launcher's rank does it."""
-    train(LocalWorker(task.checkpoints, 1, rank, world, CPU), task)
+    train(LocalWorker(task.checkpoints, 1, rank, ranks, CPU), task)
 
 
 def accuracy(task: TrainingTask) -> float:
     """Top-1 accuracy of the last checkpoint on the test images."""
     data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
-    method = open_method(task.job, task.label, data)
+    method = open_method(task.job, task.model, data)
     checkpoint = newest_checkpoint(task.checkpoints)
     assert checkpoint is not None
     network = load_network(task, method, checkpoint)

@@ -54,46 +54,46 @@ class Case:
         return f"top{self.config.top_k}-ep{self.expert}-zero{self.zero}-parts{self.micro_batches}"
 
 
-def engine_of(case: Case, world: int) -> tuple[SparseMoe, Engine]:
-    """The method and a fresh engine: DeepSpeed's in a world, plain torch in one process (world 0)."""
+def engine_of(case: Case, ranks: int) -> tuple[SparseMoe, Engine]:
+    """The method and a fresh engine: DeepSpeed's over ranks, plain torch in one process (ranks 0)."""
     sparse = SparseMoe(case.config, INFO)
     (stage,) = sparse.stages()
     engine = make_engine(
-        sparse.build(makers(case.expert, deepspeed=world > 0), {}, 7),
+        sparse.build(makers(case.expert, deepspeed=ranks > 0), {}, 7),
         stage.optimisers,
         parallel=case.parallel,
         clip_norm=stage.clip_norm,
         device=torch.device("cpu"),
         bf16=False,
-        world=max(world, 1),
-        deepspeed=world > 0,
+        ranks=max(ranks, 1),
+        deepspeed=ranks > 0,
     )
     return sparse, engine
 
 
-def share(step: int, rank: int, world: int) -> Batch:
+def share(step: int, rank: int, ranks: int) -> Batch:
     """A rank's share of a global batch; every third one ends in padding."""
     generator = torch.Generator().manual_seed(step)
     images = torch.rand(GLOBAL_BATCH, 3, SIDE, SIDE, generator=generator)
     labels = torch.randint(CLASSES, (GLOBAL_BATCH,), generator=generator)
     valid = 10 if step % 3 == 0 else GLOBAL_BATCH
-    weight = (torch.arange(GLOBAL_BATCH) < valid) * world / valid
-    return Batch(images, labels, torch.arange(GLOBAL_BATCH), weight).micro_batches(world)[rank]
+    weight = (torch.arange(GLOBAL_BATCH) < valid) * ranks / valid
+    return Batch(images, labels, torch.arange(GLOBAL_BATCH), weight).micro_batches(ranks)[rank]
 
 
-def take_steps(case: Case, sparse: SparseMoe, engine: Engine, steps: range, rank: int, world: int) -> None:
+def take_steps(case: Case, sparse: SparseMoe, engine: Engine, steps: range, rank: int, ranks: int) -> None:
     engine.network.train()
     for step in steps:
-        for part in share(step, rank, max(world, 1)).micro_batches(case.parallel.accumulate(max(world, 1))):
+        for part in share(step, rank, max(ranks, 1)).micro_batches(case.parallel.accumulate(max(ranks, 1))):
             terms = sparse.loss(engine.network, part, Progress("sparse", 0, 1, step))
             engine.backward(torch.stack(list(terms.values())).sum())
             engine.step()
 
 
-def train(rank: int, world: int, case: Case, steps: range) -> dict[str, Tensor]:
-    """This rank's parameters after `steps`; world 0 is one process without DeepSpeed."""
-    sparse, engine = engine_of(case, world)
-    take_steps(case, sparse, engine, steps, rank, world)
+def train(rank: int, ranks: int, case: Case, steps: range) -> dict[str, Tensor]:
+    """This rank's parameters after `steps`; ranks 0 is one process without DeepSpeed."""
+    sparse, engine = engine_of(case, ranks)
+    take_steps(case, sparse, engine, steps, rank, ranks)
     parameters = parameters_of(engine)
     engine.close()
     return parameters
@@ -121,7 +121,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("world", "case"),
+    ("ranks", "case"),
     [
         (2, Case(changed(EXACT, top_k=1), expert=2)),
         (2, Case(EXACT, expert=2, zero=1, micro_batches=4)),
@@ -133,11 +133,11 @@ SLOW = pytest.mark.slow
     ],
     ids=str,
 )
-def test_ranks_equal_one_process(worlds: dict[int, World], world: int, case: Case) -> None:
+def test_ranks_equal_one_process(worlds: dict[int, World], ranks: int, case: Case) -> None:
     alone = replace(case, expert=1, zero=0)
     reference = train(0, 0, alone, STEPS)
     assert largest_difference(reference, [train(0, 0, alone, range(0))]) > 1e-3
-    assert largest_difference(reference, worlds[world].run(train, case, STEPS)) < 1e-6
+    assert largest_difference(reference, worlds[ranks].run(train, case, STEPS)) < 1e-6
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
@@ -166,9 +166,9 @@ def test_the_balancing_loss_is_that_of_the_ranks_own_tokens(worlds: dict[int, Wo
     assert abs(sum(halves) / 2 - whole) > 1e-4
 
 
-def balance_of_share(rank: int, world: int, case: Case) -> float:
-    _, engine = engine_of(case, world)
-    balance = engine.network(share(1, rank, world).images)[1].item()
+def balance_of_share(rank: int, ranks: int, case: Case) -> float:
+    _, engine = engine_of(case, ranks)
+    balance = engine.network(share(1, rank, ranks).images)[1].item()
     engine.close()
     return balance
 
@@ -184,9 +184,9 @@ def test_evaluation_over_ranks_drops_nothing(worlds: dict[int, World], top_k: in
         torch.testing.assert_close(log_probs, expected, atol=1e-6, rtol=0)
 
 
-def evaluate_after_training_mode(rank: int, world: int, case: Case) -> Tensor:
-    sparse, engine = engine_of(case, world)
-    images = share(1, rank, world).images
+def evaluate_after_training_mode(rank: int, ranks: int, case: Case) -> Tensor:
+    sparse, engine = engine_of(case, ranks)
+    images = share(1, rank, ranks).images
     with torch.no_grad():
         trained = sparse.predict(engine.network.train(), images).log_probs
         evaluated = sparse.predict(engine.network.eval(), images).log_probs
@@ -201,14 +201,14 @@ def test_a_loss_may_leave_the_layer_out_on_some_ranks(worlds: dict[int, World]) 
     assert gradients[0] > 0 and gradients[1] == 0, "the idle rank's trunk has no gradient from the layer"
 
 
-def gradients_with_one_rank_idle(rank: int, world: int) -> float:
+def gradients_with_one_rank_idle(rank: int, ranks: int) -> float:
     """The largest gradient of the layer's output's loss on this rank's tokens; rank 1 trains the classifier alone."""
     from moe_dist.parallel.spread import tie_exchanges
 
-    _, engine = engine_of(Case(EXACT, expert=2), world)
+    _, engine = engine_of(Case(EXACT, expert=2), ranks)
     network = engine.network
     assert isinstance(network, SparseNetwork)
-    tokens = network.tokens(share(1, rank, world).images).detach().requires_grad_()
+    tokens = network.tokens(share(1, rank, ranks).images).detach().requires_grad_()
     logits, _ = network.classify(tokens)
     loss = logits.square().mean() if rank == 0 else network.classifier(tokens.detach().mean(1)).square().mean()
     tie_exchanges(loss, network).backward()
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(worlds: dict[int, Worl
     assert {f"experts_000{expert}.safetensors" for expert in range(4)} <= files
     alone = replace(case, expert=1, zero=0)
     sparse, engine = engine_of(alone, 0)
-    assert load_checkpoint(tmp_path, engine, rank=0, world=1) == {"step": 5}
+    assert load_checkpoint(tmp_path, engine, rank=0, ranks=1) == {"step": 5}
     take_steps(alone, sparse, engine, AFTER, 0, 1)
     assert largest_difference(parameters_of(engine), [after for _, after in unbroken]) < 1e-6
 
@@ -235,13 +235,13 @@ def test_weights_of_two_ranks_load_without_deepspeed(worlds: dict[int, World], t
     assert largest_difference(network.state_dict(), before) == 0
 
 
-def save_and_go_on(rank: int, world: int, case: Case, folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def save_and_go_on(rank: int, ranks: int, case: Case, folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Five steps, a checkpoint, five more; the parameters after each five."""
-    sparse, engine = engine_of(case, world)
-    take_steps(case, sparse, engine, BEFORE, rank, world)
+    sparse, engine = engine_of(case, ranks)
+    take_steps(case, sparse, engine, BEFORE, rank, ranks)
     at_five = parameters_of(engine)
-    save_checkpoint(Path(folder), engine, rank=rank, world=world, state={"step": 5})
-    take_steps(case, sparse, engine, AFTER, rank, world)
+    save_checkpoint(Path(folder), engine, rank=rank, ranks=ranks, state={"step": 5})
+    take_steps(case, sparse, engine, AFTER, rank, ranks)
     parameters = parameters_of(engine)
     engine.close()
     return at_five, parameters
@@ -255,7 +255,7 @@ def test_refuses_experts_that_the_ranks_cannot_share_equally(worlds: dict[int, W
         )
 
 
-def refusal_of_three_experts(rank: int, world: int) -> str:
+def refusal_of_three_experts(rank: int, ranks: int) -> str:
     with pytest.raises(UserError) as refusal:
-        engine_of(Case(changed(CONFIG, experts=3), expert=2), world)
+        engine_of(Case(changed(CONFIG, experts=3), expert=2), ranks)
     return str(refusal.value)

@@ -28,7 +28,7 @@ STEPS = range(10)
 
 
 def engine_of(
-    network: nn.Module, optimisers: dict[str, OptimiserConfig], world: int, zero: int = 0, bf16: bool = False
+    network: nn.Module, optimisers: dict[str, OptimiserConfig], ranks: int, zero: int = 0, bf16: bool = False
 ) -> Engine:
     return make_engine(
         network,
@@ -37,8 +37,8 @@ def engine_of(
         clip_norm=None,
         device=torch.device("cpu"),
         bf16=bf16,
-        world=max(world, 1),
-        deepspeed=world > 0,
+        ranks=max(ranks, 1),
+        deepspeed=ranks > 0,
     )
 
 
@@ -81,7 +81,7 @@ def test_zero_2_reduces_unequal_experts_in_one_bucket(worlds: dict[int, World]) 
         assert bucket >= parameters
 
 
-def bucket_and_parameters(rank: int, world: int) -> tuple[int, int]:
+def bucket_and_parameters(rank: int, ranks: int) -> tuple[int, int]:
     from moe_dist.engine.deepspeed import deepspeed_config
 
     network = spread("dfcp5", 3)
@@ -96,17 +96,17 @@ def test_a_loss_may_leave_the_experts_out_on_some_ranks(worlds: dict[int, World]
     assert largest_difference(reference, worlds[2].run(gate_loss_on_second_half, zero)) < 1e-6
 
 
-def gate_loss_on_second_half(rank: int, world: int, zero: int) -> dict[str, Tensor]:
+def gate_loss_on_second_half(rank: int, ranks: int, zero: int) -> dict[str, Tensor]:
     """Samples of the first half of a global batch train the mixture, those of the second half the gate alone."""
-    network = spread("dfcp5", world)
+    network = spread("dfcp5", ranks)
     assert isinstance(network, LeNetMixture)
-    engine = engine_of(network, {"": ADAM}, world, zero)
+    engine = engine_of(network, {"": ADAM}, ranks, zero)
     for step in STEPS:
-        images, labels, weight = share(step, Case(), rank, max(world, 1))
+        images, labels, weight = share(step, Case(), rank, max(ranks, 1))
         gate = network.gate(images.flatten(1)).log_softmax(1)
         mixture = -network(images)[torch.arange(len(labels)), labels]
         half = GLOBAL_BATCH // 2
-        if world:
+        if ranks:
             losses = mixture if rank == 0 else -gate[:, 0]
         else:
             losses = torch.cat([mixture[:half], -gate[half:, 0]])
@@ -133,15 +133,15 @@ class Constant(nn.Module):
         return self.logits.expand(features.shape[0], CLASSES)
 
 
-def train_with_constant_expert(rank: int, world: int) -> dict[str, Tensor]:
+def train_with_constant_expert(rank: int, ranks: int) -> dict[str, Tensor]:
     """A trained trunk under one linear and one constant expert."""
     torch.manual_seed(0)
     network = nn.Module()
     network.trunk = nn.Linear(SIDE * SIDE, 5)
-    network.experts = experts_class(world)([Constant, partial(nn.Linear, 5, CLASSES)], [1.0, 1.0], 0)
-    engine = engine_of(network, {"": SGD}, world)
+    network.experts = experts_class(ranks)([Constant, partial(nn.Linear, 5, CLASSES)], [1.0, 1.0], 0)
+    engine = engine_of(network, {"": SGD}, ranks)
     for step in STEPS:
-        images, labels, weight = share(step, Case(), rank, max(world, 1))
+        images, labels, weight = share(step, Case(), rank, max(ranks, 1))
         logits = sum(network.experts(network.trunk(images.flatten(1))))
         losses = nn.functional.cross_entropy(logits, labels, reduction="none")
         engine.backward((weight * losses).sum())
@@ -157,11 +157,11 @@ def test_a_rank_may_hold_frozen_experts_only(worlds: dict[int, World], name: str
     assert largest_difference(reference, worlds[3].run(train_one_expert, name, dense, 0)) < 1e-6
 
 
-def train_one_expert(rank: int, world: int, name: str, dense: str, zero: int) -> dict[str, Tensor]:
+def train_one_expert(rank: int, ranks: int, name: str, dense: str, zero: int) -> dict[str, Tensor]:
     """Train a dense part and expert 0."""
-    network = spread(name, world)
-    engine = engine_of(network, {dense: SGD, "experts.members.0.": ADAM}, world, zero)
-    take_steps(engine, Case(), STEPS, rank, max(world, 1))
+    network = spread(name, ranks)
+    engine = engine_of(network, {dense: SGD, "experts.members.0.": ADAM}, ranks, zero)
+    take_steps(engine, Case(), STEPS, rank, max(ranks, 1))
     engine.close()
     return network.state_dict()
 
@@ -176,9 +176,9 @@ def test_zero_refuses_a_rank_of_frozen_experts(worlds: dict[int, World], zero: i
         )
 
 
-def refusal_of_frozen_experts(rank: int, world: int, zero: int) -> str:
+def refusal_of_frozen_experts(rank: int, ranks: int, zero: int) -> str:
     with pytest.raises(UserError) as refusal:
-        train_one_expert(rank, world, "dfcp5", "gate.", zero)
+        train_one_expert(rank, ranks, "dfcp5", "gate.", zero)
     return str(refusal.value)
 
 
@@ -187,9 +187,9 @@ def test_refuses_a_rank_with_nothing_to_train(worlds: dict[int, World]) -> None:
         assert refusal == "parallel.expert: in this stage some rank has nothing to train; set parallel.expert lower"
 
 
-def refusal_of_idle_rank(rank: int, world: int) -> str:
+def refusal_of_idle_rank(rank: int, ranks: int) -> str:
     with pytest.raises(UserError) as refusal:
-        engine_of(spread("dfcp5", 2), {"experts.members.0.": ADAM}, world)
+        engine_of(spread("dfcp5", 2), {"experts.members.0.": ADAM}, ranks)
     return str(refusal.value)
 
 
@@ -198,7 +198,7 @@ def test_refuses_groups_that_do_not_divide_the_ranks(worlds: dict[int, World]) -
         assert refusal == "parallel.expert = 2 does not divide the number of ranks, 3"
 
 
-def refusal_of_two_in_three(rank: int, world: int) -> str:
+def refusal_of_two_in_three(rank: int, ranks: int) -> str:
     with pytest.raises(UserError) as refusal:
         spread("dfcp5", 2)
     return str(refusal.value)
@@ -209,7 +209,7 @@ def test_refuses_more_ranks_than_experts(worlds: dict[int, World]) -> None:
         assert "4 is more ranks than the method has experts (3)" in refusal
 
 
-def refusal_of_four_for_three(rank: int, world: int) -> str:
+def refusal_of_four_for_three(rank: int, ranks: int) -> str:
     with pytest.raises(UserError) as refusal:
         spread("icl", 4)
     return str(refusal.value)
@@ -220,11 +220,11 @@ def test_refuses_parameters_without_dimensions(worlds: dict[int, World]) -> None
         assert "give ['temperature'] the shape [1]" in refusal
 
 
-def refusal_of_scalar(rank: int, world: int) -> str:
+def refusal_of_scalar(rank: int, ranks: int) -> str:
     network = build("dfcp5", Experts)
     network.temperature = nn.Parameter(torch.tensor(1.0))
     with pytest.raises(AssertionError) as refusal:
-        engine_of(network, {"": ADAM}, world)
+        engine_of(network, {"": ADAM}, ranks)
     return str(refusal.value)
 
 
@@ -239,10 +239,10 @@ def test_evaluation_batches_may_be_uneven(worlds: dict[int, World], sizes: list[
             torch.testing.assert_close(mine, reference, atol=1e-6, rtol=0)
 
 
-def evaluate(rank: int, world: int, name: str, sizes: list[int]) -> Tensor:
+def evaluate(rank: int, ranks: int, name: str, sizes: list[int]) -> Tensor:
     images = torch.rand(sum(sizes), 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).split(sizes)[rank]
-    network = spread(name, world)
-    engine_of(network, {"": ADAM}, world).close()
+    network = spread(name, ranks)
+    engine_of(network, {"": ADAM}, ranks).close()
     with torch.no_grad():
         return network(images)
 
@@ -254,11 +254,11 @@ def test_stages_follow_each_other_on_one_network(worlds: dict[int, World], first
     assert largest_difference(reference, worlds[2].run(two_stages, first, second)) < 1e-6
 
 
-def two_stages(rank: int, world: int, first: int, second: int) -> dict[str, Tensor]:
-    network = spread("icl", world)
+def two_stages(rank: int, ranks: int, first: int, second: int) -> dict[str, Tensor]:
+    network = spread("icl", ranks)
     for optimisers, zero in (({"": ADAM}, first), ({"experts.": SGD}, second)):
-        engine = engine_of(network, optimisers, world, zero)
-        take_steps(engine, Case(), range(5), rank, max(world, 1))
+        engine = engine_of(network, optimisers, ranks, zero)
+        take_steps(engine, Case(), range(5), rank, max(ranks, 1))
         engine.close()
     return network.state_dict()
 
@@ -292,9 +292,9 @@ def mixed_types(make_experts: Any) -> Any:
     return experts(torch.linspace(-1, 1, 15).view(3, 5))
 
 
-def mixed_types_over_ranks(rank: int, world: int) -> Any:
+def mixed_types_over_ranks(rank: int, ranks: int) -> Any:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        return mixed_types(experts_class(world))
+        return mixed_types(experts_class(ranks))
 
 
 def test_deepspeed_has_the_private_things_that_are_used(worlds: dict[int, World]) -> None:
@@ -302,7 +302,7 @@ def test_deepspeed_has_the_private_things_that_are_used(worlds: dict[int, World]
     assert worlds[1].run(what_deepspeed_lacks) == [[]]
 
 
-def what_deepspeed_lacks(rank: int, world: int) -> list[str]:
+def what_deepspeed_lacks(rank: int, ranks: int) -> list[str]:
     """The names that parallel/ uses and DeepSpeed does not document, as far as they are not there."""
     from moe_dist.parallel.runtime import deepspeed, start_deepspeed
     from moe_dist.parallel.spread import SpreadExperts, groups
@@ -353,8 +353,8 @@ def test_engine_sums_the_gradients_of_micro_batches(worlds: dict[int, World]) ->
     assert worlds[2].run(updates_made) == [[False, False, True, False, False, True]] * 2
 
 
-def updates_made(rank: int, world: int) -> list[bool]:
-    engine = engine_of_case(Case("icl", accumulate=3), world)
+def updates_made(rank: int, ranks: int) -> list[bool]:
+    engine = engine_of_case(Case("icl", accumulate=3), ranks)
     assert isinstance(engine.network, BranchesOnTrunk)
     updates = []
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""One small training, run alike in one process and on every rank of a world."""
+"""One small training, run alike in one process and on every rank of several."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Case:
         )
 
 
-def engine_of(case: Case, world: int) -> Engine:
-    """A fresh engine: DeepSpeed's in a world, plain torch in one process (world 0)."""
+def engine_of(case: Case, ranks: int) -> Engine:
+    """A fresh engine: DeepSpeed's over ranks, plain torch in one process (ranks 0)."""
     if case.expert > 1:
         from moe_dist.parallel.experts import ExpertParallel
 
@@ -66,34 +66,34 @@ def engine_of(case: Case, world: int) -> Engine:
     return make_engine(
         network,
         OPTIMISERS[case.optimisers],
-        parallel=ParallelConfig(expert=case.expert, zero=case.zero, micro_batches=case.accumulate * max(world, 1)),
+        parallel=ParallelConfig(expert=case.expert, zero=case.zero, micro_batches=case.accumulate * max(ranks, 1)),
         clip_norm=case.clip_norm,
         device=torch.device("cpu"),
         bf16=False,
-        world=max(world, 1),
-        deepspeed=world > 0,
+        ranks=max(ranks, 1),
+        deepspeed=ranks > 0,
     )
 
 
-def take_steps(engine: Engine, case: Case, steps: range, rank: int, world: int) -> None:
+def take_steps(engine: Engine, case: Case, steps: range, rank: int, ranks: int) -> None:
     """Train on the global batches numbered `steps`, this rank's share of each."""
     engine.network.train()
     for step in steps:
-        images, labels, weight = share(step, case, rank, world)
+        images, labels, weight = share(step, case, rank, ranks)
         for part in torch.arange(len(labels)).tensor_split(case.accumulate):
             losses = nn.functional.nll_loss(engine.network(images[part]), labels[part], reduction="none")
             engine.backward(case.loss_factor * (weight[part] * losses).sum())
             engine.step()
 
 
-def share(step: int, case: Case, rank: int, world: int) -> tuple[Tensor, Tensor, Tensor]:
+def share(step: int, case: Case, rank: int, ranks: int) -> tuple[Tensor, Tensor, Tensor]:
     """A rank's images, labels and weights of a global batch; padding has weight 0."""
     generator = torch.Generator().manual_seed(step)
     images = torch.rand(GLOBAL_BATCH, 1, SIDE, SIDE, generator=generator)
     labels = torch.randint(CLASSES, (GLOBAL_BATCH,), generator=generator)
     valid = 9 if case.uneven and step % 3 == 0 else GLOBAL_BATCH
-    weight = (torch.arange(GLOBAL_BATCH) < valid).float() * world / valid
-    mine = torch.arange(GLOBAL_BATCH).tensor_split(world)[rank]
+    weight = (torch.arange(GLOBAL_BATCH) < valid).float() * ranks / valid
+    mine = torch.arange(GLOBAL_BATCH).tensor_split(ranks)[rank]
     return images[mine], labels[mine], weight[mine]
 
 
@@ -109,10 +109,10 @@ def train_alone(case: Case, steps: range) -> dict[str, Tensor]:
     return parameters_of(engine)
 
 
-def train_rank(rank: int, world: int, case: Case, steps: range) -> dict[str, Tensor]:
+def train_rank(rank: int, ranks: int, case: Case, steps: range) -> dict[str, Tensor]:
     """A case for a World: this rank's parameters after `steps`."""
-    engine = engine_of(case, world)
-    take_steps(engine, case, steps, rank, world)
+    engine = engine_of(case, ranks)
+    take_steps(engine, case, steps, rank, ranks)
     parameters = parameters_of(engine)
     engine.close()
     return parameters

@@ -27,7 +27,7 @@ class World:
         self._pipes: list[Connection] = []
 
     def run(self, case: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What `case(rank, world, *arguments)` returns on each rank; AssertionError with the trace where one fails.
+        """What `case(rank, ranks, *arguments)` returns on each rank; AssertionError with the trace where one fails.
 
         A failed or hanging world is killed; the next case starts a new one.
         """
@@ -75,14 +75,14 @@ class World:
         return [results[rank] for rank in range(self.size)]
 
 
-def _serve(pipe: Connection, rank: int, world: int, store: str) -> None:
+def _serve(pipe: Connection, rank: int, ranks: int, store: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", f"file://{store}", timedelta(seconds=CASE_SECONDS), world_size=world, rank=rank
+        "gloo", f"file://{store}", timedelta(seconds=CASE_SECONDS), world_size=ranks, rank=rank
     )
     while True:
         case, arguments = pipe.recv()
         try:
-            pipe.send((True, case(rank, world, *arguments)))
+            pipe.send((True, case(rank, ranks, *arguments)))
         except Exception:
             pipe.send((False, traceback.format_exc()))

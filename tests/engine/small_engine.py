@@ -29,7 +29,7 @@ def engine_of(
         clip_norm=clip_norm,
         device=CPU,
         bf16=bf16,
-        world=1,
+        ranks=1,
         deepspeed=False,
     )
 

@@ -1,4 +1,4 @@
-"""Checkpoints of one process: exact continuation, torn folders, foreign networks, and nothing pickled."""
+"""Checkpoints of one process: exact resume, incomplete folders, other networks, and no pickle."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from moe_dist.engine.checkpoint import is_whole, load_checkpoint, load_weights, read_state, save_checkpoint
+from moe_dist.engine.checkpoint import (
+    is_whole,
+    load_checkpoint,
+    load_weights,
+    random_state,
+    read_state,
+    restore_random_state,
+    save_checkpoint,
+    seed_random,
+)
 from moe_dist.engine.choose import make_engine
 from moe_dist.engine.engine import Engine
-from moe_dist.engine.random_state import random_state, reseed, restore_random_state
 from moe_dist.errors import UserError
 from moe_dist.models.experts import Experts
 from moe_dist.settings.resources import ParallelConfig
@@ -54,7 +62,7 @@ def engine_of(optimisers: dict[str, OptimiserConfig] = OPTIMISERS, width: int = 
         clip_norm=1.0,
         device=torch.device("cpu"),
         bf16=False,
-        world=1,
+        ranks=1,
         deepspeed=False,
     )
 
@@ -72,7 +80,7 @@ def saved(tmp_path: Path) -> tuple[Engine, Path]:
     """An engine after a few steps and its checkpoint."""
     engine = engine_of()
     take_steps(engine, 1)
-    save_checkpoint(tmp_path / "saved", engine, rank=0, world=1, state={"step": 3, "loss": 0.1})
+    save_checkpoint(tmp_path / "saved", engine, rank=0, ranks=1, state={"step": 3, "loss": 0.1})
     return engine, tmp_path / "saved"
 
 
@@ -81,16 +89,16 @@ def test_goes_on_bit_identically(saved: tuple[Engine, Path]) -> None:
     take_steps(unbroken, 2)
     torch.manual_seed(1234)
     resumed = engine_of()
-    assert load_checkpoint(folder, resumed, rank=0, world=1) == {"step": 3, "loss": 0.1}
+    assert load_checkpoint(folder, resumed, rank=0, ranks=1) == {"step": 3, "loss": 0.1}
     take_steps(resumed, 2)
     for name, tensor in unbroken.network.state_dict().items():
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
 
 
 def test_a_checkpoint_before_the_first_step(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, engine_of(), rank=0, world=1, state={})
+    save_checkpoint(tmp_path, engine_of(), rank=0, ranks=1, state={})
     resumed = engine_of()
-    load_checkpoint(tmp_path, resumed, rank=0, world=1)
+    load_checkpoint(tmp_path, resumed, rank=0, ranks=1)
     assert not resumed.optimiser.state
 
 
@@ -119,7 +127,7 @@ def test_a_missing_file_is_noticed(saved: tuple[Engine, Path]) -> None:
         aside = file.rename(folder.parent / file.name)
         assert not is_whole(folder), file.name
         with pytest.raises(UserError, match="not a whole checkpoint"):
-            load_checkpoint(folder, engine_of(), rank=0, world=1)
+            load_checkpoint(folder, engine_of(), rank=0, ranks=1)
         aside.rename(file)
     assert is_whole(folder)
 
@@ -145,7 +153,7 @@ def test_damage_of_the_same_size_is_a_sentence(saved: tuple[Engine, Path]) -> No
 def test_another_network_is_refused(saved: tuple[Engine, Path]) -> None:
     _, folder = saved
     with pytest.raises(UserError, match=r"belongs to another network: experts\.members\.0\.0\.bias is \[4\] there"):
-        load_checkpoint(folder, engine_of(width=6), rank=0, world=1)
+        load_checkpoint(folder, engine_of(width=6), rank=0, ranks=1)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "rmsprop"])
@@ -153,15 +161,15 @@ def test_another_optimiser_is_refused(saved: tuple[Engine, Path], kind: str) -> 
     _, folder = saved
     other = engine_of(OPTIMISERS | {"gate.": OptimiserConfig(kind=kind)})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"gate\.\w+ was trained with another optimiser \(exp_avg, exp_avg_sq, step"):
-        load_checkpoint(folder, other, rank=0, world=1)
+        load_checkpoint(folder, other, rank=0, ranks=1)
 
 
 def test_training_more_than_was_saved_is_refused(tmp_path: Path) -> None:
     engine = engine_of({"experts.": OptimiserConfig(kind="sgd")})
     take_steps(engine, 1)
-    save_checkpoint(tmp_path, engine, rank=0, world=1, state={})
+    save_checkpoint(tmp_path, engine, rank=0, ranks=1, state={})
     with pytest.raises(UserError, match=r"gate\.\w+ was trained with another optimiser \(none saved\)"):
-        load_checkpoint(tmp_path, engine_of(), rank=0, world=1)
+        load_checkpoint(tmp_path, engine_of(), rank=0, ranks=1)
 
 
 def test_another_format_is_refused(saved: tuple[Engine, Path]) -> None:
@@ -177,7 +185,7 @@ def draws() -> list[float]:
 
 
 def test_every_generator_is_restored() -> None:
-    """Also the second half of a pair of normal numbers, which Python and NumPy keep for the next call."""
+    """The state includes the second of two normal numbers, which Python and NumPy keep for the next call."""
     draws()
     state = random_state()
     expected = draws()
@@ -189,13 +197,13 @@ def test_every_generator_is_restored() -> None:
 
 
 def test_reseeding_depends_on_the_state_and_the_rank() -> None:
-    state = random_state()
-    reseed(state, 1)
+    origin = random_state()["torch"].numpy().tobytes()
+    seed_random(origin, 1)
     expected = draws()
-    reseed(state, 1)
+    seed_random(origin, 1)
     assert draws() == expected
-    reseed(state, 2)
+    seed_random(origin, 2)
     assert draws() != expected
     torch.rand(1)
-    reseed(random_state(), 1)
+    seed_random(random_state()["torch"].numpy().tobytes(), 1)
     assert draws() != expected

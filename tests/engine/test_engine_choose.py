@@ -1,4 +1,4 @@
-"""Which modules a network is made of where: the same ones, and DeepSpeed only where it is needed."""
+"""The makers of a network with and without DeepSpeed, which is imported only if it is needed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_one_process_has_all_experts() -> None:
 
 
 class _Absent:
-    """An import system in which there is no deepspeed."""
+    """An importer that does not find deepspeed."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.partition(".")[0] == "deepspeed":

@@ -1,4 +1,4 @@
-"""The local engine against a training loop written out, and what make_engine refuses."""
+"""LocalEngine, compared with an explicit training loop, and the errors of make_engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moe_dist.settings.training import OptimiserConfig
 
 
 def test_gradients_of_micro_batches_add_up() -> None:
-    """w = 1 - 0.5 x (2 + 3 + 4) = -3.5, and no update before the third."""
+    """w = 1 - 0.5 x (2 + 3 + 4) = -3.5, without an update before the third micro-batch."""
     engine = engine_of(line(1.0), accumulate=3)
     updates = []
     for slope in (2.0, 3.0, 4.0):
@@ -46,12 +46,12 @@ def test_a_short_gradient_is_not_stretched() -> None:
 def test_rates_scale_from_their_initial_value() -> None:
     engine = engine_of(line(1.0))
     for factor, expected in ((0.1, 0.05), (0.1, 0.05), (1.0, 0.5)):
-        engine.scale_rates(factor)
+        engine.optimiser.scale_rates(factor)
         assert [group["lr"] for group in engine.optimiser.param_groups] == pytest.approx([expected])
 
 
 def test_what_the_loss_leaves_out_still_decays() -> None:
-    """As over ranks, where its gradient is zero: AdamW's decay takes rate x decay = 0.5 x 0.2 of it away."""
+    """As with DeepSpeed, its gradient is zero, and AdamW's decay reduces it by rate x decay = 0.5 x 0.2."""
     network = nn.ModuleDict({"used": line(1.0), "unused": line(1.0)})
     engine = engine_of(network, OptimiserConfig(kind="adamw", learning_rate=0.5, weight_decay=0.2))
     engine.backward(network["used"](torch.ones(1, 1)).sum())
@@ -92,13 +92,13 @@ def test_several_ranks_say_that_they_need_deepspeed(monkeypatch: pytest.MonkeyPa
             clip_norm=None,
             device=CPU,
             bf16=False,
-            world=2,
+            ranks=2,
             deepspeed=True,
         )
 
 
 class _Absent:
-    """An import system in which there is no deepspeed."""
+    """An importer that does not find deepspeed."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.partition(".")[0] == "deepspeed":

@@ -1,4 +1,4 @@
-"""Shares of the gradient, worked by hand; over ranks, with ZeRO and micro-batches in test_distributed_icl.py."""
+"""Shares of the gradient, computed by hand; over ranks, with ZeRO and micro-batches in test_distributed_icl.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ CPU = torch.device("cpu")
 
 
 def test_an_epochs_shares_are_those_of_its_summed_sizes() -> None:
-    """Sizes (1, 3) and (2, 2) add up to (3, 5) of 8; the next epoch begins anew."""
-    shares = GradientShares(rank=0, world=1)
+    """Sizes (1, 3) and (2, 2) add up to (3, 5) of 8; the next epoch starts from zero."""
+    shares = GradientShares(rank=0, ranks=1)
     shares.add(torch.tensor([1.0, 3.0]))
     shares.add(torch.tensor([2.0, 2.0]))
     assert shares.take() == {"gradient_share/expert_0": 0.375, "gradient_share/expert_1": 0.625}
@@ -23,14 +23,14 @@ def test_an_epochs_shares_are_those_of_its_summed_sizes() -> None:
 
 @pytest.mark.parametrize("sizes", [[], [0.0, 0.0]], ids=["compares none", "trains none"])
 def test_where_no_expert_has_a_gradient_there_are_no_shares(sizes: list[float]) -> None:
-    shares = GradientShares(rank=0, world=1)
+    shares = GradientShares(rank=0, ranks=1)
     shares.add(torch.tensor(sizes))
     assert shares.take() == {}
 
 
 def test_a_state_is_taken_over_by_one_rank() -> None:
-    """The state is the ranks' sum: on every rank it would count twice."""
-    first, second = (GradientShares(rank, world=1) for rank in (0, 1))
+    """The state is the sum over ranks: if every rank loaded it, it would count twice."""
+    first, second = (GradientShares(rank, ranks=1) for rank in (0, 1))
     for shares in (first, second):
         shares.load([3.0, 1.0], CPU)
         shares.add(torch.tensor([1.0, 1.0]))

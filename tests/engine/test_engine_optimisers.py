@@ -1,4 +1,4 @@
-"""The mixed optimiser against the torch optimisers it is made of, each run on its own."""
+"""MixedOptimiser gives the same results as its torch optimisers, each run separately."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_longest_prefix_wins() -> None:
 
 
 def test_one_group_per_configuration_and_experts_apart() -> None:
-    """DeepSpeed wants experts over ranks, which carry the name of their process group, in groups marked so."""
+    """DeepSpeed needs experts that are spread over ranks in groups of their own, named after the process group."""
     net = network()
     for parameter in net[0].parameters():
         parameter.group_name = "ep_size_2"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Latency is counted in calls and statistics; no test depends on how fast this machine is."""
+"""The calls and statistics of latency; no test depends on the speed of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Ray launcher beside the local one: the same curve on one and two workers, and after a worker was killed."""
+"""The Ray launcher gives the same losses as the local one, with one and two workers and after a worker was killed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from moe_dist.engine.checkpoint import read_state
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.choose import open_launcher
-from moe_dist.launch.drive import Drive
 from moe_dist.launch.launcher import Launcher
+from moe_dist.launch.phases import Drive
 from moe_dist.launch.ray import embedded_cpus
 from moe_dist.places import cache_folder
 from moe_dist.record.run_record import RunRecord
@@ -60,13 +60,13 @@ def ray_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ray(ray_home: Path) -> Iterator[Launcher]:
-    """One embedded Ray for all tests of this file; starting it is the cost."""
+    """One embedded Ray for all tests of this file, because starting it takes long."""
     with open_launcher("ray", traditional(workers=2), ray_home, quiet()) as launcher:
         yield launcher
 
 
 def with_job(launcher: Launcher, job: Job, folder: Path) -> Launcher:
-    """The running Ray, launching for another job."""
+    """A launcher for another job, on the same Ray."""
     return type(launcher)(job, folder, quiet())  # type: ignore[call-arg]
 
 
@@ -89,7 +89,7 @@ def test_two_ray_workers_give_the_curve_of_one(ray: Launcher, tmp_path: Path) ->
 
 
 def test_ray_keeps_the_epoch_chosen_on_validation(ray: Launcher, tmp_path: Path) -> None:
-    """Steps this large jump about, so that the last epoch is not the best one."""
+    """With such large steps the last epoch is not the best one."""
     gate = traditional().method.gate.model_dump() | {"optimiser": {"kind": "adam", "learning_rate": 0.1}}
     job = traditional(gate=gate, epochs=8, checkpoint={"keep": 1})
     run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
@@ -105,7 +105,7 @@ def test_ray_keeps_the_epoch_chosen_on_validation(ray: Launcher, tmp_path: Path)
 
 @pytest.mark.chaos
 def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher, tmp_path: Path) -> None:
-    """kill -9 of a worker in the middle of training: Ray Train restarts it and it goes on from its last checkpoint."""
+    """After kill -9 of a worker, Ray Train restarts it, and it continues from its last checkpoint."""
     job = traditional(epochs=40, checkpoint={"every_steps": 10, "every_epochs": 1})
     killed: list[int] = []
     moments: list[float] = []
@@ -135,7 +135,7 @@ def evaluated(model: Path) -> np.ndarray:
 
 
 def test_ray_goes_on_after_a_local_run_and_the_other_way_round(ray: Launcher, tmp_path: Path) -> None:
-    """Ray's own notes name checkpoints that the local launcher has since passed; the folder is what counts."""
+    """Ray's snapshot names checkpoints older than those of a local run since then; the folder counts."""
     job, folder = traditional(epochs=6, checkpoint={"keep": 9}), tmp_path / "mixed"
     whole = run_locally(job, tmp_path / "local")
     run(job, folder, with_job(ray, job, folder))
@@ -146,7 +146,7 @@ def test_ray_goes_on_after_a_local_run_and_the_other_way_round(ray: Launcher, tm
 
 
 def rewind(model: Path, step: int) -> None:
-    """Leave a finished training as it was after `step`."""
+    """Set a finished training back to its state after `step`."""
     (training_of(model) / "training.json").unlink()
     folder = checkpoints_of(model)
     for checkpoint in checkpoints(folder):
@@ -185,7 +185,7 @@ def test_a_missing_gpu_is_a_sentence(tmp_path: Path) -> None:
 
 def test_tasks_give_results_in_order_and_a_bad_one_ends_them(ray: Launcher) -> None:
     def in_turn(common: str, item: int, context: Any) -> str:
-        """Fails for item 2, takes its time for item 3; a nested function travels to Ray's workers whole."""
+        """Fail for item 2 and be slow for item 3. A nested function is pickled by value for Ray's workers."""
         if item == 2:
             raise UserError("item 2 is bad")
         if item == 3:

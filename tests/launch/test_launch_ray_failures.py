@@ -1,4 +1,4 @@
-"""What ends a training by Ray Train at once, and what Ray Train tries again; no Ray is started for it."""
+"""Failures that end a training by Ray Train at once, and failures that it retries. Ray is not started."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOST = RuntimeError("connection closed by peer")
 
 
 def group(**failures: Exception) -> WorkerGroupError:
-    """What the controller is told of ranks, by the last letter of their names."""
+    """The failure that the controller gets from ranks, by the last letter of their names."""
     return WorkerGroupError("as Ray says it", {int(name[-1]): error for name, error in failures.items()})
 
 

@@ -1,4 +1,4 @@
-"""What a training and an evaluation depend on, and what they do not."""
+"""The settings on which a training and an evaluation depend, and those on which they do not."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ DEFAULTS = Path(__file__).with_name("defaults.json")
 def trained(job: Job) -> dict[str, Any]:
     """The settings that the job's only training depends on."""
     data = built_data(job.data, job.seed, cache_folder())
-    (label,) = job.models
-    return dict(main_training(plan(open_method(job, label, data), job, label, data)).settings)
+    (model,) = job.models
+    return dict(main_training(plan(open_method(job, model, data), job, model, data)).settings)
 
 
 def evaluated(job: Job) -> dict[str, Any]:
     data = built_data(job.data, job.seed, cache_folder())
-    (label,) = job.models
-    return evaluation_settings(job, label, open_method(job, label, data), data, None)
+    (model,) = job.models
+    return evaluation_settings(job, model, open_method(job, model, data), data, None)
 
 
 def with_data(job: Job, **changes: Any) -> Job:
@@ -80,14 +80,14 @@ def test_training_and_validation_images_are_part_of_a_training() -> None:
 
 
 def test_a_published_validation_split_counts_as_far_as_it_is_used(tmp_path: Path) -> None:
-    """Cut by max_test_images, it is another validation: schedules and the choice of an epoch look at it."""
+    """Limited by max_test_images, it is another validation split, which schedules and the choice of an epoch use."""
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 12), ("test", 12)):
-        for label in ("a", "b"):
-            (tmp_path / split / label).mkdir(parents=True)
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
             for number in range(count):
                 pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / split / label / f"{number}.png")
+                Image.fromarray(pixels).save(tmp_path / split / name / f"{number}.png")
     data = {"dataset": "image_folder", "source": str(tmp_path), "image_size": 16}
     job = traditional(data=data)
     assert "val" in {path.name for path in tmp_path.iterdir()}
@@ -112,7 +112,7 @@ def test_where_images_are_held_counts_where_crops_are_cut_from_them(decode: str)
 
 
 def test_parts_of_a_batch_count_where_the_network_looks_at_them() -> None:
-    """Dropout draws by rank; without it, a mixture of LeNets gives the same numbers however a batch is cut."""
+    """Dropout differs by rank; without it, a mixture of LeNets does not depend on how a batch is divided."""
     plain, dropout = traditional(), traditional(gate={**GATE, "dropout": 0.5})
     for changes in ({"workers": 2}, {"parallel": {"micro_batches": 2}}, {"workers": 2, "parallel": {"expert": 2}}):
         assert trained(changed(plain, **changes)) == trained(plain)
@@ -232,7 +232,7 @@ def current_defaults() -> dict[str, Any]:
 
 
 def test_no_default_has_changed_under_this_scheme() -> None:
-    """Defaults are left out of fingerprints: with another default, an old result would be taken for a new one.
+    """Fingerprints leave out defaults: if a default changed, an old result would be reused as a new one.
 
     Where one is to change, raise SCHEME and write the file anew: python tests/train/test_train_fingerprints.py
     """
@@ -242,7 +242,7 @@ def test_no_default_has_changed_under_this_scheme() -> None:
 
 
 def test_the_fields_that_no_training_depends_on_are_these() -> None:
-    """Whoever declares one adds it here, having thought about it."""
+    """Add a new one here, after deciding that no result depends on it."""
     found = {(path, part) for path, _, part in all_fields() if part is not Part.RESULT}
     data = ["dataset", "source", "shards", "imbalance", "imbalance_choice", "imbalance_seed", "val_fraction"]
     data += ["max_train_images", "max_test_images", "on_bad_sample", "bad_samples_limit", "decode", "loader_workers"]

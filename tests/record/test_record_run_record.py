@@ -1,4 +1,4 @@
-"""run.json: what made the shown result, a list of all starts, and how each ended."""
+"""run.json: the starts that made the shown result, and a list of all starts with their ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from moe_dist import __version__
 from moe_dist.engine.checkpoint import read_state
 from moe_dist.errors import UserError
 from moe_dist.job import Job
-from moe_dist.launch.local import local_launcher
+from moe_dist.launch.choose import open_launcher
 from moe_dist.places import status_of
 from moe_dist.report.run import RunDirectory
 from moe_dist.run.run import run_job
@@ -34,7 +34,7 @@ from moe_dist.train.checkpoints import newest_checkpoint
 
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports take longer than these runs."""
+    """Leave out reports, which take longer than these runs."""
     monkeypatch.setattr(run_module, "build_report", lambda path: path)
 
 
@@ -70,7 +70,7 @@ def test_a_start_that_does_nothing_leaves_the_top_alone(tmp_path: Path, monkeypa
 
 
 def test_the_top_tells_of_the_starts_that_made_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained by the first, evaluated anew by the third; the second's training is not shown any more."""
+    """The first start trained, the third evaluated again; the second's training is no longer shown."""
     few = traditional().data.model_dump(mode="json") | {"max_test_images": 40}
     run(traditional(epochs=1), tmp_path, "first", monkeypatch)
     second = run(traditional(epochs=2), tmp_path, "second", monkeypatch)
@@ -125,7 +125,7 @@ def test_how_a_run_ended_is_written_before_its_launcher_is_shut_down(
     @contextmanager
     def slow_to_end(*given: Any) -> Iterator[Any]:
         try:
-            with local_launcher(*given[1:]) as launcher:
+            with open_launcher("local", *given[1:]) as launcher:
                 yield launcher
         finally:
             found.append(record_of(tmp_path)["status"])
@@ -170,7 +170,7 @@ def test_a_failure_to_go_on_does_not_take_a_finished_result_back(
 
 @pytest.mark.chaos
 def test_a_killed_run_is_called_killed_by_whoever_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kill -9 leaves `running` in the file: readers look for the process, and the next start writes it down."""
+    """After kill -9 the file says `running`: readers check the process, and the next start corrects it."""
     script = "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
     script += (
         "from moe_dist.train import loop; from moe_dist.run import run; from small_jobs import quiet, traditional\n"
@@ -196,7 +196,7 @@ def test_a_run_of_this_process_or_another_machine_is_running() -> None:
 
 
 def test_a_checkpoint_and_a_training_carry_what_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two starts of other code: a stretch each, whose steps and seconds add up."""
+    """Two starts by different versions of the code give two stretches, whose steps and seconds add up."""
     die_at(8, RuntimeError("end"), monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
         patch.setattr(provenance, "code_version", lambda: "0.1.0+first")

@@ -22,7 +22,7 @@ FULL = profile(500, 100, 100).tolist()
 def write_longtail_run(
     path: Path, methods: Mapping[str, Any], counts: Sequence[int] = FULL, *, pictures: bool = True
 ) -> Path:
-    """A run directory at `path`; methods: label -> settings; counts [C]: training images; pictures: t-SNE, Grad-CAM."""
+    """A run directory at `path`; methods: model -> settings; counts [C]: training images; pictures: t-SNE, Grad-CAM."""
     sizes = np.array(counts)
     names = [f"class {label}" for label in range(len(sizes))]
     write_run(
@@ -38,10 +38,10 @@ def write_longtail_run(
     record = json.loads((path / "run.json").read_text())
     record |= {"class_counts": sizes.tolist(), "counts": record["counts"] | {"train": int(sizes.sum()), "val": 0}}
     (path / "run.json").write_text(json.dumps(record))
-    for number, label in enumerate(methods):
-        _write_model(path / label, np.random.default_rng(number), sizes, level=0.8 - 0.15 * number)
+    for number, model in enumerate(methods):
+        _write_model(path / model, np.random.default_rng(number), sizes, level=0.8 - 0.15 * number)
         if pictures:
-            _write_pictures(path / label / "evaluation", np.random.default_rng(number), sizes)
+            _write_pictures(path / model / "evaluation", np.random.default_rng(number), sizes)
     return path
 
 

@@ -25,7 +25,7 @@ def write_run(
     dataset: str = "digits",
     **job: Any,
 ) -> Path:
-    """A run directory at `path` on the classes `names`; `evaluated`: the labels that reached the test (default all)."""
+    """A run directory at `path` on the classes `names`; `evaluated`: the models that reached the test (default all)."""
     random = np.random.default_rng(len(names))
     labels = random.permutation(np.arange(test_images) % len(names))
     description = {
@@ -36,7 +36,7 @@ def write_run(
         "workers": 2,
         "data": {"dataset": dataset},
         "method": None,
-        "methods": {label: {"name": label} for label in methods},
+        "methods": {model: {"name": model} for model in methods},
         "paper_table": "dfcp/table3",
     } | job
     record = {
@@ -54,12 +54,12 @@ def write_run(
     path.mkdir(parents=True)
     (path / "job.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     _write_json(path / "run.json", record)
-    for label in methods:
-        _write_log(path / label, random, label)
-        if label == "dfcp":
-            _write_steps(path / label, random, len(names))
-        if evaluated is None or label in evaluated:
-            _write_evaluation(path / label, random, labels, len(names), label)
+    for model in methods:
+        _write_log(path / model, random, model)
+        if model == "dfcp":
+            _write_steps(path / model, random, len(names))
+        if evaluated is None or model in evaluated:
+            _write_evaluation(path / model, random, labels, len(names), model)
     return path
 
 
@@ -68,9 +68,9 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def _write_log(folder: Path, random: np.random.Generator, label: str) -> None:
-    terms = TERMS.get(label, ("cross_entropy",))
-    stages = [("alone", 3), ("joint", 12)] if label == "dfcp" else [("joint", 15)]
+def _write_log(folder: Path, random: np.random.Generator, model: str) -> None:
+    terms = TERMS.get(model, ("cross_entropy",))
+    stages = [("alone", 3), ("joint", 12)] if model == "dfcp" else [("joint", 15)]
     lines, step, done = [], 0, 0
     for stage, epochs in stages:
         for epoch in range(epochs):
@@ -119,15 +119,15 @@ def _write_steps(folder: Path, random: np.random.Generator, classes: int) -> Non
         _write_json(step / "done.json", {"seconds": 2.5 * (number + 1), "fingerprint": "f", "finished": 1e9 + number})
 
 
-def _write_evaluation(folder: Path, random: np.random.Generator, labels: np.ndarray, classes: int, label: str) -> None:
+def _write_evaluation(folder: Path, random: np.random.Generator, labels: np.ndarray, classes: int, model: str) -> None:
     shown = np.where(
-        random.random(len(labels)) < ACCURACY.get(label, 0.95), labels, random.integers(0, classes, len(labels))
+        random.random(len(labels)) < ACCURACY.get(model, 0.95), labels, random.integers(0, classes, len(labels))
     )
     arrays = {"labels": labels, "log_probs": _log_softmax(random, shown, classes, sharpness=6.0)}
     arrays["chosen_argmax"] = np.where(np.arange(len(labels)) % 5 == 0, (labels + 1) % classes, labels).astype(np.int16)
-    latency = {"all": _latency(1.6 if label == "dense" else 0.9)}
-    if label != "dense":
-        gate = np.exp(_log_softmax(random, shown if label == "dfcp" else shown % 4, classes, sharpness=3.0))
+    latency = {"all": _latency(1.6 if model == "dense" else 0.9)}
+    if model != "dense":
+        gate = np.exp(_log_softmax(random, shown if model == "dfcp" else shown % 4, classes, sharpness=3.0))
         arrays["gate"] = gate
         for k in (1, 3):
             arrays[f"log_probs_top{k}"] = _log_softmax(random, shown, classes, sharpness=3.5 + k)
@@ -138,9 +138,9 @@ def _write_evaluation(folder: Path, random: np.random.Generator, labels: np.ndar
     about = {
         "latency": latency,
         "chosen": {"checkpoint": "checkpoint_00000170", "epoch": 17, "validation_top1": 0.875},
-        "training": {"wall_seconds": 41.7, "summed_expert_seconds": None if label == "dense" else 130.2},
-        "labels_used": "10 % trusted" if label == "dfcp" else "all",
-        "parameters": 6_513_184 if label == "dense" else 412_077,
+        "training": {"wall_seconds": 41.7, "summed_expert_seconds": None if model == "dense" else 130.2},
+        "labels_used": "10 % trusted" if model == "dfcp" else "all",
+        "parameters": 6_513_184 if model == "dense" else 412_077,
     }
     _write_json(evaluation / "evaluation.json", about)
 

@@ -89,7 +89,7 @@ def test_the_page_needs_no_network(digits: Path) -> None:
 def test_every_figure_is_a_file_and_on_the_page(digits: Path) -> None:
     files = sorted(path.name for path in (digits / "figures").iterdir())
     per_model = {"confusion", "training"}
-    expected = {f"{name}_{label}.png" for name in per_model for label in ("dfcp", "traditional_moe", "dense")}
+    expected = {f"{name}_{model}.png" for name in per_model for model in ("dfcp", "traditional_moe", "dense")}
     expected |= {f"{name}_dfcp.png" for name in ("radius_scan", "cluster_sizes", "pseudo_labels")}
     expected |= {"precision_by_class.png", "gate_load_dfcp.png", "gate_load_traditional_moe.png"}
     assert files == sorted(expected)
@@ -123,8 +123,8 @@ def test_metrics_are_flat_and_equal_a_slow_reference(digits: Path) -> None:
 
 def test_the_page_and_metrics_json_agree(digits: Path) -> None:
     metrics, page = json.loads((digits / "metrics.json").read_text()), read_page(digits)
-    for label in ("dfcp", "traditional_moe", "dense"):
-        assert page.text.count(f"{100 * metrics[f'{label}/top1']:.2f} %") >= 2  # in the headline and in the table
+    for model in ("dfcp", "traditional_moe", "dense"):
+        assert page.text.count(f"{100 * metrics[f'{model}/top1']:.2f} %") >= 2  # in the headline and in the table
 
 
 def test_the_same_run_gives_the_same_files(digits: Path) -> None:

@@ -168,12 +168,12 @@ def test_milliseconds_have_three_figures(value: float, text: str) -> None:
 
 
 def test_models_of_one_method_stand_beside_figures_of_their_own(tmp_path: Path) -> None:
-    """As in the ablation: one method, and labels of the paper's columns; another label goes by its method."""
+    """As in the ablation: one method, and names of the paper's columns; another name goes by its method."""
     path = write_run(tmp_path / "run", NAMES, methods=("dense",), evaluated=(), paper_table="icl/table4")
-    methods = {label: {"name": "icl"} for label in ("single", "moe", "mine")}
+    methods = {model: {"name": "icl"} for model in ("single", "moe", "mine")}
     job = yaml.safe_load((path / "job.yaml").read_text()) | {"methods": methods}
     (path / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
-    table = results_table(RunDirectory(path), {f"{label}/top1": 0.5 for label in methods})
+    table = results_table(RunDirectory(path), {f"{model}/top1": 0.5 for model in methods})
     assert [column.group for column in table.columns] == ["Single expert"] * 2 + ["MoE"] * 2 + ["mine"] * 2
     assert cells(table, "Top-1 accuracy") == ("50.00 %", "50.34 %", "50.00 %", "54.42 %", "50.00 %", "57.59 %")
 

@@ -1,4 +1,4 @@
-"""Files that a power cut emptied and checkpoints with other bytes: that part is done again, or the file is named."""
+"""Files that a power failure emptied, and damaged checkpoints: the part is made again, or the error names the file."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from moe_dist.report.build import build_report
 from moe_dist.run.run import run_job
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import checkpoints, newest_checkpoint, sound_checkpoint
-from moe_dist.train.worker import LocalWorker, agreed
+from moe_dist.train.worker import LocalWorker, from_first_rank
 
 
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports take longer than these runs."""
+    """Leave out reports, which take longer than these runs."""
     monkeypatch.setattr(run_module, "build_report", lambda path: path)
 
 
 def run(job: Job, folder: Path) -> str:
-    """What the run printed."""
+    """The output of the run."""
     console = Console(record=True, width=1000, file=io.StringIO())
     run_job(job, folder, "local", Show(console))
     return console.export_text()
@@ -65,12 +65,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run of three epochs, with the last two's checkpoints."""
+    """A copy of a finished run of three epochs, with the checkpoints of the last two."""
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def change_a_byte(path: Path) -> None:
-    """In the middle, so that the size stays."""
+    """Flip a bit in the middle of a file, so that its size stays."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -83,7 +83,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_it_gone_on_from(
     assert is_whole(newest) and damaged_file(newest) == "experts_0003.safetensors"
     said = run(traditional(), folder)
     assert "experts_0003.safetensors does not hold the bytes that were written" in said
-    assert "checkpoint_00000012 is gone on from" in said
+    assert "the training continues from checkpoint_00000012" in said
     assert (newest.parent / "damaged-checkpoint_00000018").is_dir(), "nothing is deleted"
     assert_same(folder / "traditional_moe", finished / "traditional_moe")
     assert "does not hold" not in run(traditional(), folder)
@@ -124,7 +124,7 @@ def test_a_damaged_chosen_checkpoint_is_not_evaluated(folder: Path, monkeypatch:
 
 
 def test_a_checkpoint_without_digests_counts_by_its_sizes(folder: Path) -> None:
-    """Format 1 had none."""
+    """Format 1 had no digests."""
     newest = newest_checkpoint(checkpoints_of(folder / "traditional_moe"))
     assert newest is not None
     content = json.loads((newest / "state.json").read_text())
@@ -169,7 +169,7 @@ def test_all_ranks_restore_what_rank_0_found_sound(folder: Path) -> None:
 
 
 def test_rank_0_s_find_is_everybodys(tmp_path: Path) -> None:
-    assert agreed(lambda: tmp_path, 0, 1) == tmp_path and agreed(lambda: None, 0, 1) is None
+    assert from_first_rank(lambda: tmp_path, 0, 1) == tmp_path and from_first_rank(lambda: None, 0, 1) is None
     assert sound_checkpoint(tmp_path) == (None, {})
 
 

@@ -1,4 +1,4 @@
-"""Runs whose data is not the usual: no validation, a published one, sampled classes, images that cannot be read."""
+"""Runs on unusual data: without validation, with a published one, sampled classes, unreadable images."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ JOBS = Path(__file__).parents[2] / "jobs" / "icl"
 LABEL = "icl_2experts"
 CLASSES = ("n01440764", "n01443537", "n01484850")
 IMAGES = {"train": (2, 1, 1), "val": (1, 1, 1), "test": (1, 1, 1)}
-"""Of each class."""
+"""Number of images of each class."""
 STAGE = "{epochs: 1, batch_size: 2, learning_rate: 0.01, warmup_epochs: 0, augment: {resized_crop: [0.08, 1]}}"
 
 
@@ -92,7 +92,7 @@ def tensors(checkpoint: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def one_timed_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An image's latency is measured on one image instead of 220, which take minutes on a busy machine."""
+    """Measure latency with one call instead of 220, which take minutes on a busy machine."""
     monkeypatch.setattr(evaluate, "measure_latency", partial(measure_latency, warm_up=0, images=1))
 
 
@@ -103,7 +103,7 @@ def one_timed_image(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_trains_and_goes_on_from_its_checkpoint(
     dataset: str, write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gone on with after stage one, the run ends bit-identical."""
+    """Resumed after stage one, the run ends bit-identical."""
     write(tmp_path / "source")
     job, run = tiny(dataset, tmp_path / "source"), tmp_path / "run"
     run_job(job, run, "local", quiet())

@@ -1,4 +1,4 @@
-"""train/notices.py: which jobs are told what, by the processor of this machine; and that `show` and `run` say it."""
+"""run/notices.py: the notices of jobs by this machine's processor, and that `show` and `run` print them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BF16 = {"precision": "bf16"}
 
 
 def processor(monkeypatch: pytest.MonkeyPatch, avx512: bool | None, bf16: bool | None) -> None:
-    """From now on this machine's processor has them, lacks them, or is not known."""
+    """Pretend that this machine's processor has the instruction sets, lacks them, or is not known."""
     monkeypatch.setattr(dfcp_config, "has_avx512", lambda: avx512)
     monkeypatch.setattr(module, "multiplies_bf16", lambda: bf16)
 
@@ -70,7 +70,7 @@ def test_trials_of_a_method_take_the_gpus_of_tasks(avx2: None) -> None:
 
 
 def test_a_search_of_experts_alone_is_told_nothing(avx2: None) -> None:
-    """Its trials are in single precision, and the step of experts alone comes after it."""
+    """Its trials are in single precision, and the experts are trained after it."""
     assert notices(tuning(["experts"], resources=BF16)) == []
     assert len(notices(tuning(["experts", "method"], resources=BF16))) == 2
 
@@ -98,7 +98,7 @@ def test_banks_are_told_only_where_avx512_is_known_to_be_missing(
 
 
 def test_show_and_run_say_it(avx2: None, tmp_path: Path) -> None:
-    """The run is one that is refused, after what is told and before any work: 5 workers cannot share 48 images."""
+    """The run ends with an error after the notices and before any work: 5 workers cannot share 48 images."""
     shown, ran = io.StringIO(), io.StringIO()
     preview(traditional(resources=BF16), Console(file=shown, width=500))
     with pytest.raises(UserError, match="5"):

@@ -1,4 +1,4 @@
-"""Runs made by an earlier version: their report works, and --resume is refused and touches nothing.
+"""Runs of an earlier version: their report works, and --resume is an error that changes nothing.
 
 tests/old_runs/layout_1.tar.xz holds three run directories that the version of 2026-11-21 (commit c4bf989) left of the
 jobs beside it, with `--launcher local`; pictures and TensorBoard files were taken out, `unfinished` was killed.
@@ -52,7 +52,7 @@ def test_going_on_with_an_old_run_is_refused_and_touches_nothing(old_runs: Path,
 
 
 def test_also_where_its_record_was_emptied(old_runs: Path) -> None:
-    """The layout is then told by what lies there."""
+    """The layout then follows from the files that are there."""
     record = (old_runs / "unfinished" / "run.json").read_bytes()
     (old_runs / "unfinished" / "run.json").write_bytes(b"")
     with pytest.raises(UserError, match="was made by an earlier version"):
@@ -62,7 +62,7 @@ def test_also_where_its_record_was_emptied(old_runs: Path) -> None:
 
 @pytest.mark.parametrize("name", ["finished", "unfinished", "search"])
 def test_the_report_of_an_old_run_has_the_figures_it_had(old_runs: Path, name: str) -> None:
-    """All but the resting of figures that are told anew: metrics.json was written by the version that made the run."""
+    """They equal those in metrics.json, which the version that made the run has written."""
     path = old_runs / name / "metrics.json"
     before = json.loads(path.read_text()) if path.is_file() else None
     page = build_report(old_runs / name)

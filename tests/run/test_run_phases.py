@@ -1,4 +1,4 @@
-"""Methods of an installed package that use every part of the seam: run, killed at any moment, gone on with, divided."""
+"""Runs of an installed package's methods with all kinds of phases: whole, killed and resumed, over ranks."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from moe_dist.train.checkpoints import newest_checkpoint
 
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports take longer than these runs."""
+    """Leave out reports, which take longer than these runs."""
     monkeypatch.setattr(run_module, "build_report", lambda path: path)
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Raised in place of the end of the process."""
 
 
 def run(job: Job, folder: Path) -> Path:
@@ -67,7 +67,7 @@ GATES = ("made_up_gates", {"module_epochs": 2, "all_epochs": 1})
 
 @pytest.fixture(scope="module", params=[CLUSTERS, GATES], ids=["clusters", "gates"])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """What was asked for, and the model's folder of an unbroken run of it."""
+    """A job, and the model's folder of an uninterrupted run of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "build_report", lambda path: path)
         return request.param, run(made_up(*request.param), tmp_path_factory.mktemp("whole") / "run")
@@ -76,7 +76,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_killed_after_every_step_it_ends_bit_identical(
     whole: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each start does one step more than the last one left, and dies before the next."""
+    """Each start takes one step more than the last one, and dies before the next step."""
     asked, unbroken = whole
     real, done = loop.train_step, [0]
 
@@ -105,7 +105,7 @@ def test_killed_after_every_step_it_ends_bit_identical(
 def test_a_process_that_dies_inside_prepare_or_refresh_costs_nothing(
     place: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process, or both ranks, end without a word; gone on with, the run ends as an unbroken one."""
+    """The process, or both ranks, are killed; after a resume the run ends like an uninterrupted one."""
     if workers == 2 and place not in ("prepare:1", "refresh:3"):
         pytest.skip("one process shows it")
     job = made_up(*CLUSTERS, workers=workers, parallel={"micro_batches": 2}, checkpoint={"every_steps": 4})
@@ -168,7 +168,7 @@ def sum_of_terms(line: dict[str, Any]) -> float:
 
 
 def test_a_refresh_can_end_the_stage(tmp_path: Path) -> None:
-    """Labels that may all change are still at the second look: 7 steps of 30."""
+    """All labels may change (tolerance 1.1), so the first refresh ends the stage, before any step."""
     model = run(made_up("made_up_clusters", {"steps": 30, "pretrain_epochs": 1, "tolerance": 1.1}), tmp_path)
     about = json.loads((training_of(model) / "training.json").read_text())
     assert (about["step"], about["over"]) == (0, "labels stand still")
@@ -178,7 +178,7 @@ def test_a_stage_without_gain_is_stopped_and_the_next_begins(tmp_path: Path, mon
     """Losses 3, 2, 2, 2: two epochs without a lower one end the first stage after four of its six."""
     seen: list[float] = []
 
-    def validate(session: Any, world: int) -> dict[str, float]:
+    def validate(session: Any, ranks: int) -> dict[str, float]:
         seen.append(float(3 - min(len(seen), 1)))
         return {"loss": seen[-1], "top1": 0.5}
 
@@ -198,7 +198,7 @@ def test_several_gates_are_kept_by_name(whole: tuple[Any, Path]) -> None:
 
 
 def test_pretraining_is_kept_where_the_clustering_changes(tmp_path: Path) -> None:
-    """It says what it depends on: not on the clustering's settings, nor on the validation images."""
+    """Its declared settings include neither those of the clustering nor the validation images."""
     model = run(made_up(*CLUSTERS), tmp_path)
     (pretrained,) = ModelFolder(model).current().earlier.values()
     before = (pretrained / "training.json").read_text()

@@ -1,4 +1,4 @@
-"""A run from its data to its report, by the local launcher: kept, resumed, refused, diverged."""
+"""Runs from data to report by the local launcher: reused results, resume, errors, divergence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moe_dist.data.opened.opened import OpenedData
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.record.results import load_result
-from moe_dist.run.run import choose_run_directory, refuse_other_run, run_job
+from moe_dist.run.run import choose_run_directory, require_same_run, run_job
 from moe_dist.train.checkpoints import checkpoints, newest_checkpoint
 
 
@@ -28,9 +28,9 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def last_weights(folder: Path, label: str) -> dict[str, np.ndarray]:
+def last_weights(folder: Path, model: str) -> dict[str, np.ndarray]:
     """Every tensor of the newest checkpoint: parameters, moments and random states."""
-    newest = newest_checkpoint(checkpoints_of(folder / label))
+    newest = newest_checkpoint(checkpoints_of(folder / model))
     assert newest is not None
     return {
         f"{path.name}/{name}": tensor
@@ -39,9 +39,9 @@ def last_weights(folder: Path, label: str) -> dict[str, np.ndarray]:
     }
 
 
-def curve(folder: Path, label: str) -> list[tuple[int, float]]:
+def curve(folder: Path, model: str) -> list[tuple[int, float]]:
     """(step, loss) of every logged step."""
-    lines = log_of(folder / label)
+    lines = log_of(folder / model)
     return [(line["step"], line["loss"]) for line in lines if line["kind"] == "step"]
 
 
@@ -53,7 +53,7 @@ def assert_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> N
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken run of the small traditional mixture."""
+    """An uninterrupted run of the small traditional mixture."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(traditional(), folder)
     return folder
@@ -94,7 +94,7 @@ def test_the_same_job_gives_the_same_run_also_with_dropout(tmp_path: Path) -> No
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Raised in place of the end of the process."""
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 13])
@@ -122,10 +122,10 @@ def test_a_run_killed_at_a_step_ends_bit_identical(
 def test_the_epoch_chosen_on_validation_is_kept_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, die_at: int | None
 ) -> None:
-    """The fourth of six epochs, of 6 steps each; also where the run dies in the fifth and is gone on with."""
+    """The fourth of six epochs, of 6 steps each; also if the run is killed in the fifth and resumed."""
     real_step, folder, job = loop.train_step, tmp_path / "run", traditional(epochs=6, checkpoint={"keep": 1})
 
-    def validated(session: Any, world: int) -> dict[str, float]:
+    def validated(session: Any, ranks: int) -> dict[str, float]:
         return {"loss": 1.0, "top1": [0.1, 0.9, 0.2, 0.9, 0.3, 0.2][session.stream.position.epoch - 1]}
 
     def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
@@ -177,7 +177,7 @@ def test_a_changed_setting_trains_again(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("job", "top_k", "again"), [(sparse, 1, True), (traditional, [2], False)])
 def test_only_a_top_k_that_training_uses_trains_again(job: Any, top_k: Any, again: bool, tmp_path: Path) -> None:
-    """The sparse mixture sends a token to so many experts; the other one is only evaluated with so many."""
+    """For the sparse mixture it is the number of experts of a token; the other one is only evaluated with it."""
     run(job(epochs=1), tmp_path)
     assert len(list(tmp_path.glob("*/trainings/*"))) == 1
     run(job(epochs=1, top_k=top_k), tmp_path)
@@ -185,7 +185,7 @@ def test_only_a_top_k_that_training_uses_trains_again(job: Any, top_k: Any, agai
 
 
 def test_a_run_that_another_began_meanwhile_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both found the folder empty; the other is done before this one has its data."""
+    """Both found the folder empty, and the other one has finished before this one has opened its data."""
     folder, open_data = tmp_path / "run", run_module.open_data
 
     def slow_data(*given: Any) -> OpenedData:
@@ -209,13 +209,13 @@ def test_a_diverged_loss_names_term_and_step_and_keeps_the_last_checkpoint(tmp_p
 
 def test_a_run_directory_of_another_job_is_refused(whole: Path) -> None:
     with pytest.raises(UserError, match="another job, small, not other"):
-        refuse_other_run(whole, traditional(name="other"))
+        require_same_run(whole, traditional(name="other"))
 
 
 def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="is not empty and holds no run"):
-        refuse_other_run(tmp_path, traditional())
+        require_same_run(tmp_path, traditional())
 
 
 def test_an_existing_run_is_gone_on_with_only_when_asked(whole: Path) -> None:
@@ -259,7 +259,7 @@ def test_another_top_k_is_evaluated_and_not_trained_again(whole: Path, tmp_path:
 
 @pytest.fixture(scope="module")
 def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken run of the small DFCP-MoE."""
+    """An uninterrupted run of the small DFCP-MoE."""
     folder = tmp_path_factory.mktemp("clustered") / "run"
     run(dfcp(), folder)
     return folder

@@ -1,4 +1,4 @@
-"""resources.compile: the same training through compiled graphs, and what it cannot be joined with."""
+"""resources.compile gives the same training by compiled graphs; and the settings with which it is an error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_compiled_training_equals_eager_up_to_rounding(tmp_path: Path) -> None:
 
 def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and there is no no-such-compiler on the path"):
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler, and no-such-compiler is not on the path"):
         train(tmp_path / "run", resources={"compile": True})
 
 

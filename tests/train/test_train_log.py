@@ -1,4 +1,4 @@
-"""What the log says of an epoch and of a step is what held in it."""
+"""The log of an epoch and of a step has the values that were used in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from moe_dist.settings.training import ScheduleConfig
 
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports take longer than these runs."""
+    """Leave out reports, which take longer than these runs."""
     monkeypatch.setattr(run_module, "build_report", lambda path: path)
 
 
@@ -37,7 +37,7 @@ def test_an_epoch_s_rate_factor_is_the_one_it_was_trained_with(tmp_path: Path) -
 
 
 def test_the_gradient_s_norm_is_logged_as_it_was_before_clipping() -> None:
-    """The gradient of 3 a + 4 b is (3, 4): 5 long, cut to length 1, and the step of rate 1 moves by (0.6, 0.8)."""
+    """The gradient of 3 a + 4 b is (3, 4), of norm 5; clipped to norm 1, a step of rate 1 moves by (0.6, 0.8)."""
     from moe_dist.settings.training import OptimiserConfig
 
     network = torch.nn.Linear(2, 1, bias=False)

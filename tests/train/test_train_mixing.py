@@ -1,4 +1,4 @@
-"""MixUp and CutMix in a job: trained with where the method counts both labels, refused elsewhere."""
+"""MixUp and CutMix in a job: used if the method supports images of two labels, else an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moe_dist.job import Job, parse_job
 from moe_dist.methods.base import Method
 from moe_dist.methods.registry import method_class
 from moe_dist.run.run import run_job
-from moe_dist.train.refusals import refuse_early
+from moe_dist.train.requirements import require_trainable
 
 INFO = DatasetInfo(10, tuple("0123456789"), 16, 300, (30,) * 10)
 
@@ -30,7 +30,7 @@ def method_of(job: Job) -> Method:
 def test_mixed_labels_need_a_loss_for_them(mixing: dict[str, float]) -> None:
     job = sparse(augment=mixing)
     with pytest.raises(UserError, match=r"stage sparse: sparse_moe has no loss for images of two labels"):
-        refuse_early(job, method_of(job), 30)
+        require_trainable(job, method_of(job), 30)
 
 
 def test_steps_before_training_have_no_mixed_labels() -> None:
@@ -43,7 +43,7 @@ def test_a_job_trains_on_mixed_images(tmp_path: Path) -> None:
     content = traditional(epochs=6).model_dump(mode="json")
     content["method"]["augment"] = {"policy": "randaugment", "mixup": 0.4, "cutmix": 1.0}
     job = parse_job(content, "mixed.yaml")
-    refuse_early(job, method_of(job), 30)
+    require_trainable(job, method_of(job), 30)
     run_job(job, tmp_path / "run", "local", quiet())
     lines = [
         json.loads(line)

@@ -1,4 +1,4 @@
-"""The sparse mixture through a whole run: in one process, and over two ranks by DeepSpeed's layer."""
+"""Whole runs of the sparse mixture, in one process and over two ranks by DeepSpeed's layer."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Progress, Batch, float]
     real = loop.train_step
 
     def noted(method: Any, session: Any, batch: Batch, progress: Progress) -> Losses:
-        seen.append((progress, batch, session.rate_factor))
+        seen.append((progress, batch, session.rate.factor))
         return real(method, session, batch, progress)
 
     monkeypatch.setattr(loop, "train_step", noted)

@@ -1,4 +1,4 @@
-"""Which checkpoints stay and which one validation chose, from folders that hold nothing but what is asked of them."""
+"""Which checkpoints are kept and which one is best on validation, with folders that hold only a state.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_dist.train.checkpoints import best_on_validation, newest_checkpoint, standing, superseded
+from moe_dist.train.checkpoints import best_on_validation, checkpoint_score, newest_checkpoint, superseded
 
 Saved = tuple[int, int, float | None]
 """Step, stage and top-1 on validation of a checkpoint."""
@@ -67,7 +67,7 @@ def test_the_newest_and_the_best_stay(saved: list[Saved], keep: int, gone: list[
 
 
 def test_ray_orders_checkpoints_as_the_choice_does() -> None:
-    """An unvalidated one (inside an epoch) stands below every validated one of its stage, and above earlier stages."""
+    """A checkpoint without validation (within an epoch) ranks below those with it, and above earlier stages."""
     ascending = [(0, None), (0, 0.0), (0, 0.5), (0, 1.0), (1, None), (1, 0.0), (1, 0.001), (1, 1.0), (2, None)]
-    standings = [standing(*one) for one in ascending]
-    assert standings == sorted(set(standings))
+    scores = [checkpoint_score(*one) for one in ascending]
+    assert scores == sorted(set(scores))

@@ -12,7 +12,7 @@ import pytest
 from formula_studies import FormulaBackend, search, suggestions
 from tune_jobs import mixture_search, quiet, run
 
-from moe_dist.disk import disk_explained
+from moe_dist.disk import raising_disk_errors
 from moe_dist.engine import checkpoint
 from moe_dist.errors import DiskError
 from moe_dist.launch.choose import open_launcher
@@ -100,7 +100,7 @@ def test_a_journal_on_a_full_disk_ends_the_search_of_ray_tune(
 
     found = search(tmp_path, [0], trials=4, batch=2)
     monkeypatch.setattr(Journal, "write", full_at_the_first_outcome)
-    with pytest.raises(DiskError, match=f"{tmp_path}: the disk is full"), disk_explained(tmp_path, "the journal"):
+    with pytest.raises(DiskError, match=f"{tmp_path}: the disk is full"), raising_disk_errors(tmp_path, "the journal"):
         run_on_ray(found, failing_with(ValueError("no configuration for a network")), None, ResourceConfig(), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert [sorted(line) for line in lines] == [["journal", "search"], ["asked", "study"]]

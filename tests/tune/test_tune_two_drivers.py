@@ -64,7 +64,7 @@ def test_a_file_system_without_locks_is_told_of_and_goes_on(tmp_path, monkeypatc
     said = io.StringIO()
     with only_driver(tmp_path / "run", Show(Console(file=said, width=300))):
         assert (tmp_path / "run").is_dir()
-    assert "cannot be locked (No locks available); see to it that no other moe-dist works in it" in said.getvalue()
+    assert "cannot be locked (No locks available); make sure that no other moe-dist works in it" in said.getvalue()
 
 
 def finished_batches(journal: Path) -> int:

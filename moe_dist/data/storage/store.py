@@ -14,7 +14,7 @@ from time import sleep
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from moe_dist.data.storage.transfer import Failed, Watch, explain, http_status, operate, protocol, without_secrets
+from moe_dist.data.storage.transfer import Failed, Watch, failure_of, http_status, operate, protocol, without_secrets
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
 from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
@@ -152,7 +152,7 @@ def _try(
         except Exception as error:  # every library behind fsspec raises its own
             if missing is not None and isinstance(error, OSError) and http_status(error) in (404, 410):
                 return missing()
-            failed = explain(error, watch)
+            failed = failure_of(error, watch)
         if failed.lasting:
             break
         if tried <= remote.retries:

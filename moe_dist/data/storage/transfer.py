@@ -86,7 +86,7 @@ def operate(url: str, operation: str, timeout: float, watch: Watch, local: Path 
         future.cancel()
 
 
-def explain(error: Exception, watch: Watch) -> Failed:
+def failure_of(error: Exception, watch: Watch) -> Failed:
     """The reason and the advice for a file system's error."""
     if isinstance(error, Failed):
         return error

@@ -82,7 +82,7 @@ class _Share:
 
 
 class Stream:
-    """The batches of `training_set` that `rank` of `world` trains on, epoch after epoch.
+    """The batches of `training_set` that `rank` of `ranks` trains on, epoch after epoch.
 
     images: the split's images; config: normalisation, loader workers and shuffle window; global_batch: samples of a
     step over all ranks; augment: random changes, or None; shuffle: False keeps the order of `training_set`; shard_of:
@@ -90,7 +90,7 @@ class Stream:
     `training_set`; epochs: those of the whole stage, which progressive sampling needs; order: makes the epochs' batches
     instead (methods/phases.py's EpochOrder); beside: a stream that is not read at the same time, whose loader processes
     work for this one, too.
-    Raises UserError where global_batch is not a multiple of world, the set is empty, or its classes are sampled and
+    Raises UserError where global_batch is not a multiple of ranks, the set is empty, or its classes are sampled and
     the epoch is shuffled in windows of shards.
     """
 
@@ -103,7 +103,7 @@ class Stream:
         seed: int,
         global_batch: int,
         rank: int,
-        world: int,
+        ranks: int,
         augment: AugmentConfig | None = None,
         shuffle: bool = True,
         device: str | torch.device = "cpu",
@@ -113,7 +113,7 @@ class Stream:
         order: Callable[[np.ndarray, int, int, int], np.ndarray] | None = None,
         beside: Stream | None = None,
     ) -> None:
-        require_divisible(global_batch, world)
+        require_divisible(global_batch, ranks)
         require_no_window(sampling, config)
         if not len(training_set.samples):
             raise UserError("a training stage was given no samples; look at the steps before it")
@@ -127,7 +127,7 @@ class Stream:
         self._seed = seed
         self._global_batch = global_batch
         self._rank = rank
-        self._world = world
+        self._ranks = ranks
         self._augment = augment
         self._shuffle = shuffle
         self._sampling: Sampling = sampling
@@ -228,13 +228,13 @@ class Stream:
 
     def _share(self, order: _Order, step: int, beside: np.ndarray | None) -> _Share:
         """This rank's share of a global batch; beside [N, k]: the rows of each sample's companions."""
-        where = (step, self._global_batch, self._rank, self._world)
+        where = (step, self._global_batch, self._rank, self._ranks)
         positions = rank_positions(*where)
         rows, inside = rank_batch(order.rows, *where)
         repeats, _ = rank_batch(order.repeats, *where)
         valid = inside & rank_batch(order.valid, *where)[0]
         batch = slice(step * self._global_batch, (step + 1) * self._global_batch)
-        weight = valid * (self._world / int(order.valid[batch].sum()))
+        weight = valid * (self._ranks / int(order.valid[batch].sum()))
         further = np.zeros(0, np.int64)
         partners = companions = None
         if self._augment is not None and (self._augment.mixup or self._augment.cutmix):
@@ -292,12 +292,12 @@ class Stream:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
 
 
-def require_divisible(global_batch: int, world: int) -> None:
+def require_divisible(global_batch: int, ranks: int) -> None:
     """Raise UserError where a batch cannot be divided evenly over the workers."""
-    if rest := global_batch % world:
-        near = f"{global_batch - rest} or {global_batch - rest + world}" if global_batch > world else f"{world}"
+    if rest := global_batch % ranks:
+        near = f"{global_batch - rest} or {global_batch - rest + ranks}" if global_batch > ranks else f"{ranks}"
         raise UserError(
-            f"batch_size = {global_batch} is the batch over all workers and not a multiple of workers = {world}; "
+            f"batch_size = {global_batch} is the batch over all workers and not a multiple of workers = {ranks}; "
             f"set it to {near}, or change workers"
         )
 
@@ -331,7 +331,7 @@ def evaluation_batches(
         seed=0,
         global_batch=min(batch_size, len(samples)),
         rank=0,
-        world=1,
+        ranks=1,
         shuffle=False,
         device=device,
     )

@@ -135,10 +135,10 @@ def test_partners_beside_their_images():
     assert where.tolist() == [4, 1, 3]
 
 
-def batches(world: int, config: AugmentConfig, pictures: Pictures = PICTURES, samples: int = 31) -> list[Batch]:
+def batches(ranks: int, config: AugmentConfig, pictures: Pictures = PICTURES, samples: int = 31) -> list[Batch]:
     """The global batches of 12 of one epoch, put together from all ranks' shares."""
     numbers = np.arange(samples)
-    ranks = [
+    streams = [
         Stream(
             pictures,
             TrainingSet(numbers, numbers % 7),
@@ -146,12 +146,12 @@ def batches(world: int, config: AugmentConfig, pictures: Pictures = PICTURES, sa
             seed=3,
             global_batch=12,
             rank=rank,
-            world=world,
+            ranks=ranks,
             augment=config,
         )
-        for rank in range(world)
+        for rank in range(ranks)
     ]
-    return [together(shares) for shares in zip(*(rank.epoch() for rank in ranks))]
+    return [together(shares) for shares in zip(*(rank.epoch() for rank in streams))]
 
 
 def together(shares: tuple[Batch, ...]) -> Batch:
@@ -171,12 +171,12 @@ def part(batch: Batch) -> Tensor:
     return batch.share
 
 
-@pytest.mark.parametrize("world", [2, 3, 4, 6, 12])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 6, 12])
 @pytest.mark.parametrize(
     "config", [AugmentConfig(mixup=0.4, cutmix=1.0, policy="randaugment"), AugmentConfig(mixup=1.0, flip=True)]
 )
-def test_any_number_of_ranks_mixes_the_same(world: int, config: AugmentConfig):
-    for found, expected in zip(batches(world, config), batches(1, config), strict=True):
+def test_any_number_of_ranks_mixes_the_same(ranks: int, config: AugmentConfig):
+    for found, expected in zip(batches(ranks, config), batches(1, config), strict=True):
         valid = expected.weight > 0
         for name in ("images", "labels", "samples", "partner", "share"):
             assert torch.equal(getattr(found, name)[valid], getattr(expected, name)[valid]), name
@@ -196,11 +196,11 @@ def test_the_stream_mixes_each_image_with_its_partner():
         assert len(share.unique()) > 1
 
 
-@pytest.mark.parametrize("world", [1, 4])
-def test_a_bad_sample_is_mixed_into_no_other(world: int):
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_a_bad_sample_is_mixed_into_no_other(ranks: int):
     """24 samples, two whole batches: the image half a batch before the bad one has the pixels it has without mixing."""
     pictures = Pictures(bad=(5,))
-    mixed_up, alone = (batches(world, config, pictures, samples=24) for config in (MIXUP, AugmentConfig()))
+    mixed_up, alone = (batches(ranks, config, pictures, samples=24) for config in (MIXUP, AugmentConfig()))
     number = next(number for number, batch in enumerate(alone) if 5 in batch.samples)
     batch, plain = mixed_up[number], alone[number]
     place = batch.samples.tolist().index(5)

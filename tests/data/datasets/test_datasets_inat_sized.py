@@ -40,15 +40,15 @@ def test_the_index_holds_every_image_of_every_class(twentieth: Path):
     assert sum(shard.samples for shard in index.shards) == len(index.rows) == IMAGES // PART
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_an_epoch_from_disk_shows_every_image_once_over_the_ranks(twentieth: Path, world: int):
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_an_epoch_from_disk_shows_every_image_once_over_the_ranks(twentieth: Path, ranks: int):
     shards = ShardSet.open(twentieth)
     config = DataConfig(image_size=8, decode="each_time")
     images = open_images(shards, config, twentieth)
     everything = TrainingSet(np.arange(len(shards)), shards.labels)
-    settings = {"seed": 0, "global_batch": 384, "world": world}
-    ranks = [Stream(images, everything, config, rank=rank, **settings) for rank in range(world)]
-    shown = [[batch.samples[batch.weight > 0] for batch in rank.epoch()] for rank in ranks]
+    settings = {"seed": 0, "global_batch": 384, "ranks": ranks}
+    streams = [Stream(images, everything, config, rank=rank, **settings) for rank in range(ranks)]
+    shown = [[batch.samples[batch.weight > 0] for batch in rank.epoch()] for rank in streams]
     assert {len(batches) for batches in shown} == {-(-len(shards) // 384)}
     seen = np.concatenate([batch.numpy() for batches in shown for batch in batches])
     assert np.array_equal(np.sort(seen), np.arange(len(shards)))
@@ -65,8 +65,8 @@ def test_a_balanced_epoch_gives_every_class_its_share(twentieth: Path):
 @pytest.mark.timeout(1800)
 def test_the_whole_set_is_shown_once_by_ranks_and_workers_of_little_memory(tmp_path: Path):
     write_inat_shaped(tmp_path / "train", pareto_counts(CLASSES, IMAGES))
-    for world in (1, 2, 3):
-        epoch = stream_epoch(tmp_path / "train", world)
+    for ranks in (1, 2, 3):
+        epoch = stream_epoch(tmp_path / "train", ranks)
         assert np.array_equal(np.sort(epoch["samples"]), np.arange(IMAGES))
         assert len({rank["steps"] for rank in epoch["ranks"]}) == 1
         for rank in epoch["ranks"]:

@@ -102,14 +102,14 @@ def test_an_image_too_thin_for_a_centre_square_is_refused():
 
 
 def streamed(
-    shards: ShardSet, folder: Path, decode: str, rank: int = 0, world: int = 1, **settings
+    shards: ShardSet, folder: Path, decode: str, rank: int = 0, ranks: int = 1, **settings
 ) -> dict[int, torch.Tensor]:
     """Every sample's image in the second epoch of a stream that crops."""
     config = DataConfig(image_size=8, decode=decode, mean=(0, 0, 0), std=(1, 1, 1), **settings)
     images = open_images(shards, config, folder)
     whole = TrainingSet(np.arange(len(shards)), shards.labels)
     augment = AugmentConfig(resized_crop=(0.3, 0.9))
-    stream = Stream(images, whole, config, seed=5, global_batch=6, rank=rank, world=world, augment=augment)
+    stream = Stream(images, whole, config, seed=5, global_batch=6, rank=rank, ranks=ranks, augment=augment)
     for _ in range(len(stream)):
         stream.advance()
     return {

@@ -425,7 +425,7 @@ def test_an_epoch_streams_from_a_url(server: FaultServer, shards: Path, tmp_path
     def batches(opened: ShardSet) -> list[np.ndarray]:
         training_set = TrainingSet(np.arange(24), opened.labels)
         images = EncodedImages(opened, 8, crop_roi=False)
-        stream = Stream(images, training_set, config, seed=0, global_batch=5, rank=0, world=1, shard_of=opened.shard_of)
+        stream = Stream(images, training_set, config, seed=0, global_batch=5, rank=0, ranks=1, shard_of=opened.shard_of)
         return [batch.images.numpy() for batch in stream.epoch()]
 
     stored = ShardSet.open(f"{server.url}/train", RemoteConfig(timeout_seconds=30, retries=0), tmp_path / "copies")

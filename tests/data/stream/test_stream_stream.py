@@ -54,7 +54,7 @@ def training_set(samples: int, first: int = 0) -> TrainingSet:
     return TrainingSet(numbers, numbers % 5, {"cluster": numbers % 3, "score": numbers / 4})
 
 
-def stream(samples: int, batch: int, rank: int = 0, world: int = 1, seed: int = 0, **settings) -> Stream:
+def stream(samples: int, batch: int, rank: int = 0, ranks: int = 1, seed: int = 0, **settings) -> Stream:
     return Stream(
         PICTURES,
         training_set(samples),
@@ -62,15 +62,15 @@ def stream(samples: int, batch: int, rank: int = 0, world: int = 1, seed: int = 
         seed=seed,
         global_batch=batch,
         rank=rank,
-        world=world,
+        ranks=ranks,
         augment=AUGMENT,
         **settings,
     )
 
 
-def run(ranks: list[Stream], steps: int) -> list[Batch]:
+def run(streams: list[Stream], steps: int) -> list[Batch]:
     """The next `steps` global batches, put together from all ranks' shares in order of their places."""
-    return [interleave(shares) for shares in zip(*(islice(endless(rank), steps) for rank in ranks))]
+    return [interleave(shares) for shares in zip(*(islice(endless(rank), steps) for rank in streams))]
 
 
 def endless(rank: Stream) -> Iterator[Batch]:
@@ -107,10 +107,10 @@ seeds = st.integers(0, 2**31 - 1)
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, batches, worlds, seeds)
-def test_ranks_take_equal_steps_and_every_sample_once(samples: int, batch: int, world: int, seed: int):
-    ranks = [stream(samples, batch, rank, world, seed) for rank in range(world)]
-    epochs = [list(rank.epoch()) for rank in ranks]
-    assert {len(epoch) for epoch in epochs} == {len(ranks[0])} == {-(-samples // batch)}
+def test_ranks_take_equal_steps_and_every_sample_once(samples: int, batch: int, ranks: int, seed: int):
+    streams = [stream(samples, batch, rank, ranks, seed) for rank in range(ranks)]
+    epochs = [list(rank.epoch()) for rank in streams]
+    assert {len(epoch) for epoch in epochs} == {len(streams[0])} == {-(-samples // batch)}
     seen = torch.cat([batch.samples[batch.weight > 0] for epoch in epochs for batch in epoch])
     assert sorted(seen.tolist()) == sorted(training_set(samples).samples.tolist())
 
@@ -118,12 +118,12 @@ def test_ranks_take_equal_steps_and_every_sample_once(samples: int, batch: int, 
 @settings(max_examples=25, deadline=None)
 @given(sizes, batches, st.sampled_from([2, 3]), seeds, samplings)
 def test_any_number_of_ranks_sees_the_same_global_batches(
-    samples: int, batch: int, world: int, seed: int, sampling: str
+    samples: int, batch: int, ranks: int, seed: int, sampling: str
 ):
     steps = 2 * -(-samples // batch)
     shown: dict = {"sampling": sampling, "epochs": 2}
     alone = run([stream(samples, batch, seed=seed, **shown)], steps)
-    together = run([stream(samples, batch, rank, world, seed, **shown) for rank in range(world)], steps)
+    together = run([stream(samples, batch, rank, ranks, seed, **shown) for rank in range(ranks)], steps)
     assert all(same(one, other) for one, other in zip(alone, together, strict=True))
 
 
@@ -134,9 +134,9 @@ def test_a_resume_gives_the_exact_next_batches_on_any_ranks(
 ):
     shown: dict = {"sampling": sampling, "epochs": 20}
     unbroken = run([stream(samples, batch, seed=seed, **shown)], steps + 4)
-    ranks = [stream(samples, batch, rank, before, seed, **shown) for rank in range(before)]
-    run(ranks, steps)
-    state = json.dumps(ranks[-1].state())
+    streams = [stream(samples, batch, rank, before, seed, **shown) for rank in range(before)]
+    run(streams, steps)
+    state = json.dumps(streams[-1].state())
     resumed = [stream(samples, batch, rank, after, seed, **shown) for rank in range(after)]
     for rank in resumed:
         rank.load(json.loads(state))
@@ -156,7 +156,7 @@ def test_the_weighted_means_of_the_ranks_average_to_the_global_mean():
 
 
 def test_a_batch_carries_its_samples_labels_columns_and_pixels():
-    plain = Stream(PICTURES, training_set(20), CONFIG, seed=1, global_batch=6, rank=0, world=1, augment=None)
+    plain = Stream(PICTURES, training_set(20), CONFIG, seed=1, global_batch=6, rank=0, ranks=1, augment=None)
     for batch in plain.epoch():
         assert torch.equal(batch.labels, batch.samples % 5)
         assert torch.equal(batch.columns["cluster"], batch.samples % 3)
@@ -222,7 +222,7 @@ def test_the_state_of_another_stream_is_refused(other: Stream, named: str):
 def test_the_state_of_other_labels_is_refused():
     relabelled = training_set(30)
     relabelled.labels[3] += 1
-    other = Stream(PICTURES, relabelled, CONFIG, seed=0, global_batch=6, rank=0, world=1)
+    other = Stream(PICTURES, relabelled, CONFIG, seed=0, global_batch=6, rank=0, ranks=1)
     with pytest.raises(UserError, match="digest"):
         stream(30, 6).load(other.state())
 
@@ -241,7 +241,7 @@ def test_a_balanced_epoch_shows_classes_equally_often_and_copies_of_an_image_cha
     """31 pictures of class 0 and 5 of class 1: 18 places each, so that the 5 come three or four times."""
     numbers = np.arange(36)
     unequal = TrainingSet(numbers, (numbers >= 31).astype(np.int64))
-    settings: dict = {"seed": 0, "global_batch": 12, "rank": 0, "world": 1, "augment": AUGMENT, "sampling": "balanced"}
+    settings: dict = {"seed": 0, "global_batch": 12, "rank": 0, "ranks": 1, "augment": AUGMENT, "sampling": "balanced"}
     shown = list(Stream(PICTURES, unequal, CONFIG, **settings).epoch())
     labels, samples = (torch.cat([getattr(batch, name) for batch in shown]) for name in ("labels", "samples"))
     images = torch.cat([batch.images for batch in shown])
@@ -255,7 +255,7 @@ def test_a_balanced_epoch_shows_classes_equally_often_and_copies_of_an_image_cha
 def test_sampling_classes_from_windows_of_shards_is_refused():
     windows = DataConfig(image_size=8, window_shards=2)
     with pytest.raises(UserError, match=r"data.window_shards = 2 .* cannot be joined with sampling = square_root"):
-        Stream(PICTURES, training_set(9), windows, seed=0, global_batch=3, rank=0, world=1, sampling="square_root")
+        Stream(PICTURES, training_set(9), windows, seed=0, global_batch=3, rank=0, ranks=1, sampling="square_root")
 
 
 def test_slow_storage_is_read_in_windows_of_shards():
@@ -268,7 +268,7 @@ def test_slow_storage_is_read_in_windows_of_shards():
         seed=0,
         global_batch=20,
         rank=0,
-        world=1,
+        ranks=1,
         shard_of=shard_of,
     )
     shards = [set(shard_of[batch.samples.numpy()].tolist()) for batch in windowed.epoch()]
@@ -295,7 +295,7 @@ def disk_stream(shards: Path, workers: int, split: str = "train", beside: Stream
     config = DataConfig(image_size=8, decode="each_time", loader_workers=workers)
     images = open_images(opened, config, shards / "cache")
     everything = TrainingSet(np.arange(len(opened)), opened.labels)
-    return Stream(images, everything, config, seed=0, global_batch=5, rank=0, world=1, augment=AUGMENT, beside=beside)
+    return Stream(images, everything, config, seed=0, global_batch=5, rank=0, ranks=1, augment=AUGMENT, beside=beside)
 
 
 def test_loader_workers_give_the_same_batches_also_after_a_break(shards: Path):
@@ -333,7 +333,7 @@ def test_streams_that_share_processes_are_not_read_at_the_same_time(shards: Path
 
 def test_images_in_memory_need_no_processes_beside_a_stream_that_has_some(shards: Path):
     training = disk_stream(shards, 1)
-    held = Stream(PICTURES, training_set(6), CONFIG, seed=0, global_batch=3, rank=0, world=1, beside=training)
+    held = Stream(PICTURES, training_set(6), CONFIG, seed=0, global_batch=3, rank=0, ranks=1, beside=training)
     batches = training.epoch()
     next(batches)
     assert len(list(held.epoch())) == 2 and len(list(batches)) == len(training) - 1
@@ -362,7 +362,7 @@ def test_a_skipped_image_is_black_and_weighs_nothing_and_the_others_weigh_what_t
     config = DataConfig(image_size=8, decode=decode, loader_workers=workers)
     images = open_images(opened, config, tmp_path / "cache", noted)
     everything = TrainingSet(np.arange(len(opened)), opened.labels)
-    found = list(Stream(images, everything, config, seed=0, global_batch=5, rank=0, world=1).epoch())
+    found = list(Stream(images, everything, config, seed=0, global_batch=5, rank=0, ranks=1).epoch())
     assert len(found) == len(whole)
     for batch, before in zip(found, whole):
         bad = batch.samples == 12
@@ -380,7 +380,7 @@ def test_more_bad_images_than_the_limit_end_the_stream_with_one_sentence(shards:
     config = DataConfig(image_size=8, decode="each_time", loader_workers=workers)
     images = open_images(opened, config, shards, BadSamples(limit=2))
     everything = TrainingSet(np.arange(len(opened)), opened.labels)
-    stream = Stream(images, everything, config, seed=0, global_batch=6, rank=0, world=1)
+    stream = Stream(images, everything, config, seed=0, global_batch=6, rank=0, ranks=1)
     with pytest.raises(UserError, match=r"3 bad samples are more than data.bad_samples_limit = 2 allows .*\.png: "):
         list(stream.epoch())
 
@@ -413,13 +413,13 @@ def pairs_of_a_label(labels: np.ndarray, seed: int, epoch: int, batch: int) -> n
     return rows
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_an_order_of_its_own_is_what_an_epoch_shows(world: int):
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_an_order_of_its_own_is_what_an_epoch_shows(ranks: int):
     """Rows may come several times and places may be empty; an empty place weighs nothing, the others their share."""
-    ranks = [stream(30, 6, rank, world, order=pairs_of_a_label) for rank in range(world)]
-    assert {len(rank) for rank in ranks} == {3}
+    streams = [stream(30, 6, rank, ranks, order=pairs_of_a_label) for rank in range(ranks)]
+    assert {len(each) for each in streams} == {3}
     expected = [pairs_of_a_label(training_set(30).labels, 0, epoch, 6) for epoch in (0, 1)]
-    for step, batch in enumerate(run(ranks, 6)):
+    for step, batch in enumerate(run(streams, 6)):
         rows = expected[step // 3][step % 3]
         assert batch.samples.tolist()[:-1] == training_set(30).samples[rows[:-1]].tolist()
         torch.testing.assert_close(batch.weight, torch.tensor([1 / 5] * 5 + [0.0]))
@@ -438,18 +438,18 @@ def test_copies_of_a_row_are_augmented_differently_and_alike_on_any_ranks():
 NEIGHBOURS = np.stack([(np.arange(20) + 1) % 20, np.where(np.arange(20) % 3 == 0, -1, np.arange(20) // 2)], axis=1)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_companions_are_the_images_of_the_rows_that_are_named(world: int):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_companions_are_the_images_of_the_rows_that_are_named(ranks: int):
     """Unaugmented, they are the very images; black where the row is -1; whatever the number of ranks."""
-    ranks = [
-        Stream(PICTURES, training_set(20), CONFIG, seed=0, global_batch=4, rank=rank, world=world)
-        for rank in range(world)
+    streams = [
+        Stream(PICTURES, training_set(20), CONFIG, seed=0, global_batch=4, rank=rank, ranks=ranks)
+        for rank in range(ranks)
     ]
-    plain = next(iter(Stream(PICTURES, training_set(20), CONFIG, seed=0, global_batch=20, rank=0, world=1).epoch()))
+    plain = next(iter(Stream(PICTURES, training_set(20), CONFIG, seed=0, global_batch=20, rank=0, ranks=1).epoch()))
     image_of = {int(row): image for row, image in zip(plain.rows, plain.images)}
-    for rank in ranks:
-        for batch in rank.epoch({"near": NEIGHBOURS}, "near"):
-            assert batch.companions is not None and batch.companions.shape == (4 // world, 2, 3, 8, 8)
+    for each in streams:
+        for batch in each.epoch({"near": NEIGHBOURS}, "near"):
+            assert batch.companions is not None and batch.companions.shape == (4 // ranks, 2, 3, 8, 8)
             assert torch.equal(batch.columns["near"], torch.from_numpy(NEIGHBOURS)[batch.rows])
             for row, companions in zip(batch.rows.tolist(), batch.companions):
                 for neighbour, companion in zip(NEIGHBOURS[row], companions):
@@ -461,8 +461,8 @@ def test_companions_are_augmented_by_draws_of_their_own():
     """The same on one rank and on two, and neither as the sample itself nor twice alike."""
     itself = np.stack([np.arange(20), np.arange(20)], axis=1)
     alone = list(stream(20, 4).epoch({"near": itself}, "near"))
-    ranks = [list(stream(20, 4, rank, 2).epoch({"near": itself}, "near")) for rank in range(2)]
-    for batch, shares in zip(alone, zip(*ranks)):
+    streams = [list(stream(20, 4, rank, 2).epoch({"near": itself}, "near")) for rank in range(2)]
+    for batch, shares in zip(alone, zip(*streams)):
         assert batch.companions is not None
         together = torch.stack([share.companions for share in shares], dim=1).flatten(0, 1)
         assert torch.equal(batch.companions, together)

@@ -57,7 +57,7 @@ def trained(stage: Stage, images: Striped, seed: int) -> tuple[nn.Module, list[f
     network = stage.build(IN_ONE_PROCESS, {}, unknown, seed).train()
     training_set = TrainingSet(np.arange(len(images)), images.labels)
     stream = Stream(
-        images, training_set, DATA, seed=seed, global_batch=stage.batch_size, rank=0, world=1, order=stage.order
+        images, training_set, DATA, seed=seed, global_batch=stage.batch_size, rank=0, ranks=1, order=stage.order
     )
     optimiser = torch.optim.Adam(network.parameters(), SIAMESE.learning_rate)
     curve = []

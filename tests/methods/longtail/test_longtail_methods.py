@@ -19,7 +19,7 @@ from moe_dist.methods.longtail.method import BranchMethod
 from moe_dist.methods.phases import Progress
 from moe_dist.methods.registry import method_class
 from moe_dist.models.branches import BranchNetwork
-from moe_dist.train.refusals import refuse_early
+from moe_dist.train.requirements import require_trainable
 from tests.methods.branch_batches import SIDE, batch_of
 from tests.reference import icl
 from tests.reference import longtail as reference
@@ -230,4 +230,4 @@ def test_mixup_where_a_loss_has_no_place_for_it_is_a_sentence() -> None:
     method = rival("shike", features={"augment": {"mixup": 0.4}})
     assert isinstance(method.config, BranchConfig)
     with pytest.raises(UserError, match="shike has no loss for images of two labels"):
-        refuse_early(job, method, validation_images=0)
+        require_trainable(job, method, validation_images=0)

@@ -32,7 +32,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def demand_same(one: Path, other: Path) -> None:
+def assert_same(one: Path, other: Path) -> None:
     """Assert equal files, without pytest's comparison of megabytes."""
     ours, theirs = files(one), files(other)
     assert ours.keys() == theirs.keys()
@@ -67,7 +67,7 @@ def test_a_build_that_was_broken_off_keeps_what_it_had_and_ends_the_same(
     build_shards("image_folder", image_folder, out, samples_per_shard=10, on_progress=lambda *call: calls.append(call))
     assert (out / "train/train-000000.tar").stat().st_ino == inode
     assert calls[:2] == [("train", 10, 24), ("train", 11, 24)]
-    demand_same(out, shards)
+    assert_same(out, shards)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "pictures", "shards"]
 
 
@@ -79,7 +79,7 @@ def test_a_finished_shard_that_was_damaged_since_is_written_again(image_folder: 
     content[700] ^= 1
     finished.write_bytes(content)
     build_shards("image_folder", image_folder, out, samples_per_shard=10)
-    demand_same(out, shards)
+    assert_same(out, shards)
 
 
 def test_shards_that_are_whole_are_left_alone(image_folder: Path, shards: Path):
@@ -143,12 +143,12 @@ def test_a_build_that_another_overtook_leaves_its_shards_alone(
         if samples_per_shard == 4:
             with pytest.raises(UserError, match="already holds something"):
                 build(4, lambda *call: calls.append(call))
-            demand_same(out, shards)
+            assert_same(out, shards)
             shutil.rmtree(out)
         else:
             indexes = build(10, lambda *call: calls.append(call))
             assert {split: len(index.rows) for split, index in indexes.items()} == {"train": 24, "test": 9}
-            demand_same(out, shards)
+            assert_same(out, shards)
     assert calls == []
     left = tmp_path / "cache/building" if store else tmp_path / "store"
     assert [path.name for path in left.iterdir()] == ([] if store else ["set"])
@@ -178,7 +178,7 @@ def test_a_job_takes_shards_that_were_built_with_other_settings_meanwhile(
     config = DataConfig(dataset="image_folder", source=image_folder, shards=str(tmp_path / "mine"))
     meanwhile(monkeypatch, FolderDestination, lambda: shutil.copytree(shards, tmp_path / "mine"))
     assert ensure_shards(config, tmp_path / "cache") == str(tmp_path / "mine")
-    demand_same(tmp_path / "mine", shards)
+    assert_same(tmp_path / "mine", shards)
 
 
 def test_a_full_disk_keeps_what_is_done(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -214,7 +214,7 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: P
         assert not out.exists() or check_shards(out) == []
     assert kills == 3
     build_shards("image_folder", source, out, samples_per_shard=5)
-    demand_same(out, tmp_path / "unbroken")
+    assert_same(out, tmp_path / "unbroken")
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_two_workers_give_the_bytes_of_one(image_folder: Path, shards: Path, tmp
         workers=2,
         on_progress=lambda *call: calls.append(call),
     )
-    demand_same(out, shards)
+    assert_same(out, shards)
     done = [("train", number, 24) for number in (10, 20, 24)], [("train", number, 24) for number in (10, 14, 24)]
     assert calls[:3] in done, "the second shard of 10 or the third of 4 came first"
     assert calls[3:] == [("test", 0, 9), ("test", 9, 9)]
@@ -258,7 +258,7 @@ def test_a_ray_that_a_build_started_is_gone_after_it(image_folder: Path, shards:
     ray = pytest.importorskip("ray")
     ray.shutdown()
     build_shards("image_folder", image_folder, tmp_path / "again", samples_per_shard=10, workers=2)
-    demand_same(tmp_path / "again", shards)
+    assert_same(tmp_path / "again", shards)
     assert not ray.is_initialized()
 
 
@@ -269,7 +269,7 @@ def build_to_url(source: Path, url: str, cache: Path, **options: Any) -> None:
 def test_a_url_gets_the_bytes_that_a_folder_gets(image_folder: Path, shards: Path, tmp_path: Path):
     store = tmp_path / "store"
     build_to_url(image_folder, f"file://{store}/set", tmp_path / "cache")
-    demand_same(store / "set", shards)
+    assert_same(store / "set", shards)
     assert list((tmp_path / "cache/building").iterdir()) == []
 
 
@@ -293,7 +293,7 @@ def test_a_build_to_a_store_that_fails_goes_on_with_what_is_there(
     assert tried == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
     build_to_url(image_folder, url, cache)
     assert tried[3:5] == ["train-000002.tar", "test-000000.tar"] and tried[-1] == "index.json"
-    demand_same(tmp_path / "store/set", shards)
+    assert_same(tmp_path / "store/set", shards)
     build_to_url(image_folder, url, cache)  # whole: nothing is put again
     assert tried.count("index.json") == 2
     with pytest.raises(UserError, match="already holds something"):

@@ -1,6 +1,6 @@
-"""What a trained model's features and experts look like, on a few test images: t-SNE points and Grad-CAM maps.
+"""Pictures of a trained model on a few test images: t-SNE of its features, Grad-CAM of its experts.
 
-Letters: n images, M experts, D features, K channels, S image side, s map side.
+Letters: V images that are shown, E experts, D features, K channels, S image side, s map side.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from moe_dist.methods.base import Method
 from moe_dist.models.makers import ExpertMaps
 
 PROJECTED_CLASSES = 10
-"""As many as the paper's Figure 5 shows."""
+"""Number of classes in the t-SNE, as in Figure 5 of the ICL paper."""
 PROJECTED_OF_A_CLASS = 100
 LOOKED_AT = 6
 FEWEST_PROJECTED = 10
-"""t-SNE of fewer images has no neighbourhoods to keep."""
+"""With fewer images there is no t-SNE: there are no neighbourhoods to keep."""
 PERPLEXITY = 30.0
 BATCH = 128
-"""Images at a time: few, so that the gradients of a large network's maps fit beside it."""
+"""Images in a batch: few, so that the gradients of a large network's maps fit into memory."""
 
 
 @torch.inference_mode()
 def project_features(
     method: Method, network: nn.Module, data: OpenedData, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """t-SNE of the features of test images of ten classes: points [n, 2] and labels [n], the largest class first.
+    """t-SNE of the features of test images: points [V, 2] and labels [V], sorted by the size of the class.
 
-    Nothing where the method shows no features, or where there are too few images.
+    Empty if the method shows no features, or there are too few images.
     """
     features: list[Tensor] = []
     labels: list[Tensor] = []
@@ -54,10 +54,10 @@ def project_features(
 
 
 def look_at_images(method: Method, network: nn.Module, data: OpenedData, device: torch.device) -> dict[str, np.ndarray]:
-    """Where each expert sees the true class, on one test image each of a few classes, the largest first.
+    """Grad-CAM of each expert for the true class, on one test image each of a few classes, sorted by class size.
 
-    images [n, 3, S, S] uint8, labels [n], predicted [n, M] int16: every expert's choice, cams [n, M, s, s] float32.
-    Nothing where the method shows no maps.
+    Returns images [V, 3, S, S] uint8, labels [V], predicted [V, E] int16 (each expert's class) and
+    cams [V, E, s, s] float32; empty if the method shows no maps.
     """
     collected: dict[str, list[np.ndarray]] = {}
     for batch in _test_batches(data, LOOKED_AT, 1, device):
@@ -78,17 +78,17 @@ def look_at_images(method: Method, network: nn.Module, data: OpenedData, device:
 
 @torch.inference_mode()
 def own_pictures(method: Method, network: nn.Module, data: OpenedData, device: torch.device) -> dict[str, np.ndarray]:
-    """What the method's own figures show, of the test images that look_at_images looks at."""
+    """The arrays for the method's own figures (Method.pictures), on the test images of look_at_images."""
     return dict(method.pictures(network, next(iter(_test_batches(data, LOOKED_AT, 1, device)))))
 
 
 def grad_cam(shown: ExpertMaps, labels: Tensor) -> Tensor:
-    """Grad-CAM (Selvaraju et al. 2017) of every expert's logit of `labels` [n]: maps [n, M, s, s], not negative.
+    """Grad-CAM (Selvaraju et al. 2017) of each expert's logit of `labels` [V]: maps [V, E, s, s], not negative.
 
-    A channel's weight is the mean gradient over its map; the weighted sum of the channels is cut at 0.
+    The weight of a channel is the mean gradient over its map; negative values of the weighted sum are set to 0.
     """
     scores = shown.logits.gather(2, labels[:, None, None].expand(-1, shown.logits.shape[1], 1))
-    # An expert's logit hangs on its own map alone, and without batch statistics on its own image: one sum serves all.
+    # An expert's logit depends only on its own map and, in eval mode, on its own image, so one sum gives all gradients.
     gradients = torch.autograd.grad(scores.sum(), shown.maps)
     cams = [
         (gradient.mean(dim=(2, 3), keepdim=True) * deep).sum(dim=1).relu()
@@ -98,7 +98,7 @@ def grad_cam(shown: ExpertMaps, labels: Tensor) -> Tensor:
 
 
 def _test_batches(data: OpenedData, classes: int, of_a_class: int, device: torch.device) -> Iterator[Batch]:
-    """Test images, at most `of_a_class` of each of `classes` classes equally spaced by size, in batches."""
+    """Batches of test images: at most `of_a_class` of each of `classes` classes, which are equally spaced by size."""
     labels = data.test.labels[data.test_samples]
     by_size = largest_first(np.asarray(data.info.class_counts))
     shown = spaced(by_size[np.isin(by_size, labels)], classes)
@@ -109,5 +109,5 @@ def _test_batches(data: OpenedData, classes: int, of_a_class: int, device: torch
 
 
 def spaced(values: np.ndarray, number: int) -> np.ndarray:
-    """At most `number` of `values`, equally spaced, the first and the last among them."""
+    """At most `number` of `values`, equally spaced, with the first and the last."""
     return values[np.unique(np.linspace(0, len(values) - 1, number).round().astype(int))]

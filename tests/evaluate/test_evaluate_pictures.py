@@ -1,4 +1,4 @@
-"""Grad-CAM, features and what an evaluation keeps of them."""
+"""Grad-CAM, features, and the files that an evaluation keeps of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from moe_dist.data.batch import DatasetInfo
 from moe_dist.engine.choose import IN_ONE_PROCESS
-from moe_dist.evaluate.explain import grad_cam, spaced
+from moe_dist.evaluate.pictures import grad_cam, spaced
 from moe_dist.job import parse_job
 from moe_dist.methods.longtail.cross_entropy import CrossEntropy
 from moe_dist.methods.longtail.method import BranchMethod

@@ -1,4 +1,4 @@
-"""What a run refuses before any work: jobs whose fields are fine one by one, but not together or with the data."""
+"""Checks of a job before it runs: fields that are valid one by one, but not together or with the data."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from moe_dist.methods.phases import Stage
 from moe_dist.parallel.placement import place
 
 
-def refuse_early(job: Job, method: Method, validation_images: int) -> None:
-    """Raise UserError where a stage, or the division over workers, cannot be as the job says.
+def require_trainable(job: Job, method: Method, validation_images: int) -> None:
+    """Raise UserError if a stage of the method cannot be trained as the job says, or not by so many workers.
 
-    That the method fits the dataset has been checked when it was opened.
+    validation_images: number of images in the validation split. `method` has checked itself against the dataset.
     """
     for stage in method.stages():
         require_divisible(stage.batch_size, job.workers)
         require_no_window(stage.sampling, job.data)
         _require_validation(stage, validation_images)
-        _require_labels_mixed(stage, method)
+        if (stage.augment.mixup or stage.augment.cutmix) and not method.mixes_labels:
+            raise UserError(
+                f"stage {stage.name}: {method.config.name} has no loss for images of two labels; set augment.mixup and "
+                "augment.cutmix to 0, or choose a method that has one (dense, traditional_moe)"
+            )
     whole = any(stage.whole_batch for stage in method.stages())
     if whole and job.parallel.accumulate(job.workers) > 1:
         raise UserError(
-            f"parallel.micro_batches = {job.parallel.micro_batches}: a loss of {method.config.name} is no sum over the "
-            f"samples of a batch, which can therefore not be cut into parts; set it to 1, or workers higher"
+            f"parallel.micro_batches = {job.parallel.micro_batches}: a loss of {method.config.name} is not a sum over "
+            f"the samples of a batch, so the batch cannot be divided into parts; set it to 1, or workers higher"
         )
     if job.resources.compile and job.parallel.expert > 1:
         raise UserError(
@@ -32,15 +36,7 @@ def refuse_early(job: Job, method: Method, validation_images: int) -> None:
             "cannot be compiled; set one of the two to its default"
         )
     if method.expert_costs() and job.parallel.expert > 1:
-        place(method.expert_costs(), job.parallel.expert)  # refuses more ranks than experts
-
-
-def _require_labels_mixed(stage: Stage, method: Method) -> None:
-    if (stage.augment.mixup or stage.augment.cutmix) and not method.mixes_labels:
-        raise UserError(
-            f"stage {stage.name}: {method.config.name} has no loss for images of two labels; set augment.mixup and "
-            "augment.cutmix to 0, or choose a method that has one (dense, traditional_moe)"
-        )
+        place(method.expert_costs(), job.parallel.expert)  # raises UserError if there are more ranks than experts
 
 
 def _require_validation(stage: Stage, validation_images: int) -> None:
