@@ -118,6 +118,8 @@ class ModelPhases:
         show, missing = self.drive.show, []
         for training in trainings:
             task = self.task(training)
+            if read_json(task.folder / SETTINGS) != training.settings:
+                write_json(task.folder / SETTINGS, dict(training.settings))
             checkpoint = self._finished(task)
             if checkpoint is None:
                 missing.append((training, task))
@@ -127,9 +129,7 @@ class ModelPhases:
         if not missing:
             return
         self.drive.record.work_begins()
-        for training, task in missing:
-            if read_json(task.folder / SETTINGS) != training.settings:
-                write_json(task.folder / SETTINGS, dict(training.settings))
+        for _, task in missing:
             (task.folder / TRAINED).unlink(missing_ok=True)
         workers = self.drive.job.workers
         on = f"on {workers} worker{'s' if workers > 1 else ''} ({self.drive.launcher.name})"
