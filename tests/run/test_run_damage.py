@@ -17,6 +17,7 @@ from run_folders import checkpoints_of, evaluation_of, step_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import dfcp, quiet, traditional
 
+import moe_dist.launch.phases as phases_module
 import moe_dist.run.run as run_module
 from moe_dist.engine.checkpoint import FORMAT, damaged_file, is_whole
 from moe_dist.errors import UserError
@@ -96,7 +97,7 @@ def test_a_checkpoint_that_was_damaged_since_its_training_is_not_evaluated(
     newest = newest_checkpoint(checkpoints_of(folder / "traditional_moe"))
     assert newest is not None
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "sound_checkpoint", lambda place: (newest, {}))  # it is damaged after that look
+        patch.setattr(phases_module, "sound_checkpoint", lambda place: (newest, {}))  # it is damaged after that look
         change_a_byte(newest / "dense.safetensors")
         with pytest.raises(UserError, match=r"dense.safetensors does not hold the bytes .* run again with --resume"):
             run(traditional(), folder)
