@@ -90,11 +90,8 @@ def _spawn(task: TrainingTask, workers: int) -> None:
     others = torch.multiprocessing.active_children()
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each rank that it ends
     try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         with _ctrl_c_for_this_process_alone():
-            arguments = (workers, task.pack(), port, os.getpid(), sentence)
+            arguments = (workers, task.pack(), free_port(), os.getpid(), sentence)
             processes = torch.multiprocessing.spawn(_spawned, arguments, nprocs=workers, join=False)
         while not processes.join():
             pass
@@ -140,3 +137,10 @@ def _spawned(
     sys.stderr.flush()
     # Not a normal exit: on a busy machine, a C++ thread of gloo that has not ended can abort an exiting interpreter.
     os._exit(0)
+
+
+def free_port() -> int:
+    """A port of this machine that no process uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -22,6 +22,7 @@ import moe_dist.run.run as run_module
 from moe_dist.engine.checkpoint import FORMAT, damaged_file, is_whole
 from moe_dist.errors import UserError
 from moe_dist.job import Job
+from moe_dist.launch.local import free_port
 from moe_dist.report.build import build_report
 from moe_dist.run.run import run_job
 from moe_dist.terminal import Show
@@ -145,10 +146,8 @@ def ranks_agree(rank: int, port: int, folder: str, answers: Any) -> None:
 
 
 def both_ranks(folder: Path) -> list[str]:
-    from moe_dist.launch.local import _free_port
-
     context = multiprocessing.get_context("spawn")
-    answers, port = context.Queue(), _free_port()
+    answers, port = context.Queue(), free_port()
     ranks = [context.Process(target=ranks_agree, args=(rank, port, str(folder), answers)) for rank in (0, 1)]
     for rank in ranks:
         rank.start()
