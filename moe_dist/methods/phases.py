@@ -152,12 +152,14 @@ class Refreshed:
 class Refresh:
     """Work with the network on all samples of a stage, before its first step and then every `every_steps` steps.
 
+    last: once more after the stage's last step, so that what it leaves is of the network as the stage leaves it.
     run(network, samples, arrays, progress) -> Refreshed; arrays: what the last one left, {} at first. It may change the
     network's buffers; it draws random numbers from samples.seed alone. Collective.
     """
 
     every_steps: int
     run: Callable[[nn.Module, StageSamples, Mapping[str, np.ndarray], Progress], Refreshed]
+    last: bool = False
 
 
 CONSTANT, UNCHANGED = ScheduleConfig(), AugmentConfig()

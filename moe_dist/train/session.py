@@ -14,7 +14,7 @@ from moe_dist.data.batch import Batch
 from moe_dist.engine.choose import make_engine
 from moe_dist.engine.engine import Engine
 from moe_dist.engine.optimisers import RateFactor
-from moe_dist.methods.phases import Progress, Stage
+from moe_dist.methods.phases import Progress, Refresh, Stage
 from moe_dist.train.sample_view import SampleView
 from moe_dist.train.task import Training
 from moe_dist.train.worker import Worker, sum_over_ranks
@@ -144,6 +144,9 @@ class Session:
             if self.over:
                 return
             yield from self.stream.epoch(self._arrays, self.stage.companions, self._steps_ahead())
+        refresh = self.stage.refresh
+        if self.over and refresh is not None and refresh.last and self.step != self._refreshed_at:
+            self._refresh(refresh, step + self.step - first)
 
     def _steps_ahead(self) -> int:
         """How many steps there are up to the next refresh, or the stage's end."""
@@ -159,18 +162,17 @@ class Session:
         told, self.refreshed = self.refreshed, {}
         return told
 
-    def _refresh_is_due(self) -> bool:
-        refresh = self.stage.refresh
-        return refresh is not None and self.step % refresh.every_steps == 0 and self.step != self._refreshed_at
-
     def _refresh_if_due(self, step: int) -> None:
-        if not self._refresh_is_due() or self.stage.refresh is None:
-            return
+        refresh = self.stage.refresh
+        if refresh is not None and self.step % refresh.every_steps == 0 and self.step != self._refreshed_at:
+            self._refresh(refresh, step)
+
+    def _refresh(self, refresh: Refresh, step: int) -> None:
         with self._evaluating() as network:
-            left = self.stage.refresh.run(network, self._samples, self._arrays, self.progress(step + 1))
+            left = refresh.run(network, self._samples, self._arrays, self.progress(step + 1))
         self._arrays, self._refreshed_at = dict(left.arrays), self.step
         self.refreshed = dict(left.values)
-        if left.done:
+        if left.done and not self.over:
             self.over = left.reason or "the refresh ended it"
 
     @contextmanager
