@@ -20,7 +20,8 @@ from moe_dist.data.image.crops import RandomCrop
 class DatasetInfo:
     """The facts of a dataset that a method may know before it sees an image.
 
-    class_counts [C]: training images of each class, validation left out.
+    class_counts [C]: training images of each class, validation left out; vector_size: numbers of a sample that is a
+    vector, 0 where samples are images.
     """
 
     classes: int
@@ -28,6 +29,7 @@ class DatasetInfo:
     image_size: int
     train_images: int
     class_counts: tuple[int, ...] = ()
+    vector_size: int = 0
 
 
 @dataclass

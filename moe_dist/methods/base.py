@@ -47,6 +47,8 @@ class Method(ABC):
     looks_at_shares: ClassVar[bool] = False
     """Whether something depends on how a batch is divided over ranks and micro-batches, beside batch normalisation and
     dropout, which are found in the network: then that division is a part of the result."""
+    takes_vectors: ClassVar[bool] = False
+    """Whether its samples may be vectors as well as images."""
     predicts: ClassVar[Literal["classes", "clusters"]] = "classes"
     """What the numbers that it predicts mean: clusters are compared with classes up to their names."""
     chosen_by: ClassVar[str] = "top1"
