@@ -1,6 +1,6 @@
 """Types shared by all parts of the program that see images: a batch, a training set, a split's images, a dataset.
 
-Letters: B samples of a batch, N samples of a set, n of them, C classes, S image side.
+Letters: B samples of a batch, N samples of a set, n of them, C classes, S image side, D numbers of a vector.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class DatasetInfo:
 class Batch:
     """One rank's share of a global batch.
 
-    images [B, 3, S, S] float32, normalised; labels [B] int64, those that this stage may see; samples [B] int64, their
-    numbers in the training (or validation, test) set; rows [B] int64, their rows in the set that is streamed;
+    images [B, 3, S, S] float32, normalised, or vectors [B, D] float32 where these are a dataset's samples;
+    labels [B] int64, those that this stage may see; samples [B] int64, their numbers in the training (or validation, test)
+    set; rows [B] int64, their rows in the set that is streamed;
     weight [B] float32: 0 for padding, otherwise ranks / valid samples of the *global* batch, so that the ranks' average
     of `mean` is the global batch's mean;
     columns: further int64 or float32 tensors [B, ...] of the training set, by name (a DFCP sample's cluster);
@@ -102,6 +103,7 @@ class Images(Protocol):
     def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
         """The images `samples` [n], decoded, [n, 3, S, S] uint8; a bad one that the job lets pass is black.
 
+        Of a dataset of vectors: these, [n, D] float32.
         crop: a random part of each instead of the whole.
         """
 

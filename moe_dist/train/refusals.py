@@ -6,7 +6,7 @@ from moe_dist.data.stream.stream import require_divisible, require_no_window
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.methods.base import Method
-from moe_dist.methods.phases import Stage
+from moe_dist.methods.phases import UNCHANGED, Stage
 from moe_dist.parallel.placement import place
 
 
@@ -20,6 +20,7 @@ def refuse_early(job: Job, method: Method, validation_images: int) -> None:
         require_no_window(stage.sampling, job.data)
         _require_validation(stage, validation_images)
         _require_labels_mixed(stage, method)
+        _require_takes_samples(stage, method)
     whole = any(stage.whole_batch for stage in method.stages())
     if whole and job.parallel.accumulate(job.workers) > 1:
         raise UserError(
@@ -41,6 +42,15 @@ def _require_labels_mixed(stage: Stage, method: Method) -> None:
             f"stage {stage.name}: {method.config.name} has no loss for images of two labels; set augment.mixup and "
             "augment.cutmix to 0, or choose a method that has one (dense, traditional_moe)"
         )
+
+
+def _require_takes_samples(stage: Stage, method: Method) -> None:
+    if not method.info.vector_size:
+        return
+    if not method.takes_vectors:
+        raise UserError(f"{method.config.name} sees images, and the dataset's samples are vectors; choose another one")
+    if stage.augment != UNCHANGED:
+        raise UserError(f"stage {stage.name}: the dataset's samples are vectors; leave out augment, which is of images")
 
 
 def _require_validation(stage: Stage, validation_images: int) -> None:

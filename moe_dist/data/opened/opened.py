@@ -19,6 +19,7 @@ from moe_dist.data.batch import DatasetInfo, Images
 from moe_dist.data.datasets.samples import SPLITS
 from moe_dist.data.longtail import LongTail
 from moe_dist.data.opened.images import EncodedImages, open_images
+from moe_dist.data.opened.vectors import Vectors
 from moe_dist.data.order import divide, limit
 from moe_dist.data.shards.index import INDEX_FILE
 from moe_dist.data.shards.shard_set import ShardSet
@@ -93,7 +94,14 @@ def open_data(config: DataConfig, seed: int, cache: Path, place: str) -> OpenedD
     return OpenedData(
         config=config,
         shards=place,
-        info=DatasetInfo(len(names), names, config.image_size, len(parts["train"]), tuple(counts.tolist())),
+        info=DatasetInfo(
+            len(names),
+            names,
+            config.image_size,
+            len(parts["train"]),
+            tuple(counts.tolist()),
+            splits["train"].images.size if isinstance(splits["train"].images, Vectors) else 0,
+        ),
         train=splits["train"],
         val=splits.get("val", splits["train"]),
         test=splits["test"],
