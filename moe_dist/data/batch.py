@@ -37,8 +37,8 @@ class Batch:
     """One rank's share of a global batch.
 
     images [B, 3, S, S] float32, normalised, or vectors [B, D] float32 where these are a dataset's samples;
-    labels [B] int64, those that this stage may see; samples [B] int64, their numbers in the training (or validation, test)
-    set; rows [B] int64, their rows in the set that is streamed;
+    labels [B] int64, those that this stage may see; samples [B] int64, their numbers in the training (or validation,
+    test) set; rows [B] int64, their rows in the set that is streamed;
     weight [B] float32: 0 for padding, otherwise ranks / valid samples of the *global* batch, so that the ranks' average
     of `mean` is the global batch's mean;
     columns: further int64 or float32 tensors [B, ...] of the training set, by name (a DFCP sample's cluster);

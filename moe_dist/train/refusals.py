@@ -21,6 +21,11 @@ def refuse_early(job: Job, method: Method, validation_images: int) -> None:
         _require_validation(stage, validation_images)
         _require_labels_mixed(stage, method)
         _require_takes_samples(stage, method)
+    if job.data.use != "split" and method.predicts != "clusters":
+        raise UserError(
+            f"data.use = {job.data.use}: {method.config.name} learns from labels, and would be tested on images "
+            "that it was trained on; set it to split"
+        )
     whole = any(stage.whole_batch for stage in method.stages())
     if whole and job.parallel.accumulate(job.workers) > 1:
         raise UserError(
