@@ -205,6 +205,27 @@ def test_more_neighbours_than_samples_are_refused(tmp_path: Path) -> None:
         run(small(method={"neighbours": {"count": 400}}), tmp_path)
 
 
+def test_a_method_that_learns_from_labels_is_not_tested_on_what_it_learnt(tmp_path: Path) -> None:
+    job = parse_job({"name": "x", "kind": "train", "data": DATA | {"use": "all"}, "method": "dense"}, "x.yaml")
+    with pytest.raises(UserError, match=r"data\.use = all: dense learns from labels"):
+        run(job, tmp_path)
+
+
+def test_vectors_are_clustered_and_images_changes_are_refused(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    classes = np.arange(90) % 3
+    np.savez(tmp_path / "x.npz", X=1000 * np.eye(3)[classes] + random.normal(size=(90, 3)), y=classes)
+    data = {"dataset": "vectors", "source": str(tmp_path / "x.npz"), "val_fraction": 0}
+    method = {"network": {**SMALL["network"], "scaling": "standard"}, "pretrain": {"steps": 150}, "augment": {}}
+    model = run(small(method=method, data=data), tmp_path / "run")
+    last = [line for line in log_of(model) if line["kind"] == "refresh"][-1]
+    assert last["accuracy"] > 0.9
+    with pytest.raises(UserError, match="leave out augment"):
+        run(small(data=data), tmp_path / "other")
+    with pytest.raises(UserError, match="dense sees images"):
+        run(parse_job({"name": "x", "kind": "train", "data": data, "method": "dense"}, "x.yaml"), tmp_path / "dense")
+
+
 def test_parts_of_a_batch_are_refused_where_neighbours_are_of_the_batch(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="micro_batches"):
         run(small(method=BATCH, parallel={"micro_batches": 2}), tmp_path)
