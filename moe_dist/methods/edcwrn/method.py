@@ -243,17 +243,17 @@ class Edcwrn(Method):
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """q of new samples, normalised; the largest is their cluster (Eq 14)."""
-        return Prediction(self._log_assignments_of_new(network, images)[1].log_softmax(1))
+        return Prediction(self.assign_new(network, images)[1].log_softmax(1))
 
-    def _log_assignments_of_new(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [B, D] and log q [B, Q]."""
+    def assign_new(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [B, D] and log q [B, Q] of new samples, whose neighbours are among the training samples."""
         assert isinstance(network, ClusteringNetwork)
         codes = network.codes_of_new(network.inputs(images))
         return codes, self._log_assignments(codes, network.centres, network.weights)
 
     def measure(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """The cluster of each sample."""
-        return {"cluster": self._log_assignments_of_new(network, batch.images)[1].argmax(1)}
+        return {"cluster": self.assign_new(network, batch.images)[1].argmax(1)}
 
     def score(self, measured: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """Accuracy under the best matching of clusters and classes, and normalised mutual information."""
@@ -261,7 +261,7 @@ class Edcwrn(Method):
 
     def features(self, network: nn.Module, images: Tensor) -> Tensor:
         """The codes."""
-        return self._log_assignments_of_new(network, images)[0]
+        return self.assign_new(network, images)[0]
 
     def pictures(self, network: nn.Module, batch: Batch) -> Mapping[str, np.ndarray]:
         """The weights [Q, D] and the centres [Q, D]."""
