@@ -60,7 +60,7 @@ class EdcwrnConfig(MethodConfig):
     """EDCWRN as a job describes it."""
 
     name: Literal["edcwrn"] = "edcwrn"
-    clusters: Annotated[int, Field(ge=2)] | None = None
+    clusters: Count | None = None
     """Default: the number of classes."""
     network: AutoEncoderConfig = AutoEncoderConfig()
     pretrain: PretrainConfig = PretrainConfig()

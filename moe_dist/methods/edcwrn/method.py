@@ -48,10 +48,13 @@ class Edcwrn(Method):
     predicts = "clusters"
     chosen_by = "accuracy"
     takes_vectors = True
+    stage_names: ClassVar = ("pretrain", "cluster")
 
     def __init__(self, config: EdcwrnConfig, info: DatasetInfo) -> None:
         super().__init__(config, info)
         self.clusters = config.clusters or info.classes
+        if config.clusters is None and info.classes < 2:
+            raise UserError("method.clusters: the samples have no classes to count; say how many clusters to look for")
         if self.clusters > info.train_images:
             raise UserError(
                 f"method.clusters = {self.clusters}: there are only {info.train_images} samples; ask for fewer clusters"
@@ -72,7 +75,7 @@ class Edcwrn(Method):
         count, scope = config.neighbours.count, config.neighbours.scope
         return (
             Stage(
-                "pretrain",
+                self.stage_names[0],
                 config.batch_size,
                 {"encoder.": pretrain.optimiser, "decoder.": pretrain.optimiser},
                 steps=pretrain.steps,
@@ -86,7 +89,7 @@ class Edcwrn(Method):
                 prepare=self._scale_inputs,
             ),
             Stage(
-                "cluster",
+                self.stage_names[1],
                 config.batch_size,
                 {"": config.optimiser},
                 steps=config.steps,
@@ -106,29 +109,48 @@ class Edcwrn(Method):
 
     def build(self, make: Makers, results: Results, seed: int) -> nn.Module:
         """The clustering network of an autoencoder that is not pretrained."""
-        return self._clustering(cast(AutoEncoder, self._build_autoencoder(make, results, None, seed)))
+        return self._clustering(cast(AutoEncoder, self._build_autoencoder(make, results, None, seed)), results)
 
     def _build_autoencoder(
         self, make: Makers, results: Results, trained: Callable[[str], nn.Module] | None, seed: int
     ) -> nn.Module:
         network = self.config.network
-        inputs = self.info.vector_size or (3 if network.colour else 1) * self.info.image_size**2
+        inputs = self._input_size(results)
         return seeded(seed, lambda: AutoEncoder(inputs, network.hidden, network.code, network.colour))
 
     def _build_from_pretrained(
         self, make: Makers, results: Results, trained: Callable[[str], nn.Module], seed: int
     ) -> nn.Module:
-        return self._clustering(cast(AutoEncoder, trained("pretrain")))
+        return self._clustering(cast(AutoEncoder, trained(self.stage_names[0])), results)
 
-    def _clustering(self, pretrained: AutoEncoder) -> nn.Module:
-        return ClusteringNetwork(pretrained, self.clusters, self.info.train_images, self.config.neighbours.count)
+    def _clustering(self, pretrained: AutoEncoder, results: Results) -> nn.Module:
+        return ClusteringNetwork(pretrained, self.clusters, self._count(results), self.config.neighbours.count)
+
+    def _input_size(self, results: Results) -> int:
+        """How many numbers a sample has."""
+        channels = 3 if self.config.network.colour else 1
+        return self.info.vector_size or channels * self.info.image_size**2
+
+    def _count(self, results: Results) -> int:
+        """How many samples are clustered."""
+        return self.info.train_images
+
+    def _inputs(self, network: nn.Module, batch: Batch) -> Tensor:
+        """What the network sees of a batch's samples [B, I]."""
+        assert isinstance(network, AutoEncoder | ClusteringNetwork)
+        return network.inputs(batch.images)
+
+    def _companions(self, network: ClusteringNetwork, batch: Batch) -> Tensor:
+        """What it sees of their neighbours [B * k, I]."""
+        assert batch.companions is not None
+        return network.inputs(batch.companions.flatten(0, 1))
 
     def _scale_inputs(self, network: nn.Module, samples: StageSamples) -> None:
         """Set how inputs are scaled, from all samples without changes."""
         if self.config.network.scaling == "none":
             return
         assert isinstance(network, AutoEncoder)
-        inputs = samples.outputs(lambda batch: {"inputs": network.inputs(batch.images)})["inputs"]
+        inputs = samples.outputs(lambda batch: {"inputs": self._inputs(network, batch)})["inputs"]
         if self.config.network.scaling == "power":
             network.scale.fill_(1 / max(float(np.sqrt(np.square(inputs, dtype=np.float64).mean())), SMALLEST_DEVIATION))
             return
@@ -140,12 +162,12 @@ class Edcwrn(Method):
     def _reconstruction(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The mean squared error of the changed image, which is also the input."""
         assert isinstance(network, AutoEncoder)
-        inputs = network.inputs(batch.images)
+        inputs = self._inputs(network, batch)
         return {"reconstruction": batch.mean(_squared_error(network.decoder(network.encoder(inputs)), inputs))}
 
     def _centres_by_kmeans(self, network: nn.Module, samples: StageSamples) -> None:
         assert isinstance(network, ClusteringNetwork)
-        codes = _sum_of_codes(_encoded(network, samples), None)
+        codes = _sum_of_codes(self._encoded(network, samples), None)
 
         def kmeans() -> dict[str, np.ndarray]:
             found = KMeans(self.clusters, n_init=self.config.kmeans_restarts, random_state=samples.seed).fit(codes)
@@ -161,7 +183,7 @@ class Edcwrn(Method):
         One rank computes all but the codes, so that processors that round differently do not part.
         """
         assert isinstance(network, ClusteringNetwork)
-        encoded = _encoded(network, samples)
+        encoded = self._encoded(network, samples)
         found = samples.on_one_rank(lambda: self._updated(network, encoded, arrays.get(NEIGHBOURS)))
         network.weights.copy_(torch.from_numpy(found.pop("weights")))
         codes = found.pop("codes")
@@ -173,6 +195,10 @@ class Edcwrn(Method):
         values = {"changed": changed} | _scores(labels, samples.labels) | _inter_cluster_variance(codes, labels)
         still = "label" in arrays and changed < self.config.tolerance
         return Refreshed(found, values, done=still, reason="the labels stand still")
+
+    def _encoded(self, network: ClusteringNetwork, samples: StageSamples) -> dict[str, np.ndarray]:
+        """What the encoders give for all samples, [N, D]: own, and where codes have neighbours beside."""
+        return samples.outputs(lambda batch: network.encoded(self._inputs(network, batch)))
 
     @torch.no_grad()
     def _updated(
@@ -206,7 +232,7 @@ class Edcwrn(Method):
         """Eq 12: the reconstruction and lambda L_c."""
         assert isinstance(network, ClusteringNetwork)
         config = self.config
-        inputs = network.inputs(batch.images)
+        inputs = self._inputs(network, batch)
         codes = self._codes(network, inputs, batch)
         if config.weighting.on and config.weighting.scope == "batch":
             self._update_weights(network, gather(codes.detach()), gather(batch.weight) > 0)
@@ -225,9 +251,8 @@ class Edcwrn(Method):
         if not neighbours.count:
             return own
         if neighbours.scope == "all":
-            assert batch.companions is not None
-            beside = network.beside(network.inputs(batch.companions.flatten(0, 1)))
-            return own + beside.unflatten(0, batch.companions.shape[:2]).amax(1)
+            beside = network.beside(self._companions(network, batch))
+            return own + beside.unflatten(0, (len(own), neighbours.count)).amax(1)
         # Every rank encodes the whole batch, so that gradients reach neighbours on other ranks.
         beside = network.beside(gather(inputs))
         codes = gather(own.detach()) + beside.detach()
@@ -249,6 +274,14 @@ class Edcwrn(Method):
         """Codes [B, D] and log q [B, Q] of new samples, whose neighbours are among the training samples."""
         assert isinstance(network, ClusteringNetwork)
         codes = network.codes_of_new(network.inputs(images))
+        return codes, self._log_assignments(codes, network.centres, network.weights)
+
+    def assign_all(self, network: ClusteringNetwork, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [N, D] and log q [N, Q] of the training samples, by the neighbours that they have among each other."""
+        encoded = {name: output.cpu().numpy() for name, output in network.encoded(inputs).items()}
+        count = self.config.neighbours.count
+        neighbours = nearest_of_all(network.known_codes.cpu().numpy(), count) if count else None
+        codes = torch.from_numpy(_sum_of_codes(encoded, neighbours)).to(inputs.device)
         return codes, self._log_assignments(codes, network.centres, network.weights)
 
     def measure(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -292,17 +325,6 @@ class Dec(Edcwrn):
 def _squared_error(reconstructed: Tensor, inputs: Tensor) -> Tensor:
     """Of each sample [B], the mean over its inputs."""
     return (reconstructed - inputs).square().mean(1)
-
-
-def _encoded(network: ClusteringNetwork, samples: StageSamples) -> dict[str, np.ndarray]:
-    """What the encoders give for all samples, [N, D]: own, and where codes have neighbours beside."""
-
-    def outputs(batch: Batch) -> dict[str, Tensor]:
-        inputs = network.inputs(batch.images)
-        own = {"own": network.own_codes(inputs)}
-        return own | {"beside": network.beside(inputs)} if network.neighbours else own
-
-    return samples.outputs(outputs)
 
 
 def _sum_of_codes(encoded: Mapping[str, np.ndarray], neighbours: np.ndarray | None) -> np.ndarray:

@@ -88,6 +88,11 @@ class ClusteringNetwork(nn.Module):
         assert self.neighbour_encoder is not None
         return self.neighbour_encoder(inputs)
 
+    def encoded(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What both encoders give, [B, D]: own, and where codes have neighbours beside."""
+        own = {"own": self.own_codes(inputs)}
+        return own | {"beside": self.beside(inputs)} if self.neighbours else own
+
     def codes_of_new(self, inputs: Tensor) -> Tensor:
         """The codes f [B, D] of samples by themselves, Eq 9 with neighbours among the training samples.
 
