@@ -18,7 +18,6 @@ from moe_dist.methods.edcwrn.method import NEIGHBOURS, Edcwrn
 from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
 from moe_dist.methods.phases import Results, Stage, Workspace
 from moe_dist.models.makers import Makers
-from moe_dist.settings.schema import settings_of
 
 
 class FeatureClusterer(Edcwrn):
@@ -35,8 +34,7 @@ class FeatureClusterer(Edcwrn):
     def phases(self) -> Sequence[Stage]:
         """Pretraining and clustering, each with what it depends on."""
         pretrain, cluster = self.stages()
-        settings = settings_of(self.config) | {"name": self.config.name, "clusters": self.clusters}
-        cluster = replace(cluster, settings=settings, loss=self.loss, companions=None, validated=False)
+        cluster = replace(cluster, loss=self.loss, companions=None, validated=False)
         return (
             replace(pretrain, training_set=_clustered, title="pretraining of the clusterer"),
             replace(cluster, training_set=_clustered, title="deep clustering"),

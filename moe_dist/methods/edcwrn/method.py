@@ -96,6 +96,7 @@ class Edcwrn(Method):
                 augment=config.augment,
                 whole_batch=self._of_a_batch,
                 title="clustering",
+                settings=settings_of(config) | {"name": config.name, "clusters": self.clusters},
                 build=self._build_from_pretrained,
                 prepare=self._centres_by_kmeans,
                 refresh=Refresh(config.refresh_every, self._refresh, last=True),
