@@ -1,9 +1,20 @@
 """moe_dist: train, tune and reproduce image mixtures of experts on a Ray cluster, or on one laptop."""
 
 import os
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
 # torch asks the kernel for huge pages (where it gives them on request) when this is set before its first allocation.
 # A convolution network's step on a CPU then takes about half the time, with the same numbers to the last bit.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+_ESTIMATORS = ("EDCWRN", "IDEC", "DEC")
+
+
+def __getattr__(name: str) -> Any:
+    """The scikit-learn estimators, imported when they are asked for: everything else of the package does without."""
+    if name in _ESTIMATORS:
+        return getattr(import_module("moe_dist.estimators"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

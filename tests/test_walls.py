@@ -26,7 +26,7 @@ FLOORS = (
     ("engine",),
     ("record",),
     ("train",),
-    ("evaluate",),
+    ("evaluate", "estimators.py"),
     ("launch",),
     ("tune",),
     ("report",),

@@ -1,6 +1,6 @@
 """Types shared by all parts of the program that see images: a batch, a training set, a split's images, a dataset.
 
-Letters: B samples of a batch, N samples of a set, n of them, C classes, S image side.
+Letters: B samples of a batch, N samples of a set, n of them, C classes, S image side, D numbers of a vector.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from moe_dist.data.image.crops import RandomCrop
 class DatasetInfo:
     """The facts of a dataset that a method may know before it sees an image.
 
-    class_counts [C]: training images of each class, validation left out.
+    class_counts [C]: training images of each class, validation left out; vector_size: numbers of a sample that is a
+    vector, 0 where samples are images.
     """
 
     classes: int
@@ -28,14 +29,16 @@ class DatasetInfo:
     image_size: int
     train_images: int
     class_counts: tuple[int, ...] = ()
+    vector_size: int = 0
 
 
 @dataclass
 class Batch:
     """One rank's share of a global batch.
 
-    images [B, 3, S, S] float32, normalised; labels [B] int64, those that this stage may see; samples [B] int64, their
-    numbers in the training (or validation, test) set; rows [B] int64, their rows in the set that is streamed;
+    images [B, 3, S, S] float32, normalised, or vectors [B, D] float32 where these are a dataset's samples;
+    labels [B] int64, those that this stage may see; samples [B] int64, their numbers in the training (or validation,
+    test) set; rows [B] int64, their rows in the set that is streamed;
     weight [B] float32: 0 for padding, otherwise ranks / valid samples of the *global* batch, so that the ranks' average
     of `mean` is the global batch's mean;
     columns: further int64 or float32 tensors [B, ...] of the training set, by name (a DFCP sample's cluster);
@@ -100,6 +103,7 @@ class Images(Protocol):
     def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
         """The images `samples` [n], decoded, [n, 3, S, S] uint8; a bad one that the job lets pass is black.
 
+        Of a dataset of vectors: these, [n, D] float32.
         crop: a random part of each instead of the whole.
         """
 

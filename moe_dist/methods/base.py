@@ -46,6 +46,8 @@ class Method(ABC):
     looks_at_shares: ClassVar[bool] = False
     """Whether the result depends on how a batch is divided into shares of ranks and micro-batches not only by
     batch normalisation and dropout, which are found in the network."""
+    takes_vectors: ClassVar[bool] = False
+    """Whether its samples may be vectors as well as images."""
     predicts: ClassVar[Literal["classes", "clusters"]] = "classes"
     """Whether it predicts classes, or clusters, which are matched with classes for the metrics."""
     chosen_by: ClassVar[str] = "top1"

@@ -153,10 +153,12 @@ class Refresh:
 
     run(network, samples, arrays, progress) -> Refreshed. arrays: those of the last refresh, {} at first. It may change
     the network's buffers, and has to draw random numbers from samples.seed only. Collective.
+    last: whether it also runs after the stage's last step, so that its arrays belong to the final network.
     """
 
     every_steps: int
     run: Callable[[nn.Module, StageSamples, Mapping[str, np.ndarray], Progress], Refreshed]
+    last: bool = False
 
 
 CONSTANT, UNCHANGED = ScheduleConfig(), AugmentConfig()

@@ -1,7 +1,7 @@
 """Exchanges between ranks for a loss that is not a sum over samples, so that it is computed of the whole global batch.
 
 Letters in shapes: B samples of a rank's share, R ranks. A rank's share is every R-th row of the global batch
-(data/order.py). In one process both functions change nothing.
+(data/order.py). In one process these functions change nothing.
 """
 
 from __future__ import annotations
@@ -36,3 +36,8 @@ def gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows) for _ in range(ranks())]
     dist.all_gather(parts, rows.contiguous())
     return torch.stack(parts, 1).flatten(0, 1)
+
+
+def own_rows(rows: Tensor) -> Tensor:
+    """This rank's share [B, ...] of `rows` [R * B, ...] of the global batch: what `gather` joins, parted again."""
+    return rows if ranks() == 1 else rows[dist.get_rank() :: ranks()]

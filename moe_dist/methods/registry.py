@@ -36,10 +36,16 @@ METHODS = {
     "ride": "moe_dist.methods.longtail.ride:Ride",
     "shike": "moe_dist.methods.longtail.shike:Shike",
     "balpoe": "moe_dist.methods.longtail.balpoe:Balpoe",
+    "edcwrn": "moe_dist.methods.edcwrn.method:Edcwrn",
+    "idec": "moe_dist.methods.edcwrn.method:Idec",
+    "dec": "moe_dist.methods.edcwrn.method:Dec",
 }
 REPORTS = {
     "dfcp": "moe_dist.methods.dfcp.report:REPORT",
     "icl": "moe_dist.methods.icl.report:REPORT",
+    "edcwrn": "moe_dist.methods.edcwrn.report:REPORT",
+    "idec": "moe_dist.methods.edcwrn.report:REPORT",
+    "dec": "moe_dist.methods.edcwrn.report:REPORT",
 }
 GROUP, REPORTS_GROUP = "moe_dist.methods", "moe_dist.reports"
 

@@ -29,6 +29,16 @@ class RemoteConfig(Strict):
 DEFAULT_REMOTE = RemoteConfig()
 
 
+class NoiseConfig(Strict):
+    """Noise of pixels, which are in [0, 1] and cut to that; the same in all channels."""
+
+    kind: Literal["gaussian", "salt_pepper", "speckle"]
+    """gaussian: p + n; speckle: p + p n, n normal; salt_pepper: a pixel becomes black or white, one as likely as the
+    other."""
+    amount: Annotated[float, Field(gt=0, le=1)]
+    """The variance of n; of salt_pepper, the share of the pixels."""
+
+
 class DataConfig(Strict):
     """A job's images: which they are, where they are, how they are split and when they are decoded.
 
@@ -42,6 +52,12 @@ class DataConfig(Strict):
     shards: Annotated[FolderOrUrl | None, Part.NONE] = None
     """Its shards: a folder, where they are built if they are not there yet, or a URL, which must hold them. Default:
     runs/cache/shards/<dataset>-<fingerprint>."""
+    use: Literal["split", "test", "all"] = "split"
+    """Which images are trained on and tested. split: the training and the test images; test: the test images both
+    times; all: all images both times. The last two are for methods that cluster, and are scored on what they clustered.
+    """
+    noise: NoiseConfig | None = None
+    """Noise that every image has, the same whenever it is read: to study what noisy data does to a method."""
     imbalance: Annotated[float | None, Field(ge=1, allow_inf_nan=False), Part.NONE] = None
     """Long-tailed form: class c of C keeps int(n (1 / imbalance)^(c / (C - 1))) training images, n the largest's."""
     imbalance_choice: Annotated[Literal["first", "random"], Part.NONE] = "first"

@@ -7,9 +7,19 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from moe_dist.files import write_text
+
+
+class Log(Protocol):
+    """What a training tells while it runs."""
+
+    def write(self, kind: str, stage: str, epoch: int, step: int, values: dict[str, float], **facts: Any) -> None:
+        """Tell `values` by name, and facts about them. kind: step, refresh or epoch."""
+
+    def close(self) -> None:
+        """The training has ended."""
 
 
 class TrainingLog:

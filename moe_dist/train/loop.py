@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from moe_dist.methods.base import Method
 from moe_dist.methods.phases import Losses, Progress
 from moe_dist.record.provenance import Made
 from moe_dist.train.checkpoints import checkpoint_score
-from moe_dist.train.log import TrainingLog
+from moe_dist.train.log import Log, TrainingLog
 from moe_dist.train.session import Session
 from moe_dist.train.task import Training, TrainingTask, open_training
 from moe_dist.train.worker import Worker, sum_into_all, sum_over_ranks
@@ -35,12 +36,18 @@ BEGINNING: dict[str, Any] = {"stage": "", "step": 0, "seconds": 0.0, "made": []}
 def train(worker: Worker, task: TrainingTask) -> None:
     """Train all stages of a task, from the newest undamaged checkpoint if there is one, up to a final checkpoint."""
     training = open_training(task, worker)
-    seed_random(task.job.seed.to_bytes(8, "little"), worker.rank)
     restored = worker.restore()
+    state = read_state(restored) if restored else BEGINNING
+    train_stages(worker, training, TrainingLog(task.folder, worker.rank, state["step"]), restored)
+
+
+def train_stages(worker: Worker, training: Training, log: Log, restored: Path | None) -> None:
+    """Train the stages of an opened training, from the checkpoint `restored` if there is one."""
+    seed_random(training.task.job.seed.to_bytes(8, "little"), worker.rank)
     state = read_state(restored) if restored else BEGINNING
     names = [stage.name for stage in training.stages]
     first = names.index(state["stage"]) if restored else 0
-    loop = Loop(worker, training, TrainingLog(task.folder, worker.rank, state["step"]), state)
+    loop = Loop(worker, training, log, state)
     for stage in training.stages[first:]:
         session = Session(training, stage, worker)
         if restored and stage.name == state["stage"]:
@@ -57,7 +64,7 @@ def train(worker: Worker, task: TrainingTask) -> None:
 class Loop:
     """A training in progress: the number of its steps so far, the seconds they took, and its log."""
 
-    def __init__(self, worker: Worker, training: Training, log: TrainingLog, state: Mapping[str, Any]) -> None:
+    def __init__(self, worker: Worker, training: Training, log: Log, state: Mapping[str, Any]) -> None:
         self.worker, self.log = worker, log
         self.step: int = state["step"]
         self._total_steps = sum(training.length(stage)[1] for stage in training.stages)

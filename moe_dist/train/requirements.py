@@ -6,7 +6,7 @@ from moe_dist.data.stream.stream import require_divisible, require_no_window
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.methods.base import Method
-from moe_dist.methods.phases import Stage
+from moe_dist.methods.phases import UNCHANGED, Stage
 from moe_dist.parallel.placement import place
 
 
@@ -24,6 +24,12 @@ def require_trainable(job: Job, method: Method, validation_images: int) -> None:
                 f"stage {stage.name}: {method.config.name} has no loss for images of two labels; set augment.mixup and "
                 "augment.cutmix to 0, or choose a method that has one (dense, traditional_moe)"
             )
+        _require_samples_it_takes(stage, method)
+    if job.data.use != "split" and method.predicts != "clusters":
+        raise UserError(
+            f"data.use = {job.data.use}: {method.config.name} learns from labels, and would be tested on images "
+            "that it was trained on; set it to split"
+        )
     whole = any(stage.whole_batch for stage in method.stages())
     if whole and job.parallel.accumulate(job.workers) > 1:
         raise UserError(
@@ -37,6 +43,15 @@ def require_trainable(job: Job, method: Method, validation_images: int) -> None:
         )
     if method.expert_costs() and job.parallel.expert > 1:
         place(method.expert_costs(), job.parallel.expert)  # raises UserError if there are more ranks than experts
+
+
+def _require_samples_it_takes(stage: Stage, method: Method) -> None:
+    if not method.info.vector_size:
+        return
+    if not method.takes_vectors:
+        raise UserError(f"{method.config.name} sees images, and the dataset's samples are vectors; choose another one")
+    if stage.augment != UNCHANGED:
+        raise UserError(f"stage {stage.name}: the dataset's samples are vectors; leave out augment, which is of images")
 
 
 def _require_validation(stage: Stage, validation_images: int) -> None:

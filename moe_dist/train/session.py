@@ -120,12 +120,14 @@ class Session:
                     self._refresh(refresh, self.progress(step + self.step - first + 1))
             if not self.over:
                 yield from self.stream.epoch(self.arrays, self.stage.companions, steps_ahead)
+        if self.over and refresh is not None and refresh.last and self.step != self._refreshed_at:
+            self._refresh(refresh, self.progress(step + self.step - first + 1))
 
     def _refresh(self, refresh: Refresh, progress: Progress) -> None:
         with self._evaluating() as network:
             result = refresh.run(network, self._samples, self.arrays, progress)
         self.arrays, self.refreshed, self._refreshed_at = dict(result.arrays), dict(result.values), self.step
-        if result.done:
+        if result.done and not self.over:
             self.over = result.reason or "the refresh ended it"
 
     @contextmanager

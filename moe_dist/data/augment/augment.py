@@ -67,7 +67,12 @@ def augment(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(pixel / 255 - mean) / std of `images` [B, 3, S, S], uint8 or float32 of 0 to 255; mean, std: per channel."""
+    """(pixel / 255 - mean) / std of `images` [B, 3, S, S], uint8 or float32 of 0 to 255; mean, std: per channel.
+
+    Vectors [B, D] are returned as they are.
+    """
+    if images.dim() == 2:
+        return images
     deviation = torch.tensor(std, dtype=torch.float64)
     scale, offset = 1 / (255 * deviation), -torch.tensor(mean, dtype=torch.float64) / deviation
     scale, offset = (value.to(images.device, torch.float32).view(1, 3, 1, 1) for value in (scale, offset))

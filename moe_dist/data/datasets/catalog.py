@@ -17,6 +17,7 @@ from moe_dist.data.datasets.ip102 import open_ip102
 from moe_dist.data.datasets.listed import IMAGENET_LT, PLACES_LT, open_lists
 from moe_dist.data.datasets.pixels import encoder_version
 from moe_dist.data.datasets.samples import Contents, KeptContents
+from moe_dist.data.datasets.vectors import open_texts, open_vectors, texts_version
 from moe_dist.data.longtail import LongTail, kept_numbers
 from moe_dist.errors import UserError
 
@@ -70,6 +71,26 @@ DATASETS = {
             "(jpg, jpeg, png, ppm)",
             open=open_image_folder,
             checked="no class folder is empty, test and val have only classes that train has, no stray files",
+        ),
+        Dataset(
+            name="vectors",
+            title="Your own table or arrays: a sample is a vector",
+            where="anywhere",
+            licence="yours",
+            reads="a .csv with a heading (a column called label may hold the classes), a .npy of N x D numbers, or a "
+            ".npz of X and, if you like, y, X_test, y_test; without X_test the samples are also the test split",
+            open=open_vectors,
+            checked="all numbers are finite, as many labels as rows; nothing is unpickled",
+        ),
+        Dataset(
+            name="texts",
+            title="Your own texts, by the TF-IDF of their 2,000 most frequent words",
+            where="anywhere; 20 Newsgroups: http://qwone.com/~jason/20Newsgroups",
+            licence="yours",
+            reads="a folder or tar of <class>/*, a text a file; the texts are also the test split",
+            open=open_texts,
+            checked="there are class folders, and words in their texts",
+            version=texts_version,
         ),
         Dataset(
             name="mnist",

@@ -16,6 +16,7 @@ from moe_dist.data.bad_samples import NONE_ALLOWED, BadSample, BadSamples
 from moe_dist.data.batch import Images
 from moe_dist.data.image.crops import RandomCrop, Region
 from moe_dist.data.image.decode import Frame, decode_resized, image_size, resize
+from moe_dist.data.opened.vectors import Vectors
 from moe_dist.data.shards.shard_set import ShardSet
 from moe_dist.data.storage.locks import in_turn
 from moe_dist.errors import UserError
@@ -30,10 +31,12 @@ _PIXELS_VERSION = 2
 
 
 def open_images(shards: ShardSet, config: DataConfig, cache: Path, bad_samples: BadSamples = NONE_ALLOWED) -> Images:
-    """The images of `shards`, decoded when the job says; `cache` is this node's folder for arrays.
+    """The images or vectors of `shards`; images are decoded when the job says, into arrays in `cache`.
 
     Raises UserError where an image cannot be decoded and `bad_samples` does not take it, or no array can be written.
     """
+    if shards.holds_vectors:
+        return Vectors(shards, bad_samples)
     images = EncodedImages(shards, config.image_size, config.crop_roi, bad_samples, config.frame)
     size_bytes = len(images) * 3 * config.image_size**2
     if config.decode == "each_time" or (config.decode == "auto" and size_bytes > DECODED_LIMIT_BYTES):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.batch import DatasetInfo, Images
 from moe_dist.data.datasets.samples import SPLITS
 from moe_dist.data.longtail import LongTail
+from moe_dist.data.opened.changed import JoinedImages, with_noise
 from moe_dist.data.opened.images import EncodedImages, open_images
+from moe_dist.data.opened.vectors import Vectors
 from moe_dist.data.order import divide, limit
 from moe_dist.data.shards.index import INDEX_FILE
 from moe_dist.data.shards.shard_set import ShardSet
@@ -77,33 +79,53 @@ def open_data(config: DataConfig, seed: int, cache: Path, place: str) -> OpenedD
     shards = open_shards(config, place, cache)
     names = shards["train"].class_names
     bad_samples = BadSamples(config.bad_samples_limit if config.on_bad_sample == "skip" else None)
-    splits = {
-        name: OpenedSplit(
-            open_images(of_split, config, cache / "decoded", bad_samples),
-            of_split.labels,
-            of_split.groups,
-            of_split.shard_of,
-        )
-        for name, of_split in shards.items()
-    }
-    if isinstance(splits["train"].images, EncodedImages):
-        shards["train"].require_room(config.window_shards)
+    splits = {}
+    for number, (name, of_split) in enumerate(shards.items()):
+        images = open_images(of_split, config, cache / "decoded", bad_samples)
+        if isinstance(images, EncodedImages) and name == "train":
+            of_split.require_room(config.window_shards)
+        if config.noise is not None:
+            images = with_noise(images, config.noise, number)
+        splits[name] = OpenedSplit(images, of_split.labels, of_split.groups, of_split.shard_of)
+    if config.use != "split":
+        used = splits["test"] if config.use == "test" else _joined(list(splits.values()))
+        splits = {"train": used, "test": used}
+    vectors = images.size if isinstance(images, Vectors) else 0
     parts = _parts(splits, config, seed)
     counts = np.bincount(splits["train"].labels[parts["train"]], minlength=len(names))
     return OpenedData(
         config=config,
         shards=place,
-        info=DatasetInfo(len(names), names, config.image_size, len(parts["train"]), tuple(counts.tolist())),
+        info=DatasetInfo(
+            len(names),
+            names,
+            config.image_size,
+            len(parts["train"]),
+            tuple(counts.tolist()),
+            vectors,
+        ),
         train=splits["train"],
         val=splits.get("val", splits["train"]),
         test=splits["test"],
         train_samples=parts["train"],
         val_samples=parts["val"],
         test_samples=parts["test"],
-        digests={name: _digest([shards.get(name, shards["train"])], [part]) for name, part in parts.items()},
+        digests={
+            name: _digest([shards.get(name, shards["train"])] if config.use == "split" else shards.values(), [part])
+            for name, part in parts.items()
+        },
         split_digest=_digest(shards.values(), parts.values()),
         bad_samples=bad_samples,
     )
+
+
+def _joined(splits: Sequence[OpenedSplit]) -> OpenedSplit:
+    """All splits as one, in their order."""
+    labels, groups = (np.concatenate([getattr(split, name) for split in splits]) for name in ("labels", "groups"))
+    first_shards = np.cumsum([0] + [int(split.shard_of.max()) + 1 for split in splits])
+    shard_of = np.concatenate([split.shard_of + first for split, first in zip(splits, first_shards)])
+    images = JoinedImages([split.images for split in splits], [len(split.labels) for split in splits])
+    return OpenedSplit(images, labels, groups, shard_of)
 
 
 def are_whole(place: str, config: DataConfig) -> bool:

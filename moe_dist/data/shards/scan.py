@@ -20,10 +20,11 @@ import numpy as np
 
 from moe_dist.data.image.crops import Region
 from moe_dist.data.image.decode import EXTENSIONS, decode
+from moe_dist.data.image.vectors import VECTOR, decode_vector, is_vector
 from moe_dist.data.shards.index import NO_REGION, ROW
 from moe_dist.data.storage.tars import members
 
-MEMBER_NAME = re.compile(r"(?P<key>(?:[A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+)\.(?P<kind>jpg|jpeg|png|ppm|cls|json)")
+MEMBER_NAME = re.compile(r"(?P<key>(?:[A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+)\.(?P<kind>jpg|jpeg|png|ppm|npy|cls|json)")
 """The names of a shard's members. With a second dot WebDataset would see another key."""
 _EXTRA_FIELDS = {"group", "roi"}
 
@@ -71,8 +72,11 @@ def scan_shard(path: Path, number: int, classes: int, decode_images: bool = True
 
 
 def image_problem(data: bytes, region: Region | None = None) -> str | None:
-    """The reason why an image cannot be used; None where it decodes and `region` lies inside it."""
+    """The reason why an image, or a vector, cannot be used; None where it decodes and `region` lies inside it."""
     try:
+        if is_vector(data):
+            decode_vector(data)
+            return None
         return region_problem(region, decode(data))
     except ValueError as error:
         return str(error)
@@ -130,7 +134,7 @@ def _take(parts: list[_Part], number: int, classes: int, decode_images: bool, sc
 def _read_parts(parts: list[_Part]) -> tuple[_Part, int, int, Region | None]:
     """(image, label, group, region) of a sample. Raises ValueError where a part is missing, doubled or unreadable."""
     by_kind = {part.kind: part for part in parts}
-    images = [part for part in parts if part.kind in EXTENSIONS]
+    images = [part for part in parts if part.kind in (*EXTENSIONS, VECTOR)]
     if len(by_kind) < len(parts) or len(images) > 1:
         raise ValueError("a member occurs twice")
     if not images:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from moe_dist.data.bad_samples import BadSample
+from moe_dist.data.image.vectors import VECTOR
 from moe_dist.data.shards.cache import ShardCache
 from moe_dist.data.shards.index import Index, read_index
 from moe_dist.data.shards.scan import label_problem
@@ -32,14 +33,15 @@ _OPEN_FILES = 200
 class ShardSet:
     """One split's samples by number, read from its shards in any order. A pickled set leaves its open files behind.
 
-    dataset, long_tail: what it was built from; class_names [C]; labels, groups, shard_of [N] int64; rois [N, 4] int64
-    (-1: none); digest: the name of the content.
+    dataset, long_tail: what it was built from; class_names [C]; holds_vectors: whether samples are vectors, not images;
+    labels, groups, shard_of [N] int64; rois [N, 4] int64 (-1: none); digest: the name of the content.
     """
 
     def __init__(self, place: str, index: Index, cache: ShardCache | None) -> None:
         self.dataset = index.dataset
         self.long_tail = index.long_tail
         self.class_names = index.class_names
+        self.holds_vectors = set(index.image_kinds) == {VECTOR}
         self.digest = index.digest
         self.labels = index.rows["label"].astype(np.int64)
         self.groups = index.rows["group"].astype(np.int64)

@@ -286,7 +286,8 @@ class Stream:
     def _companions(self, images: Tensor, rows: np.ndarray) -> Tensor:
         """The companions' images [B, k, 3, S, S], black where `rows` [B, k] name none."""
         shown = normalise(images, self._config.mean, self._config.std).unflatten(0, rows.shape)
-        return shown * self._to_device((rows >= 0).astype(np.float32))[:, :, None, None, None]
+        there = self._to_device((rows >= 0).astype(np.float32))
+        return shown * there.view(*there.shape, *[1] * (shown.dim() - 2))
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)

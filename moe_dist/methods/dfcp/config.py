@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationInfo, model_validator
 
 from moe_dist.errors import UserError
 from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
 from moe_dist.models.lenet import LeNetWidths
 from moe_dist.models.siamese import SiameseConfig
 from moe_dist.paths import local_path
@@ -63,9 +64,30 @@ class FeaturesConfig(Strict):
     """Side to which images are resized for the backbone; 64 gives a 2x2 map, 240 an 8x8 one."""
 
 
+def _clusterer(value: Any, info: ValidationInfo) -> Any:
+    """kmeans, or the configuration of a deep clusterer: its name alone, or a mapping with the field `name`."""
+    if value == "kmeans" or isinstance(value, EdcwrnConfig):
+        return value
+    named = {"name": value} if isinstance(value, str) else value
+    kinds: dict[str, type[EdcwrnConfig]] = {"edcwrn": EdcwrnConfig, "idec": IdecConfig, "dec": DecConfig}
+    if not isinstance(named, dict) or named.get("name") not in kinds:
+        raise ValueError(f"choose one of kmeans, {', '.join(kinds)}, or give a deep one's settings with its name")
+    config = kinds[named["name"]].model_validate(named, context=info.context)
+    if config.clusters is not None:
+        raise ValueError("clusters is not a setting of a clusterer of features; clusters.count is their number")
+    if config.augment != AugmentConfig():
+        raise ValueError("augment is not a setting of a clusterer of features, which are not images")
+    return config
+
+
 class ClustersConfig(Strict):
     """The two clustering stages."""
 
+    clusterer: Annotated[Literal["kmeans"] | SerializeAsAny[EdcwrnConfig], BeforeValidator(_clusterer)] = "kmeans"
+    """The first stage: kmeans, or edcwrn, idec or dec, which see the same features; {name: edcwrn, FIELD: ...} sets
+    what a job of that method sets."""
+    space: Literal["features", "codes"] = "features"
+    """The vectors of the second stage's radii: the features, or a deep clusterer's codes at length 1."""
     count: Annotated[int, Field(ge=2)] | None = None
     """Clusters of k-means; default: the number of classes. More clusters are purer; those of one class merge later."""
     restarts: Count = 3
@@ -73,6 +95,12 @@ class ClustersConfig(Strict):
     """K of the graph of K nearest neighbours over centroids; a reference cluster has at least K neighbours in it."""
     radii: tuple[Positive, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     min_coverage: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    @model_validator(mode="after")
+    def _codes_are_of_a_deep_clusterer(self) -> ClustersConfig:
+        if self.space == "codes" and self.clusterer == "kmeans":
+            raise ValueError("space = codes: k-means has none; choose a deep clusterer, or space = features")
+        return self
 
 
 def _of_a_step(augment: AugmentConfig) -> AugmentConfig:

@@ -17,6 +17,7 @@ from moe_dist.data.order import divide
 from moe_dist.errors import UserError
 from moe_dist.methods.dfcp.clusters import Clustering, davies_bouldin, kmeans, purity, scan_radii
 from moe_dist.methods.dfcp.config import ClustersConfig, DfcpConfig, FeaturesConfig
+from moe_dist.methods.dfcp.deep_clusters import FeatureClusterer
 from moe_dist.methods.dfcp.pseudo_labels import (
     f1_threshold,
     held_out_pairs,
@@ -49,7 +50,7 @@ def labelling_phases(config: DfcpConfig, classes: int) -> Sequence[Phase]:
         ),
         *siamese_phases(pseudo, classes),
         Step("features", f"features by {features.backbone}", partial(_features, features), settings_of(features)),
-        Step("first_stage", "first clustering stage: k-means", partial(_first_stage, clusters), settings_of(clusters)),
+        *_first_stage_phases(clusters, classes),
         Step(
             "second_stage",
             "second clustering stage: radius scan",
@@ -58,6 +59,19 @@ def labelling_phases(config: DfcpConfig, classes: int) -> Sequence[Phase]:
             sees_true_labels=True,
         ),
         Step("pseudo_labels", "pseudo-labels and merged clusters", _pseudo_labels, {}, sees_true_labels=True),
+    )
+
+
+def _first_stage_phases(config: ClustersConfig, classes: int) -> Sequence[Phase]:
+    """K-means; or a deep clusterer's stages, and the step that has the clusters of what they trained."""
+    if config.clusterer == "kmeans":
+        run = partial(_first_stage, config)
+        return (Step("first_stage", "first clustering stage: k-means", run, settings_of(config)),)
+    clusterer = FeatureClusterer(config.clusterer, config.count or classes)
+    title = f"first clustering stage: {config.clusterer.name}"
+    return (
+        *clusterer.phases(),
+        Step("first_stage", title, partial(_deep_first_stage, clusterer, config.space), settings_of(config)),
     )
 
 
@@ -127,11 +141,36 @@ def _first_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
     return StepResult(values, {"labels": clustering.labels, "centroids": clustering.centroids})
 
 
+def _deep_first_stage(clusterer: FeatureClusterer, space: str, workspace: Workspace) -> StepResult:
+    """As _first_stage, by a deep clusterer; empty clusters are left out. codes [U, d], of length 1, where asked for.
+
+    Centroids, objective and index are of the vectors of the second stage: features, or codes.
+    """
+    codes, clusters = clusterer.label_all(workspace)
+    features = workspace.results["features"].arrays["features"]
+    arrays = {}
+    if space == "codes":
+        arrays["codes"] = features = codes / np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-12)
+    found, labels = np.unique(clusters, return_inverse=True)
+    if len(found) < 2:
+        raise UserError(
+            f"clusters.clusterer = {clusterer.config.name}: all samples are in one cluster; pretrain it longer, or "
+            "lower its learning rate"
+        )
+    centroids = np.stack([features[labels == number].mean(0) for number in range(len(found))])
+    values = {
+        "clusters": len(found),
+        "objective": float(np.square(features - centroids[labels]).sum()),
+        "davies_bouldin": davies_bouldin(features, labels),
+    }
+    return StepResult(values, {"labels": labels.astype(np.int64), "centroids": centroids} | arrays)
+
+
 def _second_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
     """Labels [U] after stage 2 at the chosen radius; and the scan, with purities, which only the report reads."""
     assert workspace.true_labels is not None
-    features = workspace.results["features"].arrays["features"]
     first = workspace.results["first_stage"]
+    features = first.arrays["codes"] if config.space == "codes" else workspace.results["features"].arrays["features"]
     clustering = Clustering(first.arrays["labels"], first.arrays["centroids"], first.values["objective"])
     scan = scan_radii(features, clustering, config.radii, config.min_coverage, config.neighbours)
     true = workspace.true_labels[workspace.results["split"].arrays["clustered"]]

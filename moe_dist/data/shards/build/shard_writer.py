@@ -13,11 +13,12 @@ from PIL import Image
 
 from moe_dist.data.datasets.samples import Contents, Sample, scaled_region
 from moe_dist.data.image.decode import decode
+from moe_dist.data.image.vectors import VECTOR
 from moe_dist.data.order import epoch_order
 from moe_dist.data.shards.build.destination import Destination
 from moe_dist.data.shards.build.plan import Plan
 from moe_dist.data.shards.index import ShardInfo, Shrink
-from moe_dist.data.shards.scan import MEMBER_NAME, label_problem, region_problem, scan_shard
+from moe_dist.data.shards.scan import MEMBER_NAME, image_problem, label_problem, region_problem, scan_shard
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
 
@@ -104,14 +105,17 @@ def _prepared(sample: Sample, classes: int, shrink: Shrink | None) -> Sample:
     problem = label_problem(sample.label, classes)
     if not MEMBER_NAME.fullmatch(f"{sample.key}.{sample.extension}"):
         problem = f"key {sample.key!r} may hold only letters, digits, - and _"
-    try:
-        pixels = decode(sample.image)
-    except ValueError as error:
-        raise UserError(f"{sample.origin}: {error}") from None
-    problem = problem or region_problem(sample.roi, pixels)
+    if sample.extension == VECTOR:
+        problem, pixels = problem or image_problem(sample.image), None
+    else:
+        try:
+            pixels = decode(sample.image)
+        except ValueError as error:
+            raise UserError(f"{sample.origin}: {error}") from None
+        problem = problem or region_problem(sample.roi, pixels)
     if problem is not None:
         raise UserError(f"{sample.origin}: {problem}")
-    return sample if shrink is None else shrunk(sample, pixels, shrink)
+    return sample if shrink is None or pixels is None else shrunk(sample, pixels, shrink)
 
 
 def shrunk(sample: Sample, pixels: np.ndarray, shrink: Shrink) -> Sample:

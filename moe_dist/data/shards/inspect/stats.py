@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_dist.data.image.decode import image_size
+from moe_dist.data.image.vectors import decode_vector, is_vector
 from moe_dist.data.longtail import imbalance_factor, shot_groups
 from moe_dist.data.shards.index import Index, read_index
 from moe_dist.data.shards.inspect.check import split_name, splits_at
@@ -24,7 +25,10 @@ LARGEST_SAMPLE = 1000
 
 @dataclass(frozen=True)
 class Sides:
-    """Smallest, median and largest width and height in pixels of the `images` that were looked at."""
+    """Smallest, median and largest width and height in pixels of the `images` that were looked at.
+
+    A vector of D numbers counts as D x 1.
+    """
 
     images: int
     widths: tuple[int, int, int]
@@ -94,7 +98,8 @@ def _sides(path: Path, rows: np.ndarray, where: str) -> Sides:
         for row in rows:
             file.seek(int(row["offset"]))
             try:
-                sizes.append(image_size(file.read(int(row["length"]))))
+                data = file.read(int(row["length"]))
+                sizes.append((len(decode_vector(data)), 1) if is_vector(data) else image_size(data))
             except ValueError as error:
                 raise UserError(
                     f"{where}: byte {row['offset']}: {error}; `moe-dist shards check` says all that is wrong"

@@ -1,0 +1,350 @@
+"""EDCWRN, DEC and IDEC as one method: an autoencoder is pretrained, then its codes are drawn to cluster centres.
+
+Letters: B samples of a batch, N samples of the training set, D numbers of a code, Q clusters, k neighbours.
+
+Readings, where the paper leaves one:
+1. The target, the labels and (scope `all`) the weights and neighbours are of unchanged images, every T steps, with
+   neighbours among all samples, so that a label does not depend on a batch. `scope: batch` is about the steps between.
+2. The first pass makes each sample its own neighbour; its code is then twice what one encoder gives, so the decoder's
+   first layer starts at half the pretrained one (network.py).
+3. `weighting.on: false` is Eq 11 with every w = 1, as the distance of IDEC; with weights on they start at 1/D.
+4. The weights are updated before the target, from assignments by the weights before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from moe_dist.data.batch import Batch, DatasetInfo
+from moe_dist.errors import UserError
+from moe_dist.methods.base import Method, Prediction
+from moe_dist.methods.edcwrn import equations
+from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
+from moe_dist.methods.edcwrn.neighbours import nearest_in_batch, nearest_of_all, require_neighbours
+from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
+from moe_dist.methods.phases import Losses, Phase, Progress, Refresh, Refreshed, Results, Stage, StageSamples
+from moe_dist.methods.ranks import gather, own_rows
+from moe_dist.metrics.clustering import clustering_metrics
+from moe_dist.models.experts import seeded
+from moe_dist.models.makers import Makers
+from moe_dist.settings.schema import settings_of
+
+NEIGHBOURS = "neighbours"
+SMALLEST_DEVIATION = 1e-8
+"""Of an input over all samples; one that is the same in all of them stays 0."""
+
+
+class Edcwrn(Method):
+    """Pretraining by reconstruction, then clustering with a target that is refreshed every T steps."""
+
+    Config: ClassVar[type[EdcwrnConfig]] = EdcwrnConfig
+    config: EdcwrnConfig
+    predicts = "clusters"
+    chosen_by = "accuracy"
+    takes_vectors = True
+    stage_names: ClassVar = ("pretrain", "cluster")
+
+    def __init__(self, config: EdcwrnConfig, info: DatasetInfo) -> None:
+        super().__init__(config, info)
+        self.clusters = config.clusters or info.classes
+        if config.clusters is None and info.classes < 2:
+            raise UserError("method.clusters: the samples have no classes to count; say how many clusters to look for")
+        if self.clusters > info.train_images:
+            raise UserError(
+                f"method.clusters = {self.clusters}: there are only {info.train_images} samples; ask for fewer clusters"
+            )
+        require_neighbours(config.neighbours.count, info.train_images)
+
+    @property
+    def _of_a_batch(self) -> bool:
+        """Whether neighbours or weights are of a step's batch."""
+        config = self.config
+        neighbours = config.neighbours.count > 0 and config.neighbours.scope == "batch"
+        return neighbours or (config.weighting.on and config.weighting.scope == "batch")
+
+    def phases(self) -> Sequence[Phase]:
+        """Pretraining, which does not depend on how is clustered, and clustering."""
+        config, pretrain = self.config, self.config.pretrain
+        shared = {"network": settings_of(config.network), "augment": settings_of(config.augment)}
+        count, scope = config.neighbours.count, config.neighbours.scope
+        return (
+            Stage(
+                self.stage_names[0],
+                config.batch_size,
+                {"encoder.": pretrain.optimiser, "decoder.": pretrain.optimiser},
+                steps=pretrain.steps,
+                schedule=pretrain.schedule,
+                augment=config.augment,
+                validated=False,
+                title="pretraining of the autoencoder",
+                build=self._build_autoencoder,
+                settings=shared | {"pretrain": settings_of(pretrain), "batch_size": config.batch_size},
+                loss=self._reconstruction,
+                prepare=self._scale_inputs,
+            ),
+            Stage(
+                self.stage_names[1],
+                config.batch_size,
+                {"": config.optimiser},
+                steps=config.steps,
+                augment=config.augment,
+                whole_batch=self._of_a_batch,
+                title="clustering",
+                settings=settings_of(config) | {"name": config.name, "clusters": self.clusters},
+                build=self._build_from_pretrained,
+                prepare=self._centres_by_kmeans,
+                refresh=Refresh(config.refresh_every, self._refresh, last=True),
+                companions=NEIGHBOURS if count and scope == "all" else None,
+            ),
+        )
+
+    def labels_used(self) -> str:
+        """None is learnt from; the log scores clusters by them."""
+        return "none"
+
+    def build(self, make: Makers, results: Results, seed: int) -> nn.Module:
+        """The clustering network of an autoencoder that is not pretrained."""
+        return self._clustering(cast(AutoEncoder, self._build_autoencoder(make, results, None, seed)), results)
+
+    def _build_autoencoder(
+        self, make: Makers, results: Results, trained: Callable[[str], nn.Module] | None, seed: int
+    ) -> nn.Module:
+        network = self.config.network
+        inputs = self._input_size(results)
+        return seeded(seed, lambda: AutoEncoder(inputs, network.hidden, network.code, network.colour))
+
+    def _build_from_pretrained(
+        self, make: Makers, results: Results, trained: Callable[[str], nn.Module], seed: int
+    ) -> nn.Module:
+        return self._clustering(cast(AutoEncoder, trained(self.stage_names[0])), results)
+
+    def _clustering(self, pretrained: AutoEncoder, results: Results) -> nn.Module:
+        return ClusteringNetwork(pretrained, self.clusters, self._count(results), self.config.neighbours.count)
+
+    def _input_size(self, results: Results) -> int:
+        """How many numbers a sample has."""
+        channels = 3 if self.config.network.colour else 1
+        return self.info.vector_size or channels * self.info.image_size**2
+
+    def _count(self, results: Results) -> int:
+        """How many samples are clustered."""
+        return self.info.train_images
+
+    def _inputs(self, network: nn.Module, batch: Batch) -> Tensor:
+        """What the network sees of a batch's samples [B, I]."""
+        assert isinstance(network, AutoEncoder | ClusteringNetwork)
+        return network.inputs(batch.images)
+
+    def _companions(self, network: ClusteringNetwork, batch: Batch) -> Tensor:
+        """What it sees of their neighbours [B * k, I]."""
+        assert batch.companions is not None
+        return network.inputs(batch.companions.flatten(0, 1))
+
+    def _scale_inputs(self, network: nn.Module, samples: StageSamples) -> None:
+        """Set how inputs are scaled, from all samples without changes."""
+        if self.config.network.scaling == "none":
+            return
+        assert isinstance(network, AutoEncoder)
+        inputs = samples.outputs(lambda batch: {"inputs": self._inputs(network, batch)})["inputs"]
+        if self.config.network.scaling == "power":
+            network.scale.fill_(1 / max(float(np.sqrt(np.square(inputs, dtype=np.float64).mean())), SMALLEST_DEVIATION))
+            return
+        deviation = inputs.std(0, dtype=np.float64)
+        scale = np.where(deviation > SMALLEST_DEVIATION, 1 / np.maximum(deviation, SMALLEST_DEVIATION), 0)
+        network.shift.copy_(torch.from_numpy(inputs.mean(0, dtype=np.float64)))
+        network.scale.copy_(torch.from_numpy(scale))
+
+    def _reconstruction(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The mean squared error of the changed image, which is also the input."""
+        assert isinstance(network, AutoEncoder)
+        inputs = self._inputs(network, batch)
+        return {"reconstruction": batch.mean(_squared_error(network.decoder(network.encoder(inputs)), inputs))}
+
+    def _centres_by_kmeans(self, network: nn.Module, samples: StageSamples) -> None:
+        assert isinstance(network, ClusteringNetwork)
+        codes = _sum_of_codes(self._encoded(network, samples), None)
+
+        def kmeans() -> dict[str, np.ndarray]:
+            found = KMeans(self.clusters, n_init=self.config.kmeans_restarts, random_state=samples.seed).fit(codes)
+            return {"centres": found.cluster_centers_}
+
+        network.centres.copy_(torch.from_numpy(samples.on_one_rank(kmeans)["centres"]))
+
+    def _refresh(
+        self, network: nn.Module, samples: StageSamples, arrays: Mapping[str, np.ndarray], progress: Progress
+    ) -> Refreshed:
+        """Codes of all samples, their neighbours, the weights, the target and the labels; ends where these stand still.
+
+        One rank computes all but the codes, so that processors that round differently do not part.
+        """
+        assert isinstance(network, ClusteringNetwork)
+        encoded = self._encoded(network, samples)
+        found = samples.on_one_rank(lambda: self._updated(network, encoded, arrays.get(NEIGHBOURS)))
+        network.weights.copy_(torch.from_numpy(found.pop("weights")))
+        codes = found.pop("codes")
+        if self.config.neighbours.count:
+            network.known_codes.copy_(torch.from_numpy(codes))
+            network.known_beside.copy_(torch.from_numpy(encoded["beside"]))
+        labels = found["label"]
+        changed = float((labels != arrays["label"]).mean()) if "label" in arrays else 1.0
+        values = {"changed": changed} | _scores(labels, samples.labels) | _inter_cluster_variance(codes, labels)
+        still = "label" in arrays and changed < self.config.tolerance
+        return Refreshed(found, values, done=still, reason="the labels stand still")
+
+    def _encoded(self, network: ClusteringNetwork, samples: StageSamples) -> dict[str, np.ndarray]:
+        """What the encoders give for all samples, [N, D]: own, and where codes have neighbours beside."""
+        return samples.outputs(lambda batch: network.encoded(self._inputs(network, batch)))
+
+    @torch.no_grad()
+    def _updated(
+        self, network: ClusteringNetwork, encoded: Mapping[str, np.ndarray], before: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """What a refresh finds of the encoders' outputs [N, D]; before [N, k]: the neighbours until now."""
+        found: dict[str, np.ndarray] = {}
+        codes = _sum_of_codes(encoded, before)
+        if self.config.neighbours.count:
+            found[NEIGHBOURS] = nearest_of_all(codes, self.config.neighbours.count)
+            codes = _sum_of_codes(encoded, found[NEIGHBOURS])
+        centres, of_all = network.centres.detach().cpu(), torch.from_numpy(codes)
+        weights = network.weights.cpu()
+        assignments = self._log_assignments(of_all, centres, weights).exp()
+        if self.config.weighting.on and self.config.weighting.scope == "all":
+            spreads = equations.spreads(assignments, of_all, centres, self.config.weighting.alpha)
+            weights = equations.feature_weights(spreads)
+            assignments = self._log_assignments(of_all, centres, weights).exp()
+        target = equations.target_distribution(assignments)
+        label = assignments.argmax(1)
+        return found | {"codes": codes, "weights": weights.numpy(), "target": target.numpy(), "label": label.numpy()}
+
+    def _log_assignments(self, codes: Tensor, centres: Tensor, weights: Tensor) -> Tensor:
+        """log q [B, Q] of codes [B, D]."""
+        distances = equations.weighted_distances(codes, centres, weights if self.config.weighting.on else None)
+        if self.config.formulation == "idec":
+            return equations.log_student(distances)
+        return equations.log_proposed(distances, self.config.a, self.config.b)
+
+    def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Eq 12: the reconstruction and lambda L_c."""
+        assert isinstance(network, ClusteringNetwork)
+        config = self.config
+        inputs = self._inputs(network, batch)
+        codes = self._codes(network, inputs, batch)
+        if config.weighting.on and config.weighting.scope == "batch":
+            self._update_weights(network, gather(codes.detach()), gather(batch.weight) > 0)
+        logs = self._log_assignments(codes, network.centres, network.weights)
+        if config.formulation == "idec":
+            apart = equations.divergence(batch.columns["target"], logs)
+        else:
+            apart = equations.cross_entropy(batch.columns["target"], logs, config.normalise_q_in_loss)
+        error = _squared_error(network.reconstruct(codes), inputs) if config.reconstruct else None
+        terms = {"clustering": config.clustering_weight * batch.mean(apart)}
+        return Losses(terms if error is None else {"reconstruction": batch.mean(error)} | terms)
+
+    def _codes(self, network: ClusteringNetwork, inputs: Tensor, batch: Batch) -> Tensor:
+        """f [B, D], Eq 9, of a step's samples."""
+        own, neighbours = network.own_codes(inputs), self.config.neighbours
+        if not neighbours.count:
+            return own
+        if neighbours.scope == "all":
+            beside = network.beside(self._companions(network, batch))
+            return own + beside.unflatten(0, (len(own), neighbours.count)).amax(1)
+        # Every rank encodes the whole batch, so that gradients reach neighbours on other ranks.
+        beside = network.beside(gather(inputs))
+        codes = gather(own.detach()) + beside.detach()
+        rows = own_rows(nearest_in_batch(codes, gather(batch.weight) > 0, neighbours.count))
+        return own + beside[rows].amax(1)
+
+    @torch.no_grad()
+    def _update_weights(self, network: ClusteringNetwork, codes: Tensor, valid: Tensor) -> None:
+        """Eq 15 over the global batch: codes [R * B, D] and which of them count."""
+        assignments = self._log_assignments(codes[valid], network.centres, network.weights).exp()
+        spreads = equations.spreads(assignments, codes[valid], network.centres, self.config.weighting.alpha)
+        network.weights.copy_(equations.feature_weights(spreads))
+
+    def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
+        """q of new samples, normalised; the largest is their cluster (Eq 14)."""
+        return Prediction(self.assign_new(network, images)[1].log_softmax(1))
+
+    def assign_new(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [B, D] and log q [B, Q] of new samples, whose neighbours are among the training samples."""
+        assert isinstance(network, ClusteringNetwork)
+        codes = network.codes_of_new(network.inputs(images))
+        return codes, self._log_assignments(codes, network.centres, network.weights)
+
+    def assign_all(self, network: ClusteringNetwork, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [N, D] and log q [N, Q] of the training samples, by the neighbours that they have among each other."""
+        encoded = {name: output.cpu().numpy() for name, output in network.encoded(inputs).items()}
+        count = self.config.neighbours.count
+        neighbours = nearest_of_all(network.known_codes.cpu().numpy(), count) if count else None
+        codes = torch.from_numpy(_sum_of_codes(encoded, neighbours)).to(inputs.device)
+        return codes, self._log_assignments(codes, network.centres, network.weights)
+
+    def measure(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """The cluster of each sample."""
+        return {"cluster": self.assign_new(network, batch.images)[1].argmax(1)}
+
+    def score(self, measured: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
+        """Accuracy under the best matching of clusters and classes, and normalised mutual information."""
+        return _scores(measured["cluster"], labels)
+
+    def features(self, network: nn.Module, images: Tensor) -> Tensor:
+        """The codes."""
+        return self.assign_new(network, images)[0]
+
+    def pictures(self, network: nn.Module, batch: Batch) -> Mapping[str, np.ndarray]:
+        """The weights [Q, D] and the centres [Q, D]."""
+        assert isinstance(network, ClusteringNetwork)
+        return {"weights": network.weights.cpu().numpy(), "centres": network.centres.detach().cpu().numpy()}
+
+    def search_space(self) -> Mapping[str, Any]:
+        """What the paper fixes without a study: T, lambda and k."""
+        return {
+            "refresh_every": [35, 70, 140, 280, 560],
+            "clustering_weight": {"low": 0.01, "high": 1.0, "log": True},
+            "neighbours.count": [1, 2, 3, 5, 10],
+        }
+
+
+class Idec(Edcwrn):
+    """Improved deep embedded clustering."""
+
+    Config = IdecConfig
+
+
+class Dec(Edcwrn):
+    """Deep embedded clustering."""
+
+    Config = DecConfig
+
+
+def _squared_error(reconstructed: Tensor, inputs: Tensor) -> Tensor:
+    """Of each sample [B], the mean over its inputs."""
+    return (reconstructed - inputs).square().mean(1)
+
+
+def _sum_of_codes(encoded: Mapping[str, np.ndarray], neighbours: np.ndarray | None) -> np.ndarray:
+    """Eq 9, f [N, D]; neighbours [N, k], or None: every sample is its own."""
+    if "beside" not in encoded:
+        return encoded["own"]
+    beside = encoded["beside"]
+    return encoded["own"] + (beside if neighbours is None else beside[neighbours].max(1))
+
+
+def _scores(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """ACC and NMI; nothing where samples have no labels, or all the same one."""
+    if not len(labels) or labels.min() < 0 or labels.min() == labels.max():
+        return {}
+    metrics = clustering_metrics(clusters, labels)
+    return {"accuracy": metrics["accuracy"], "nmi": metrics["nmi"]}
+
+
+def _inter_cluster_variance(codes: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
+    """Table 4: the mean squared distance of the clusters' means to the mean of these means."""
+    means = np.stack([codes[clusters == cluster].mean(0, dtype=np.float64) for cluster in np.unique(clusters)])
+    return {"inter_cluster_variance": float(np.square(means - means.mean(0)).sum(1).mean())}

@@ -1,0 +1,241 @@
+"""EDCWRN, IDEC and DEC through the protocol: run, killed and gone on with, divided over workers, stopped, reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_folders import checkpoints_of, evaluation_of, log_of, training_of
+from safetensors.numpy import load_file
+from small_jobs import quiet
+
+import moe_dist.methods.edcwrn.method as method_module
+import moe_dist.run.run as run_module
+import moe_dist.train.loop as loop
+from moe_dist.errors import UserError
+from moe_dist.job import Job, parse_job
+from moe_dist.places import ModelFolder
+from moe_dist.report.build import build_report
+from moe_dist.run.run import run_job
+from moe_dist.train.checkpoints import newest_checkpoint
+
+SMALL = {
+    "network": {"hidden": [16, 24], "code": 4},
+    "pretrain": {"steps": 8},
+    "batch_size": 24,
+    "steps": 9,
+    "refresh_every": 4,
+    "kmeans_restarts": 1,
+    "optimiser": {"kind": "sgd", "learning_rate": 0.05},
+    "augment": {"shift": 0.1, "rotate": 10, "zoom": 0.1},
+}
+BATCH = {"neighbours": {"scope": "batch"}, "weighting": {"scope": "batch"}}
+DATA = {"dataset": "digits", "image_size": 8, "val_fraction": 0, "max_train_images": 120, "max_test_images": 40}
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(autouse=True)
+def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports take longer than these runs."""
+    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+
+
+def small(name: str = "edcwrn", method: dict[str, Any] | None = None, **changes: Any) -> Job:
+    content = {"name": "small", "kind": "train", "data": DATA, "method": {"name": name} | SMALL | (method or {})}
+    return parse_job(content | changes, "small.yaml")
+
+
+def run(job: Job, folder: Path) -> Path:
+    run_job(job, folder, "local", quiet())
+    assert job.method is not None
+    return folder / job.method.name
+
+
+def tensors(model: Path) -> dict[str, np.ndarray]:
+    """Every tensor and array of the newest checkpoints of both trainings."""
+    found: dict[str, np.ndarray] = {}
+    for name, training in {"": training_of(model), **ModelFolder(model).current().earlier}.items():
+        newest = newest_checkpoint(training / "checkpoints")
+        assert newest is not None
+        for path in newest.glob("*.safetensors"):
+            found |= {f"{name}/{path.name}/{key}": tensor for key, tensor in load_file(path).items()}
+    return found
+
+
+def labels(model: Path) -> np.ndarray:
+    (found,) = [tensor for name, tensor in tensors(model).items() if name.endswith("/label")]
+    return found
+
+
+def refreshes(model: Path) -> list[int]:
+    return [line["step"] for line in log_of(model) if line["kind"] == "refresh"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "build_report", lambda path: path)
+        return run(small(), tmp_path_factory.mktemp("unbroken") / "run")
+
+
+def test_the_target_is_refreshed_every_t_steps_and_after_the_last(unbroken: Path) -> None:
+    assert refreshes(unbroken) == [0, 4, 8, 9]
+    last = [line for line in log_of(unbroken) if line["kind"] == "refresh"][-1]
+    assert 0 < last["accuracy"] <= 1 and 0 <= last["nmi"] <= 1 and last["inter_cluster_variance"] > 0
+
+
+def test_the_clustering_begins_with_the_pretrained_encoder_twice(unbroken: Path) -> None:
+    names = {name.rpartition("/")[2] for name in tensors(unbroken)}
+    assert {"autoencoder.encoder.0.weight", "neighbour_encoder.0.weight", "centres", "weights"} <= names
+
+
+def test_codes_are_compared_with_new_samples_by_the_training_ones(unbroken: Path) -> None:
+    """A prediction does not depend on what else is in its batch."""
+    with np.load(evaluation_of(unbroken) / "predictions.npz") as arrays:
+        assert arrays["log_probs"].shape == (40, 10)
+        assert np.allclose(np.exp(arrays["log_probs"]).sum(1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("pretrain", 5), ("cluster", 1), ("cluster", 6)])
+def test_killed_in_either_stage_it_ends_bit_identical(
+    stage: str, step: int, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the pretraining; between the first refresh and its next step; between two refreshes."""
+    real, job = loop.train_step, small(checkpoint={"every_steps": 2})
+
+    def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
+        if progress.stage == stage and progress.step == step:
+            raise Killed
+        return real(method, session, batch, progress)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "train_step", step_or_die)
+        run(job, tmp_path)
+    assert_same(run(job, tmp_path), unbroken)
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_killed_inside_a_refresh_it_ends_bit_identical(
+    number: int, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second, and the one after the last step, each before its result is anywhere."""
+    real, job, seen = method_module.nearest_of_all, small(checkpoint={"every_steps": 2}), [0]
+
+    def find_or_die(codes: np.ndarray, count: int) -> np.ndarray:
+        seen[0] += 1
+        if seen[0] == number:
+            raise Killed
+        return real(codes, count)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(method_module, "nearest_of_all", find_or_die)
+        run(job, tmp_path)
+    assert_same(run(job, tmp_path), unbroken)
+
+
+def assert_same(left: Path, right: Path) -> None:
+    ours, theirs = tensors(left), tensors(right)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert np.array_equal(ours[name], theirs[name], equal_nan=True), name
+
+
+@pytest.mark.parametrize("name", ["edcwrn", "dec"])
+def test_two_workers_give_the_labels_of_one(name: str, tmp_path: Path) -> None:
+    """With two micro-batches the very same parts are added."""
+    one = run(small(name, parallel={"micro_batches": 2}), tmp_path / "one")
+    two = run(small(name, workers=2, parallel={"micro_batches": 2}), tmp_path / "two")
+    assert np.array_equal(labels(one), labels(two))
+    ours, theirs = tensors(one), tensors(two)
+    assert all("random" in key or np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_two_workers_find_the_neighbours_and_weights_of_the_whole_batch(tmp_path: Path) -> None:
+    one, two = (run(small(method=BATCH, workers=workers), tmp_path / str(workers)) for workers in (1, 2))
+    assert np.array_equal(labels(one), labels(two))
+    ours, theirs = tensors(one), tensors(two)
+    for key in ours:
+        if "random" not in key:
+            np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["idec", "dec"])
+def test_idec_and_dec_have_one_encoder_and_no_weights(name: str, tmp_path: Path) -> None:
+    model = run(small(name), tmp_path)
+    found = tensors(model)
+    assert not any("neighbour_encoder" in key for key in found)
+    assert all((values == 0.25).all() for key, values in found.items() if key.endswith("/weights"))
+    step = next(line for line in log_of(model) if line["kind"] == "step" and line["stage"] == "cluster")
+    assert ("loss/reconstruction" in step) == (name == "idec")
+
+
+def test_labels_that_stand_still_end_the_clustering(tmp_path: Path) -> None:
+    """A rate of almost nothing leaves the labels as they are: the second look ends it."""
+    still = {"optimiser": {"kind": "sgd", "learning_rate": 1e-12}, "tolerance": 0.01, "weighting": {"on": False}}
+    model = run(small("idec", still), tmp_path)
+    assert refreshes(model) == [0, 4]
+    newest = newest_checkpoint(checkpoints_of(model))
+    assert newest is not None
+    assert json.loads((training_of(model) / "training.json").read_text())["over"] == "the labels stand still"
+
+
+@pytest.mark.slow
+def test_every_row_of_the_ablation_runs_on_one_pretraining(tmp_path: Path) -> None:
+    """Table 3's eight rows, in one run directory: the pretrained codes are those of the first."""
+    for on in (True, False):
+        for count in (2, 0):
+            for formulation in ("proposed", "idec"):
+                row = {"weighting": {"on": on}, "neighbours": {"count": count}, "formulation": formulation}
+                model = run(small(method=row | {"steps": 4}), tmp_path)
+    assert len(list(model.glob("trainings/*"))) == 9
+
+
+def test_more_clusters_than_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method\.clusters = 500: there are only 1"):
+        run(small(method={"clusters": 500}), tmp_path)
+
+
+def test_more_neighbours_than_samples_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"neighbours\.count = 400"):
+        run(small(method={"neighbours": {"count": 400}}), tmp_path)
+
+
+def test_a_method_that_learns_from_labels_is_not_tested_on_what_it_learnt(tmp_path: Path) -> None:
+    job = parse_job({"name": "x", "kind": "train", "data": DATA | {"use": "all"}, "method": "dense"}, "x.yaml")
+    with pytest.raises(UserError, match=r"data\.use = all: dense learns from labels"):
+        run(job, tmp_path)
+
+
+def test_vectors_are_clustered_and_images_changes_are_refused(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    classes = np.arange(90) % 3
+    np.savez(tmp_path / "x.npz", X=1000 * np.eye(3)[classes] + random.normal(size=(90, 3)), y=classes)
+    data = {"dataset": "vectors", "source": str(tmp_path / "x.npz"), "val_fraction": 0}
+    method = {"network": {**SMALL["network"], "scaling": "standard"}, "pretrain": {"steps": 150}, "augment": {}}
+    model = run(small(method=method, data=data), tmp_path / "run")
+    last = [line for line in log_of(model) if line["kind"] == "refresh"][-1]
+    assert last["accuracy"] > 0.9
+    with pytest.raises(UserError, match="leave out augment"):
+        run(small(data=data), tmp_path / "other")
+    with pytest.raises(UserError, match="dense sees images"):
+        run(parse_job({"name": "x", "kind": "train", "data": data, "method": "dense"}, "x.yaml"), tmp_path / "dense")
+
+
+def test_parts_of_a_batch_are_refused_where_neighbours_are_of_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="micro_batches"):
+        run(small(method=BATCH, parallel={"micro_batches": 2}), tmp_path)
+
+
+def test_the_report_has_the_curves_the_weights_and_the_numbers(unbroken: Path) -> None:
+    build_report(unbroken.parent)
+    metrics = json.loads((unbroken.parent / "metrics.json").read_text())
+    assert metrics["edcwrn/clustering_steps"] == 9 and metrics["edcwrn/inter_cluster_variance"] > 0
+    assert 0 < metrics["edcwrn/training_labels_accuracy"] <= 1
+    figures = {path.stem for path in (unbroken.parent / "figures").iterdir()}
+    assert {"target_edcwrn", "weights_edcwrn"} <= figures
