@@ -29,6 +29,7 @@ METHODS = {
     "dense": "moe_dist.methods.baselines.dense:Dense",
     "sparse_moe": "moe_dist.methods.baselines.sparse_moe:SparseMoe",
     "icl": "moe_dist.methods.icl.method:Icl",
+    "gmm_moe": "moe_dist.methods.gmm_moe.method:GmmMoe",
     "cross_entropy": "moe_dist.methods.longtail.cross_entropy:CrossEntropy",
     "focal": "moe_dist.methods.longtail.focal:Focal",
     "balanced_softmax": "moe_dist.methods.longtail.balanced_softmax:BalancedSoftmax",

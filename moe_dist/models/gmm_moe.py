@@ -21,6 +21,8 @@ Readings, where the paper leaves something open:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -238,7 +240,7 @@ class GMMMoE(nn.Module):
             raise UserError(f"a map of {channels} channels is projected to at most so many features, not to {dim}")
         assert kernel % 2, "an even kernel has no centre"
         width = width or dim
-        self.dim, self.route = dim, route
+        self.dim, self.route = dim, str(route)
         self.nll_weight, self.balance_weight, self.expert_dropout = nll_weight, balance_weight, expert_dropout
         self.projection = nn.Conv2d(channels, dim, 1)
         self.norm = nn.LayerNorm(dim)
@@ -286,6 +288,21 @@ class GMMMoE(nn.Module):
     def _keep_largest(self, scores: Tensor) -> Tensor:
         kept = scores.topk(min(int(self.route[3:]), scores.shape[3]), dim=3)
         return torch.full_like(scores, -torch.inf).scatter(3, kept.indices, kept.values)
+
+    @contextmanager
+    def routed(self, route: str) -> Iterator[None]:
+        """Meanwhile experts are computed as `route` says; all of them must be in this process."""
+        before = self.route
+        self._set_route(route)
+        try:
+            yield
+        finally:
+            self._set_route(before)
+
+    def _set_route(self, route: str) -> None:
+        self.route = route
+        for expert in cast(Experts, self.experts).members.values():
+            cast(ConvolutionalExpert, expert).sparse = route != "all"
 
     def auxiliary(self, mixed: Mixed) -> Tensor:
         """L_aux [B] (Eq 15c)."""

@@ -6,7 +6,8 @@ of the fused map.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
@@ -163,6 +164,14 @@ class MultiScaleNetwork(nn.Module):
             for number, tap in enumerate(self.backbone.taps)
             if isinstance(module := dict(self.modules_at.items()).get(str(number)), GMMMoE)
         }
+
+    @contextmanager
+    def routed(self, top_k: int | None) -> Iterator[None]:
+        """Meanwhile only `top_k` experts are computed at each place; None: as the modules were made."""
+        with ExitStack() as stack:
+            for module in self.mixtures.values() if top_k else ():
+                stack.enter_context(module.routed(f"top{top_k}"))
+            yield
 
     def auxiliary(self, outputs: Outputs) -> Tensor | None:
         """The modules' L_aux [B], added up; None where there is no module of experts."""
