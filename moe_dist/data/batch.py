@@ -20,7 +20,8 @@ from moe_dist.data.image.crops import RandomCrop
 class DatasetInfo:
     """The facts of a dataset that a method may know before it sees an image.
 
-    class_counts [C]: training images of each class, validation left out.
+    class_counts [C]: training images of each class, validation left out; superclasses [C]: the superclass's name of
+    each class, None for a dataset without.
     """
 
     classes: int
@@ -28,6 +29,7 @@ class DatasetInfo:
     image_size: int
     train_images: int
     class_counts: tuple[int, ...] = ()
+    superclasses: tuple[str, ...] | None = None
 
 
 @dataclass

@@ -93,7 +93,14 @@ def open_data(config: DataConfig, seed: int, cache: Path, place: str) -> OpenedD
     return OpenedData(
         config=config,
         shards=place,
-        info=DatasetInfo(len(names), names, config.image_size, len(parts["train"]), tuple(counts.tolist())),
+        info=DatasetInfo(
+            len(names),
+            names,
+            config.image_size,
+            len(parts["train"]),
+            tuple(counts.tolist()),
+            shards["train"].superclasses,
+        ),
         train=splits["train"],
         val=splits.get("val", splits["train"]),
         test=splits["test"],
