@@ -40,6 +40,7 @@ METHODS = {
 }
 REPORTS = {
     "dfcp": "moe_dist.methods.dfcp.report:REPORT",
+    "gmm_moe": "moe_dist.methods.gmm_moe.report:REPORT",
     "icl": "moe_dist.methods.icl.report:REPORT",
 }
 GROUP, REPORTS_GROUP = "moe_dist.methods", "moe_dist.reports"
