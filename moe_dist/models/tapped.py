@@ -26,6 +26,7 @@ from moe_dist.vision import torchvision  # before timm, which imports it, too
 
 TIMM = "timm/"
 SHOWN_TAPS = 12
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
 AMPLE = 224
 """Image side that is not too small for any network."""
 
@@ -72,12 +73,12 @@ def tap_shapes(name: str, taps: Sequence[str], image_size: int) -> list[tuple[in
 
 
 def expected_input(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int] | None:
-    """Mean and standard deviation per channel, and image side, that timm's weights of `timm/NAME` were trained with.
+    """Mean and standard deviation per channel, and image side, that the published weights of `name` were trained with.
 
-    None for torchvision's, whose weights expect ImageNet's mean and deviation.
+    None where timm does not say. torchvision's have ImageNet's.
     """
     if not name.startswith(TIMM):
-        return None
+        return IMAGENET
     import timm
 
     config = timm.get_pretrained_cfg(name.removeprefix(TIMM))

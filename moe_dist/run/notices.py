@@ -1,4 +1,4 @@
-"""What the user should know of a job's settings on this machine's processor: they work, and other ones are faster.
+"""What the user should know of a job's settings together, and on this machine's processor: they work, others better.
 
 On a cluster the workers may have other processors than the driver, so every sentence says what it is true of.
 """
@@ -13,9 +13,10 @@ from moe_dist.processor import multiplies_bf16
 
 def notices(job: Job) -> list[str]:
     """A sentence each; none of a processor that is not known (processor.py)."""
+    of_data = [sentence for config in job.models.values() for sentence in config.notices_of(job.data)]
     if job.tune is not None and "method" not in job.tune.of:
-        return []  # a search of experts: their trials are in fp32, and nothing is trained after them
-    return [*_emulated_bf16(job), *_slow_methods(job)]
+        return of_data  # a search of experts: their trials are in fp32, and nothing is trained after them
+    return [*of_data, *_emulated_bf16(job), *_slow_methods(job)]
 
 
 def _emulated_bf16(job: Job) -> Iterator[str]:

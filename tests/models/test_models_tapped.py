@@ -105,7 +105,7 @@ def test_no_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_timm_s_input_is_known() -> None:
     assert expected_input(LITE) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 224)
-    assert expected_input("resnet50") is None
+    assert expected_input("resnet50") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224)
 
 
 @pytest.mark.data
