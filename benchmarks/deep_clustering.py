@@ -122,11 +122,11 @@ def ours(method: Edcwrn, pixels: Tensor) -> Train:
         clip_norm=None,
         device=device,
         bf16=False,
-        world=1,
+        ranks=1,
         deepspeed=False,
     )
     chosen = TrainingSet(np.arange(SAMPLES), np.zeros(SAMPLES, np.int64))
-    stream = Stream(ArraySamples(pixels), chosen, DATA, seed=0, global_batch=BATCH, rank=0, world=1)
+    stream = Stream(ArraySamples(pixels), chosen, DATA, seed=0, global_batch=BATCH, rank=0, ranks=1)
     session = SimpleNamespace(engine=engine, stage=stage, accumulate=1, gradients=GradientShares(0, 1))
     arrays = left_by_refresh(method)
 

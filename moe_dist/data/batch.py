@@ -21,7 +21,8 @@ class DatasetInfo:
     """The facts of a dataset that a method may know before it sees an image.
 
     class_counts [C]: training images of each class, validation left out; vector_size: numbers of a sample that is a
-    vector, 0 where samples are images.
+    vector, 0 where samples are images; superclasses [C]: the name of each class's superclass, None for a dataset
+    without.
     """
 
     classes: int
@@ -30,6 +31,7 @@ class DatasetInfo:
     train_images: int
     class_counts: tuple[int, ...] = ()
     vector_size: int = 0
+    superclasses: tuple[str, ...] | None = None
 
 
 @dataclass

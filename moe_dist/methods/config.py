@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moe_dist.settings.data import DataConfig
 from moe_dist.settings.schema import Strict
 
 
@@ -17,6 +18,10 @@ class MethodConfig(Strict):
 
     def notices(self) -> Sequence[str]:
         """What the user should know of settings that are allowed and do nothing: a sentence each."""
+        return ()
+
+    def notices_of(self, data: DataConfig) -> Sequence[str]:
+        """What the user should know of these settings together with those of the data: a sentence each."""
         return ()
 
     def slow_here(self, field: str) -> Sequence[str]:

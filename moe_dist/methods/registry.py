@@ -29,6 +29,7 @@ METHODS = {
     "dense": "moe_dist.methods.baselines.dense:Dense",
     "sparse_moe": "moe_dist.methods.baselines.sparse_moe:SparseMoe",
     "icl": "moe_dist.methods.icl.method:Icl",
+    "gmm_moe": "moe_dist.methods.gmm_moe.method:GmmMoe",
     "cross_entropy": "moe_dist.methods.longtail.cross_entropy:CrossEntropy",
     "focal": "moe_dist.methods.longtail.focal:Focal",
     "balanced_softmax": "moe_dist.methods.longtail.balanced_softmax:BalancedSoftmax",
@@ -42,6 +43,7 @@ METHODS = {
 }
 REPORTS = {
     "dfcp": "moe_dist.methods.dfcp.report:REPORT",
+    "gmm_moe": "moe_dist.methods.gmm_moe.report:REPORT",
     "icl": "moe_dist.methods.icl.report:REPORT",
     "edcwrn": "moe_dist.methods.edcwrn.report:REPORT",
     "idec": "moe_dist.methods.edcwrn.report:REPORT",

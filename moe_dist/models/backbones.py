@@ -42,10 +42,11 @@ def backbone(name: str, weights: str | Path | None = None) -> nn.Module:
     _require_known(name, models.list_models(module=models, exclude=NOT_OFFERED))
     if weights is None:
         return models.get_model(name, weights=None)
-    from_file = Path(weights).suffix in (".safetensors", ".pth")
-    state = _read(Path(weights)) if from_file else _fetch(name, str(weights))
     network = models.get_model(name, weights=None)
-    _load(network, state, f"{weights} for {name}")
+    if Path(weights).suffix in (".safetensors", ".pth"):
+        load_file_into(network, Path(weights), name)
+    else:
+        _load(network, _fetch(name, str(weights)), f"{weights} for {name}")
     return network
 
 
@@ -55,7 +56,7 @@ def feature_map(name: str, weights: str | Path | None = None) -> nn.Module:
     Images [B, 3, S, S] -> map [B, K, s, s]; for EfficientNet-B1, K = 1280 and s = S / 32.
     Raises UserError as `backbone` does, and for a network whose last map is not convolutional.
     """
-    _require_known(name, models.list_models(module=models, exclude=(*NOT_OFFERED, *NO_CONVOLUTIONAL_MAP)))
+    require_known(name)
     parts = backbone(name, weights).named_children()
     return nn.Sequential(*(part for _, part in takewhile(lambda child: child[0] not in HEADS, parts)))
 
@@ -86,6 +87,16 @@ def _require_known(name: str, known: list[str]) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or ["efficientnet_b1", "resnet18"]
         raise UserError(f"backbone {name!r} is not one torchvision offers for this; try {', '.join(close)}")
+
+
+def require_known(name: str) -> None:
+    """Raise UserError, with near names, where torchvision has no convolutional network `name` that is offered."""
+    _require_known(name, models.list_models(module=models, exclude=(*NOT_OFFERED, *NO_CONVOLUTIONAL_MAP)))
+
+
+def load_file_into(network: nn.Module, path: Path, name: str) -> None:
+    """Load the .safetensors or .pth file of the network called `name`. Raises UserError where it is not its state."""
+    _load(network, _read(path), f"{path} for {name}")
 
 
 def _fetch(name: str, weights: str) -> Mapping[str, Tensor]:
@@ -119,6 +130,9 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Load `state`. Raises UserError, calling it `what`, where its names or shapes are not the network's."""
     expected = network.state_dict()
     missing = sorted(expected.keys() - state.keys())
+    if all(name.endswith("num_batches_tracked") for name in missing):
+        # Files often leave these out. Only averages without momentum need them.
+        state, missing = {name: expected[name] for name in missing} | dict(state), []
     unexpected = sorted(state.keys() - expected.keys())
     misshapen = sorted(key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape)
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}

@@ -27,12 +27,18 @@ from moe_dist.models.backbones import backbone
 from moe_dist.models.cifar_resnet import Trunk, alignment
 from moe_dist.models.classifiers import ClassifierKind, CosineClassifier, LinearClassifier
 from moe_dist.models.experts import seeded
+from moe_dist.models.gmm_moe import GMMMoE, Mixed
 from moe_dist.models.makers import ExpertMaps, Makers
+from moe_dist.models.multi_scale import ModuleConfig
 from moe_dist.settings.schema import Count, Positive, Strict
 from moe_dist.settings.training import Weights
 
 TRUNK_SEED = 7_919
 """Added to the seed, so that the trunk's random numbers are not an expert's."""
+MODULE_SEED = 15_485
+"""Added to the seed, so that the module's random numbers are neither the trunk's nor an expert's."""
+RESIDUAL = 0.5
+"""w_r of a module."""
 SETS = 2
 """Sets of classifiers of an expert."""
 
@@ -52,12 +58,19 @@ class NetworkConfig(Strict):
     weights: Weights | None = None
     """resnet50, resnext50: torchvision's name of pretrained weights, or a .safetensors or .pth file; null: random."""
 
+    module: ModuleConfig | None = None
+    """A GMM-gated module of experts (models/gmm_moe.py) on the last shared map, before the branches; null: none."""
+
     @model_validator(mode="after")
     def _fields_of_the_kind(self) -> NetworkConfig:
         if self.kind == "resnet32" and self.weights is not None:
             raise ValueError("weights: nobody publishes any for resnet32; leave them out")
         if self.kind != "resnet32" and self.width != type(self).model_fields["width"].default:
             raise ValueError(f"width is resnet32's alone, and {self.kind} has torchvision's; leave it out")
+        if self.module is not None and self.module.dim > self.channels[-1]:
+            raise ValueError(
+                f"module.dim: the last shared map has {self.channels[-1]} channels; set it to these or less"
+            )
         return self
 
     @property
@@ -106,28 +119,42 @@ class Branch(nn.Module):
 
 
 class BranchNetwork(nn.Module):
-    """Trunk and experts. `fresh` [] int64 is 0 where logits come from the first set of classifiers, 1 for the second.
+    """Trunk and experts, and a module on the trunk's last map where there is one.
+
+    `fresh` [] int64 is 0 where logits come from the first set of classifiers, 1 for the second.
 
     Images and maps are channels-last in memory, which is fastest for convolutions on CPU and GPU.
     """
 
     fresh: Tensor
 
-    def __init__(self, trunk: nn.Module, experts: nn.Module, aligned: bool) -> None:
+    def __init__(self, trunk: nn.Module, experts: nn.Module, aligned: bool, module: GMMMoE | None = None) -> None:
         super().__init__()
-        self.trunk, self.experts, self.aligned = trunk, experts, aligned
+        self.trunk, self.experts, self.aligned, self.module = trunk, experts, aligned, module
         self.register_buffer("fresh", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images: Tensor) -> BranchOutputs:
         """images [B, 3, S, S] -> every expert's features and logits (Eq 1)."""
-        maps = self.trunk(_channels_last(images))
+        return self.with_module(images)[0]
+
+    def with_module(self, images: Tensor) -> tuple[BranchOutputs, Mixed | None]:
+        """The same, and what the module made of the last shared map; None where there is none."""
+        maps, mixed = self.shared_maps(images)
         outputs = self.experts(*(maps if self.aligned else maps[-1:]))  # spread experts get no more than they need
         features, first, second = (torch.stack(kind, dim=1) for kind in zip(*outputs))
-        return BranchOutputs(features, torch.where(self.fresh.bool(), second, first))
+        return BranchOutputs(features, torch.where(self.fresh.bool(), second, first)), mixed
+
+    def shared_maps(self, images: Tensor) -> tuple[Sequence[Tensor], Mixed | None]:
+        """The shared stages' maps [B, K, s, s], the deepest last, and what the module made of that one."""
+        maps = self.trunk(_channels_last(images))
+        if self.module is None:
+            return maps, None
+        mixed = self.module(maps[-1])
+        return (*maps[:-1], mixed.features), mixed
 
     def expert_maps(self, images: Tensor) -> ExpertMaps:
         """Every expert's deep map and logits for images [B, 3, S, S]; all experts must be in this process."""
-        shared = self.trunk(_channels_last(images))
+        shared, _ = self.shared_maps(images)
         branches = [cast(Branch, branch) for branch in cast(nn.ModuleDict, self.experts.members).values()]
         maps = [branch.deep_map(shared) for branch in branches]
         used = int(self.fresh)
@@ -147,6 +174,8 @@ class BranchNetwork(nn.Module):
         super().train(mode)
         if mode and self.fresh:
             self.trunk.eval()
+            if self.module is not None:
+                self.module.eval()
             for branch in cast(nn.ModuleDict, self.experts.members).values():
                 branch.eval()
                 cast(Branch, branch).classifiers.train()
@@ -172,7 +201,10 @@ def build_branches(
     trunk = seeded(seed + TRUNK_SEED, parts.trunk)
     factories = [partial(_branch, config, parts, classes, expert) for expert in range(experts)]
     group = make.experts(factories, branch_costs(config, classes, image_size, experts), seed)
-    return BranchNetwork(trunk, group, config.aligned)
+    if config.module is None:
+        return BranchNetwork(trunk, group, config.aligned)
+    build = partial(config.module.build, config.channels[-1], "gmm", RESIDUAL, make.experts, seed)
+    return BranchNetwork(trunk, group, config.aligned, cast(GMMMoE, seeded(seed + MODULE_SEED, build)))
 
 
 def branch_costs(config: NetworkConfig, classes: int, image_size: int, experts: int) -> list[float]:

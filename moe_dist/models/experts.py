@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -23,6 +25,14 @@ class Experts(nn.Module):
     def forward(self, *inputs: Tensor) -> list[Any]:
         """Every expert's output, in order of the global ids."""
         return [member(*inputs) for member in self.members.values()]
+
+    def weighted_sum(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """The sum over the experts e of what e gives for (inputs, weights[:, e]): it applies its weights itself.
+
+        inputs [B, ...], weights [B, E, ...].
+        """
+        members = self.members.values()
+        return reduce(add, (member(inputs, own) for member, own in zip(members, weights.unbind(1), strict=True)))
 
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:

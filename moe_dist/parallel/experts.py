@@ -86,6 +86,23 @@ class ExpertParallel(SpreadExperts):
                 result[layout.expert] = layout.unpack(flat)
         return [result[expert] for expert in range(self.num_experts)]
 
+    def weighted_sum(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """The sum over the experts e of what e gives for (inputs, weights[:, e]). Collective.
+
+        inputs [B, ...], weights [B, E, ...]. A rank adds up its own experts before it sends, so that a sample's output
+        comes back once from every rank, and not from every expert.
+        """
+        assert self.group is not None, "the engine makes the process group before the first forward pass"
+        samples = inputs.shape[0]
+        sizes = batch_sizes(samples, inputs.device, self.group)
+        gathered = [gather_samples(rows, sizes, self.group) for rows in (inputs, weights)]
+        parts = (member(gathered[0], gathered[1][:, e]) for e, member in zip(self.local, self.members.values()))
+        own = reduce(torch.add, parts)
+        width = own[0].numel()
+        flat = own.reshape(len(own), width)
+        received = self._send_back(flat, gathered, sizes, [samples * width] * self.ep_size)
+        return received.view(self.ep_size, samples, *own.shape[1:]).sum(0)
+
     def _layouts_by_rank(self, inputs: Sequence[Tensor], mine: list[OutputLayout]) -> list[list[OutputLayout]]:
         """Every rank's layouts. They are exchanged once per kind of inputs, which must be the same on all ranks."""
         kinds = tuple((tensor.shape[1:], tensor.dtype) for tensor in inputs)

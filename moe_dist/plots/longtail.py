@@ -192,14 +192,14 @@ def grad_cam(heading: str, looked_at: Mapping[str, np.ndarray], titles: Sequence
             axes.set_yticks([])
             axes.imshow(image)
             if column:
-                _overlay(axes, own_cams[column - 1], len(image))
+                overlay(axes, own_cams[column - 1], len(image))
                 axes.set_xlabel(names[looked_at["predicted"][row, column - 1]], fontsize=8, color=MUTED)
     for column, axes in enumerate(grid[0]):
         axes.set_title(f"expert {column - 1}" if column else "image")
     return figure
 
 
-def _overlay(axes: Axes, cam: np.ndarray, side: int) -> None:
+def overlay(axes: Axes, cam: np.ndarray, side: int) -> None:
     """Draw the map [s, s], interpolated, over an image of `side` pixels; the image shows through where the map is 0."""
     share = cam / (cam.max() or 1)
     edges = (-0.5, side - 0.5, side - 0.5, -0.5)

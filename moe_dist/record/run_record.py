@@ -155,4 +155,5 @@ def _facts(job: Job, data: OpenedData) -> dict[str, Any]:
         },
         "classes": list(data.info.class_names),
         "class_counts": list(data.info.class_counts),
+        "superclasses": data.info.superclasses and list(data.info.superclasses),
     }

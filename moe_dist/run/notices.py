@@ -1,4 +1,4 @@
-"""Notices about settings of a job that work on this machine's processor, but are slower than others.
+"""Notices about settings of a job that work, but worse than others: for its data, or on this machine's processor.
 
 On a cluster the workers may have other processors than the driver, so each sentence says which machine it is about.
 """
@@ -12,10 +12,11 @@ from moe_dist.processor import multiplies_bf16
 
 
 def notices(job: Job) -> list[str]:
-    """The notices, a sentence each; none for a processor that is not known (processor.py)."""
+    """The notices, a sentence each; none about a processor that is not known (processor.py)."""
+    about_data = [sentence for config in job.models.values() for sentence in config.notices_of(job.data)]
     if job.tune is not None and "method" not in job.tune.of:
-        return []  # a search for experts only: its trials are in fp32, and no training follows
-    return [*_emulated_bf16(job), *_slow_methods(job)]
+        return about_data  # a search for experts only: its trials are in fp32, and no training follows
+    return [*about_data, *_emulated_bf16(job), *_slow_methods(job)]
 
 
 def _emulated_bf16(job: Job) -> Iterator[str]:

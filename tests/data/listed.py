@@ -18,6 +18,7 @@ class Listed:
     """A dataset of given samples, the same for its training and test split."""
 
     class_names = ("ant", "bee")
+    superclasses = None
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples

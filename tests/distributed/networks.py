@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from moe_dist.models import GMMMoE
 from moe_dist.models.experts import seeded
 from moe_dist.models.makers import MakeExperts
 
@@ -68,6 +69,22 @@ class ExpertsOnMap(nn.Module):
         return self.head(mixed.relu().mean((2, 3))).log_softmax(1)
 
 
+class GatedByAMixture(nn.Module):
+    """The multi-scale GMM-MoE's module, with live batch statistics in its experts, and its auxiliary loss."""
+
+    def __init__(self, make_experts: MakeExperts) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, stride=2, padding=1)
+        self.module = GMMMoE(6, 4, 5, expert_dropout=0.0, make_experts=make_experts, seed=7)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, C], each sample's lowered by its auxiliary loss."""
+        mixed = self.module(self.stem(images).relu())
+        log_probs = self.head(mixed.features.mean((2, 3))).log_softmax(1)
+        return log_probs - self.module.auxiliary(mixed)[:, None]
+
+
 class NormalisedExperts(nn.Module):
     """Batch normalisation in the dense part and in the experts, and dropout: everything a checkpoint may forget."""
 
@@ -118,6 +135,7 @@ BUILDERS = {
     "dfcp43": lambda make_experts: LeNetMixture(make_experts, 43),
     "icl": BranchesOnTrunk,
     "gmm": ExpertsOnMap,
+    "gmm_module": GatedByAMixture,
     "normalised": NormalisedExperts,
 }
 

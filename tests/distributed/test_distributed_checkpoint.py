@@ -127,6 +127,16 @@ def test_replicas_of_buffers_agree_after_saving(worlds: dict[int, World], tmp_pa
         assert all(torch.equal(after[rank][name], after[rank + 2][name]) for name in after[rank])
 
 
+def test_batch_statistics_inside_spread_experts_agree_after_saving(worlds: dict[int, World], tmp_path: Path) -> None:
+    """With 4 ranks of EP 2 a GMM-gated module's experts see half of the batch each; replicas are equal again."""
+    case = Case("gmm_module", "sgd", expert=2)
+    before, after = zip(*worlds[4].run(buffers_around_saving, case, str(tmp_path)))
+    name = next(name for name in before[0] if name.endswith("norm.running_mean"))
+    assert not torch.equal(before[0][name], before[2][name])
+    for rank in (0, 1):
+        assert all(torch.equal(after[rank][name], after[rank + 2][name]) for name in after[rank])
+
+
 def buffers_around_saving(rank: int, ranks: int, case: Case, folder: str) -> tuple[dict[str, Tensor], ...]:
     engine = engine_of(case, ranks)
     take_steps(engine, case, BEFORE, rank, ranks)

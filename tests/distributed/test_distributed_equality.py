@@ -22,6 +22,10 @@ FAST = [
     (4, Case("dfcp5", "mixed", expert=2, zero=1, accumulate=3, clip_norm=0.1)),
     (4, Case("icl", "adam", expert=2, zero=0, clip_norm=0.1, uneven=True)),
     (4, Case("gmm", "sgd", expert=4, zero=2, uneven=True)),
+    # Batch statistics of spread experts are of the whole global batch, as in one process, where every rank has experts.
+    (2, Case("gmm_module", "sgd", expert=2, zero=0, clip_norm=0.1)),
+    (2, Case("gmm_module", "adam", expert=2, zero=1)),
+    (3, Case("gmm_module", "mixed", expert=3, zero=0)),
 ]
 
 ALL = [

@@ -252,7 +252,9 @@ def test_the_fields_that_no_training_depends_on_are_these() -> None:
     none += ["resources.precision", "checkpoint.every_steps", "checkpoint.max_failures"]
     none += ["name", "kind", "title", "workers", "tune", "paper_table"]
     evaluation = ["job.checkpoint.every_epochs", "job.checkpoint.keep", "dfcp.top_k", "traditional_moe.top_k"]
-    assert found == {(f"job.{path}", Part.NONE) for path in none} | {(path, Part.EVALUATION) for path in evaluation}
+    evaluation += ["gmm_moe.top_k"]
+    paths = [*(f"job.{path}" for path in none), "gmm_moe.keep_maps_gib", "gmm_moe.keep_maps_on_disk_gib"]
+    assert found == {(path, Part.NONE) for path in paths} | {(path, Part.EVALUATION) for path in evaluation}
 
 
 if __name__ == "__main__":

@@ -34,6 +34,14 @@ def avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch, avx512=False, bf16=False)
 
 
+def test_images_that_are_not_normalised_as_the_weights_want_are_told() -> None:
+    pytest.importorskip("timm")
+    job = load_job(JOBS / "gmm_moe" / "ip102.yaml")
+    assert notices(job) == []
+    changed = load_job(JOBS / "gmm_moe" / "ip102.yaml", ["data.mean=[0.5, 0.5, 0.5]"])
+    assert any("trained on images of 224 pixels with mean [0.485" in sentence for sentence in notices(changed))
+
+
 def tuning(of: list[str], **changes: Any) -> Job:
     return parse_job(dfcp().model_dump(mode="json") | {"kind": "tune", "tune": {"of": of}} | changes, "tune.yaml")
 

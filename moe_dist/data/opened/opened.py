@@ -103,6 +103,7 @@ def open_data(config: DataConfig, seed: int, cache: Path, place: str) -> OpenedD
             len(parts["train"]),
             tuple(counts.tolist()),
             vectors,
+            shards["train"].superclasses,
         ),
         train=splits["train"],
         val=splits.get("val", splits["train"]),

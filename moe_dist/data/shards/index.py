@@ -70,7 +70,8 @@ class Index:
     """A split's index: `rows` [N] of ROW in order of shard and place.
 
     image_kinds: images by file name extension; long_tail, shrink: how the dataset was made smaller, None where it was
-    not; dropped: what a repair left out of each shard, and why (check.py looks only at the rows that remain).
+    not; dropped: what a repair left out of each shard, and why (check.py looks only at the rows that remain);
+    superclasses [C]: the superclass's name of every class, None for a dataset without.
     """
 
     dataset: str
@@ -82,6 +83,7 @@ class Index:
     long_tail: LongTail | None = None
     shrink: Shrink | None = None
     dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    superclasses: tuple[str, ...] | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -110,6 +112,8 @@ def write_index(folder: Path, index: Index) -> None:
         "shards": [asdict(shard) for shard in index.shards],
         "rows_sha256": index.digest,
     }
+    if index.superclasses is not None:
+        content["superclasses"] = list(index.superclasses)
     with whole_file(folder / ROWS_FILE) as partial, partial.open("wb") as file:
         np.save(file, index.rows)
     write_json(folder / INDEX_FILE, content)
@@ -151,8 +155,11 @@ def parse_index(where: str, content: bytes, rows: bytes) -> Index:
             long_tail=LongTail(**tail) if (tail := fields.get("long_tail")) else None,
             shrink=Shrink(**shrink) if (shrink := fields.get("shrink")) else None,
             dropped=dict(fields.get("dropped", {})),
+            superclasses=tuple(map(str, found)) if (found := fields.get("superclasses")) else None,
         )
         rows_sha256 = fields["rows_sha256"]
+        if index.superclasses is not None and len(index.superclasses) != len(index.class_names):
+            raise ValueError(f"{len(index.superclasses)} superclasses of {len(index.class_names)} classes")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{where}: the index cannot be read ({error}); build the shards again") from None
     if index.digest != rows_sha256:

@@ -55,7 +55,7 @@ class Icl(BranchMethod):
         """Eq 12."""
         terms = self._collaboration(outputs.logits, batch)
         if self.config.dol:
-            terms |= self._independence(network, *outputs, batch, progress.epoch)
+            terms |= self._independence(network, outputs.features, outputs.logits, batch, progress.epoch)
         if self.config.contrast_alone and "contrast" in terms:
             return {"contrast": terms["contrast"]}  # the classifiers have no gradient now and only decay
         return terms

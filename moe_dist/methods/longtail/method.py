@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,7 +23,7 @@ from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.longtail.config import BranchConfig
 from moe_dist.methods.longtail.losses import balanced_softmax
-from moe_dist.methods.phases import Progress, Stage, StepResult
+from moe_dist.methods.phases import Losses, Progress, Stage, StageSamples, StepResult
 from moe_dist.models.branches import (
     BranchNetwork,
     BranchOutputs,
@@ -29,9 +31,12 @@ from moe_dist.models.branches import (
     build_branches,
     last_convolutions,
 )
+from moe_dist.models.gmm_moe import Mixed
 from moe_dist.models.makers import ExpertMaps, Makers
 
 FEATURES, CLASSIFIERS = "features", "classifiers"
+MODULE_IMAGES = 64
+"""Images whose features a module's gate is initialised from."""
 
 
 class BranchMethod(Method):
@@ -83,6 +88,8 @@ class BranchMethod(Method):
         features, classifiers = self.config.features, self.config.classifiers
         fresh = [f"experts.members.{expert}.classifiers.1." for expert in range(self.config.experts)]
         first = features.stage(FEATURES, {"": features.optimiser()} | dict.fromkeys(fresh), self.needs_whole_batch)
+        if self.config.network.module is not None:
+            first = replace(first, prepare=_initialise_module)
         if classifiers is None:
             return (first,)
         return first, classifiers.stage(CLASSIFIERS, dict.fromkeys(fresh, classifiers.optimiser()))
@@ -103,10 +110,15 @@ class BranchMethod(Method):
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The terms of stage one or, in stage two, the experts' logit-adjusted cross-entropies; in float32."""
-        outputs: BranchOutputs = network(batch.images)
+        mixed: Mixed | None = None
+        if self.config.network.module is None:
+            outputs: BranchOutputs = network(batch.images)
+        else:
+            outputs, mixed = cast(BranchNetwork, network).with_module(batch.images)
         with torch.autocast(batch.images.device.type, enabled=False):
             if progress.stage == FEATURES:
-                return self.feature_loss(network, outputs, batch, progress)
+                terms = self.feature_loss(network, outputs, batch, progress)
+                return terms if mixed is None else _with_module(network, mixed, batch, terms)
             log_counts = self.class_counts(network).log()
             loss = batch.mean_over_labels(lambda labels: balanced_softmax(outputs.logits, labels, log_counts).sum(1))
             return {"logit_adjusted": loss}
@@ -127,6 +139,31 @@ class BranchMethod(Method):
     def expert_maps(self, network: nn.Module, images: Tensor) -> ExpertMaps:
         """The deep map that each branch pools."""
         return cast(BranchNetwork, network).expert_maps(images)
+
+
+def _initialise_module(network: nn.Module, samples: StageSamples) -> None:
+    """Initialise the module's gate from the last shared map of real images, on the first rank, for all."""
+    module = cast(BranchNetwork, network).module
+    assert module is not None
+    images = samples.first(min(MODULE_IMAGES, len(samples.samples))).images
+
+    def initialised() -> dict[str, np.ndarray]:
+        module.initialise(network.get_submodule("trunk")(images)[-1])
+        return {name: parameter.cpu().numpy() for name, parameter in module.gate.named_parameters()}
+
+    found = samples.on_one_rank(initialised)
+    for name, parameter in module.gate.named_parameters():
+        parameter.copy_(torch.from_numpy(found[name]))
+
+
+def _with_module(network: nn.Module, mixed: Mixed, batch: Batch, terms: dict[str, Tensor]) -> Losses:
+    """The terms, the module's auxiliary loss, and what its gate does."""
+    module = cast(BranchNetwork, network).module
+    assert module is not None
+    auxiliary = {"auxiliary": batch.mean(module.auxiliary(mixed))}
+    return Losses(
+        terms | auxiliary, {f"module/{name}": value for name, value in module.diagnostics(mixed.gamma).items()}
+    )
 
 
 def _require_counts(config: BranchConfig, info: DatasetInfo, counts_serve: str) -> None:

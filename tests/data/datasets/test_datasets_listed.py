@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import tarfile
 from pathlib import Path
@@ -12,6 +13,9 @@ from pictures import encode, gradient
 
 from moe_dist.data.datasets.catalog import dataset
 from moe_dist.data.datasets.ip102 import CROPS
+from moe_dist.data.shards.build.build import build_shards
+from moe_dist.data.shards.index import read_index
+from moe_dist.data.shards.shard_set import ShardSet
 from moe_dist.errors import UserError
 
 IMAGENET, PLACES, IP102 = dataset("imagenet_lt"), dataset("places_lt"), dataset("ip102")
@@ -182,6 +186,21 @@ def test_ip102_is_read_with_its_crops(tmp_path: Path):
     assert dict(zip(crops.tolist(), sizes.tolist())) == expected
     assert (contents.superclasses[13], contents.superclasses[14]) == ("Rice", "Corn")
     assert contents.sample("val", 5).key == "00005/000000_00016"
+
+
+def test_crops_are_in_the_shards_index(tmp_path: Path):
+    """They reach whoever opens the shards; an index with too few of them is refused."""
+    root = write_ip102(tmp_path / "source", classes=5)
+    build_shards("ip102", root, tmp_path / "plain")
+    assert read_index(tmp_path / "plain" / "train").superclasses is None
+    assert "superclasses" not in json.loads((tmp_path / "plain" / "train" / "index.json").read_text())
+    (root / "superclasses.txt").write_text("1-2 Rice\n3-5 Corn\n")
+    build_shards("ip102", root, tmp_path / "with")
+    assert ShardSet.open(tmp_path / "with" / "test").superclasses == ("Rice", "Rice", "Corn", "Corn", "Corn")
+    path = tmp_path / "with" / "test" / "index.json"
+    path.write_text(path.read_text().replace('"Rice",', "", 1))
+    with pytest.raises(UserError, match="4 superclasses of 5 classes"):
+        read_index(tmp_path / "with" / "test")
 
 
 def test_crops_of_a_file_go_before_the_papers(tmp_path: Path):

@@ -154,6 +154,7 @@ def _build_split(writer: ShardWriter, split: str, write: Write, on_progress: OnP
         image_kinds=dict(kinds),
         long_tail=writer.plan.long_tail,
         shrink=writer.plan.shrink,
+        superclasses=writer.contents.superclasses,
     )
 
 

@@ -1,0 +1,1 @@
+"""Multi-scale GMM-MoE (Şahin, Alpaslan, Hanbay: Electronics 2026)."""
