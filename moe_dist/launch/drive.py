@@ -14,7 +14,10 @@ from moe_dist.terminal import Show
 
 @dataclass(frozen=True)
 class Drive:
-    """What all parts of a run work with."""
+    """What all parts of a run work with.
+
+    shares: results are taken over from runs beside this one, in the same folder, where fingerprints are equal.
+    """
 
     job: Job
     run: Path
@@ -22,3 +25,4 @@ class Drive:
     launcher: Launcher
     record: RunRecord
     show: Show
+    shares: bool = False

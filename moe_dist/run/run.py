@@ -38,9 +38,11 @@ BAD_SAMPLES_NAMED = 20
 """So many bad samples are named in run.json; bad_samples/ in the run directory names them all."""
 
 
-def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
-    """Run `job` into the run directory `run` and return its report.html."""
-    started = time.time()
+def run_job(job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool = False) -> Path:
+    """Run `job` into the run directory `run` and return its report.html.
+
+    shares: take results over from the runs in the same folder, where they depend on the same.
+    """
     refuse_other_run(run, job)
     begun_before = (run / "job.yaml").exists()
     if job.paper_table:
@@ -68,16 +70,16 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
             raise UserError(
                 f"{run}: another moe-dist has begun a run here meanwhile; choose another folder, or --resume"
             )
-        return _drive(job, run, data, launcher_name, show, started)
+        return _drive(job, run, data, launcher_name, show, shares)
 
 
-def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, started: float) -> Path:
+def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, shares: bool) -> Path:
     """What a run does once nothing speaks against it."""
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
     record = RunRecord(run, job, data, launcher_name)
     with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher, record.failing():
-        drive = Drive(job, run, data, launcher, record, show)
+        drive = Drive(job, run, data, launcher, record, show, shares)
         for label in job.models:
             show.headline(label)
             if job.kind == "tune":
@@ -188,6 +190,7 @@ def refuse_other_run(run: Path, job: Job) -> None:
             ("job", before["name"], job.name),
             ("kind of job", before["kind"], job.kind),
             ("dataset", before["data"]["dataset"], job.data.dataset),
+            ("form of job", before["form"], _form(job.grid)),
         ):
             if was != now:
                 raise UserError(
@@ -217,12 +220,17 @@ def _job_before(run: Path) -> dict[str, Any]:
     """The job that began the run. Raises UserError, naming the file, where a power cut or an editor left none in it."""
     try:
         before = yaml.safe_load((run / "job.yaml").read_text(encoding="utf-8"))
-        return {"name": before["name"], "kind": before["kind"], "data": {"dataset": before["data"]["dataset"]}}
+        dataset, form = before["data"]["dataset"], _form(before.get("grid"))
+        return {"name": before["name"], "kind": before["kind"], "data": {"dataset": dataset}, "form": form}
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         raise UserError(
             f"{run / 'job.yaml'}: holds no job any more (was the power cut?); to go on with the run, copy the job file "
             "that it was begun with to that place; to begin anew, choose another folder"
         ) from None
+
+
+def _form(grid: Any) -> str:
+    return "one run" if grid is None else "a grid"
 
 
 def claim_run_directory(run: Path, job: Job) -> None:
