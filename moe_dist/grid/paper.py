@@ -31,14 +31,15 @@ def printed_for(job: Job, cell: Cell) -> dict[str, dict[str, str]]:
             assert paper.figure is not None
             differs = "; ".join(_differences(paper, None, settings))
             about = {"source": paper.source, "note": "", "not_comparable": differs}
-            found[grid_of(job).metrics[0]] = {"text": paper.figure, **about}
+            found |= {metric: {"text": paper.figure, **about} for metric in paper.metrics or grid_of(job).metrics[:1]}
             continue
         table = paper_table(paper.table)
         if (column := column_of(job, cell, table)) is None:
             continue
         differs = "; ".join(_differences(paper, table, settings))
         about = {"source": table.source, "note": table.note, "not_comparable": differs}
-        found |= {metric: {"text": row[column], **about} for metric, row in table.rows.items() if column in row}
+        rows = {metric: table.rows[metric] for metric in paper.metrics or table.rows if metric in table.rows}
+        found |= {metric: {"text": row[column], **about} for metric, row in rows.items() if column in row}
     return found
 
 

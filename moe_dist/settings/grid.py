@@ -33,10 +33,12 @@ class PaperFigure(Strict):
     """What a paper prints for the cells at `where`: its table by key, or a figure."""
 
     where: Place = Field(default={})
+    metrics: Names = ()
+    """Only these metrics. Default: all of a table, the grid's first one of a figure."""
     table: str | None = None
     """Key of a table in methods/*/paper.yaml; a column of it belongs to the model of its name, else of its method."""
     figure: str | None = None
-    """A figure as printed, of the grid's first metric."""
+    """A figure as printed."""
     source: str = ""
     """Where the figure is printed."""
     settings: dict[str, Any] = Field(default={})
