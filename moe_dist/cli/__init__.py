@@ -144,7 +144,7 @@ def show_grid(folder: Path, page: Path) -> None:
     console.print(f"\nreport: {short(page)}\ntables: {short(folder)}/results.md, .csv, .tex")
     if failed := sum("reason" in cell for cell in record["cells"]):
         raise UserError(
-            f"{failed} of {len(record['cells'])} cells failed, as the table says below; run them again with --resume"
+            f"{failed} of {len(record['cells'])} cells failed, as the notes of the table say; --resume runs them again"
         )
 
 
