@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,7 +141,9 @@ def show_grid(folder: Path, page: Path) -> None:
     record = record_of(folder)
     console.print()
     for table in result_tables(record):
-        console.print(to_rich(table))
+        console.print(to_rich(replace(table, notes=())))  # as a caption, notes would be as narrow as the table
+        for note in table.notes:
+            console.print(f"- {note}", markup=False)
     console.print(f"\nreport: {short(page)}\ntables: {short(folder)}/results.md, .csv, .tex")
     if failed := sum("reason" in cell for cell in record["cells"]):
         raise UserError(

@@ -42,16 +42,30 @@ def _table(
     parts = [_Place(record, figures, rows, names, metric, alone=len(columns) == 1) for names, metric in places]
     shown = [figure for part in parts for figure in part.figures if figure]
     of_one = "" if len(columns) == 1 else f": {heading_and_format(record, metrics[0])[0]}"
+    times = [_time_a_cell(record, names) for names in rows] if last else []
     return Table(
         title=record["title"] + of_one,
-        columns=tuple(column for part in parts for column in part.columns()),
+        columns=(
+            *(column for part in parts for column in part.columns()),
+            *([Column("", "time a cell")] if last else []),
+        ),
         rows=tuple(
-            Row(_names(record, record["rows"], names), tuple(cell for part in parts for cell in part.cells(number)))
+            Row(
+                _names(record, record["rows"], names),
+                (*(cell for part in parts for cell in part.cells(number)), *times[number : number + 1]),
+            )
             for number, names in enumerate(rows)
         ),
         notes=(*_notes(record, shown), *(_facts(record) if last else ())),
         corner=", ".join(_shown_axes(record, record["rows"])) or METHOD,
     )
+
+
+def _time_a_cell(record: Record, names: tuple[str, ...]) -> str:
+    """The mean time of the finished cells of a row, in words; what another cell has made for them counts too."""
+    cells = [cell for cell in record["cells"] if tuple(cell["at"][axis] for axis in record["rows"]) == names]
+    seconds = [cell["seconds"] + cell["seconds_taken_over"] for cell in cells if "seconds" in cell]
+    return duration(sum(seconds) / len(seconds)) if seconds else ABSENT
 
 
 class _Place:

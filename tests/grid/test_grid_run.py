@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def run(job: Job, folder: Path) -> list[str]:
 
 def table(folder: Path) -> tuple[str, str]:
     """The grid's figures to the last digit, without times."""
-    lines = (folder / "results.md").read_text().partition("**Cells**")[0].splitlines()
+    text = (folder / "results.md").read_text().partition("**Cells**")[0]
+    lines = [re.sub(r"\| [\d.]+ (s|min) \|$", "|", line) for line in text.splitlines()]
     return (folder / "results.csv").read_text(), "\n".join(line for line in lines if "are finished, in" not in line)
 
 

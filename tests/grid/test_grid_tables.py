@@ -43,10 +43,10 @@ def test_the_table_shows_ours_the_papers_and_the_difference() -> None:
     (table,) = result_tables(over_seeds())
     # 0.3 +- 4.30265 * 0.1 / sqrt(3); differences 0.1, 0.2, 0.3: 0.2 +- 0.24841
     assert to_markdown(table).splitlines()[2:6] == [
-        "| method | Top-1 accuracy, this grid | Top-1 accuracy, paper † | Top-1 accuracy, minus one |",
-        "| --- | ---: | ---: | ---: |",
-        "| one | 30.00 % (5.16 % to 54.84 %) | – | – |",
-        "| Two_fold | 50.00 % (6.97 % to 93.03 %) | 57.6 % (not comparable) | +20.00 (-4.84 to +44.84) |",
+        "| method | Top-1 accuracy, this grid | Top-1 accuracy, paper † | Top-1 accuracy, minus one | time a cell |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| one | 30.00 % (5.16 % to 54.84 %) | – | – | 30.0 s |",
+        "| Two_fold | 50.00 % (6.97 % to 93.03 %) | 57.6 % (not comparable) | +20.00 (-4.84 to +44.84) | 30.0 s |",
     ]
     notes = "\n".join(table.notes)
     assert "† As printed in Them (2020), Table 1; not measured here. Quoted." in notes
@@ -59,8 +59,8 @@ def test_one_seed_has_wilsons_interval_and_mcnemars_test() -> None:
     """Two is right alone on images 2 to 8, one alone on 9: p = 18/256, as in the test of mcnemar itself."""
     cells = [cell(at("one"), [0, 1, 9]), cell(at("two"), [0, 1, 2, 3, 4, 5, 6, 7, 8])]
     (table,) = result_tables(record(cells))
-    assert table.rows[0].cells == ("30.00 % (10.00 % to 50.00 %)", "–")
-    assert table.rows[1].cells == ("90.00 % (70.00 % to 110.00 %)", "+60.00 (p = 0.07)")
+    assert table.rows[0].cells == ("30.00 % (10.00 % to 50.00 %)", "–", "30.0 s")
+    assert table.rows[1].cells == ("90.00 % (70.00 % to 110.00 %)", "+60.00 (p = 0.07)", "30.0 s")
     assert any("McNemar's exact test" in note for note in table.notes)
     other = [cells[0], cells[1] | {"test_split": "another"}]
     figure = figures_of(record(other))[("two", "plain")]["top1"]
@@ -75,7 +75,7 @@ def test_what_is_missing_is_told() -> None:
     (table,) = result_tables(record(cells))
     texts = {row.heading: row.cells[0] for row in table.rows}
     assert texts["Two_fold"] == "20.00 % (0.00 % to 40.00 %), 1 of 2 seeds failed"
-    assert texts["three"] == "not run"
+    assert texts["three"] == "not run" and table.rows[2].cells[-1] == "–"
     assert "Failed (two, plain, seed 1): term `combined` is nan at step 3." in table.notes
     assert cells_table(record(cells)).rows[3].cells[:2] == ("failed", "–")
 
@@ -86,7 +86,7 @@ def test_cells_that_were_left_out_are_dashes_and_several_metrics_are_several_tab
     assert (first.title, second.title) == ("A made grid: Top-1 accuracy", "A made grid: unknown_number")
     assert [column.group for column in first.columns] == ["plain", "plain", "long tail"]
     assert first.rows[1].cells[-1] == "–" and first.rows[0].cells[-1].startswith("10.00 %")
-    assert {cell for row in second.rows for cell in row.cells} == {"–"}
+    assert {cell for row in second.rows for cell in row.cells} == {"–", "30.0 s"}
 
 
 def test_changes_along_the_columns_and_compared_along_one_axis() -> None:
@@ -101,8 +101,9 @@ def test_changes_along_the_columns_and_compared_along_one_axis() -> None:
         ("low", "minus short"),
         ("high", "mean"),
         ("high", "minus short"),
+        ("", "time a cell"),
     ]
-    assert [cell.split(" ")[0] for cell in table.rows[1].cells] == ["30.00", "+20.00", "40.00", "+20.00"]
+    assert [cell.split(" ")[0] for cell in table.rows[1].cells] == ["30.00", "+20.00", "40.00", "+20.00", "30.0"]
 
 
 def test_the_csv_is_read_back_with_the_numbers_as_they_are() -> None:
@@ -151,8 +152,8 @@ def latex_cells(text: str) -> list[list[str]]:
 def test_the_latex_is_sound_and_holds_the_figures() -> None:
     (table,) = result_tables(over_seeds())
     rows = latex_cells(to_latex(table))
-    assert rows[0] == ["", "Top-1 accuracy"]
-    assert rows[1] == ["method", "this grid", r"paper \dag{}", "minus one"]
+    assert rows[0] == ["", "Top-1 accuracy", ""]
+    assert rows[1] == ["method", "this grid", r"paper \dag{}", "minus one", "time a cell"]
     assert rows[3][0] == r"Two\_fold" and rows[3][2] == r"57.6 \% (not comparable)"
     assert rows[3][3] == "+20.00 (-4.84 to +44.84)"
     assert latex_cells(to_latex(cells_table(over_seeds())))[1][0] == "one, plain, seed 0"
