@@ -9,7 +9,7 @@ from pathlib import Path
 from moe_dist.files import read_json, write_json
 from moe_dist.grid.cells import Cell
 from moe_dist.places import FAILED, FINISHED
-from moe_dist.record.fingerprints import differences
+from moe_dist.record.differences import differences
 
 CELLS = "cells"
 NOT_RUN, UNFINISHED = "not run", "unfinished"

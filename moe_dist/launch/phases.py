@@ -15,7 +15,8 @@ from moe_dist.files import read_json, write_json
 from moe_dist.launch.drive import Drive
 from moe_dist.methods.base import Method
 from moe_dist.places import Current, ModelFolder, cache_folder
-from moe_dist.record.fingerprints import Planned, PlannedStep, PlannedTraining, differences
+from moe_dist.record.differences import differences
+from moe_dist.record.fingerprints import Planned, PlannedStep, PlannedTraining
 from moe_dist.record.results import Results, done
 from moe_dist.record.sharing import STEP_DONE, TRAINING_DONE, take_over
 from moe_dist.train.checkpoints import sound_checkpoint

@@ -32,8 +32,6 @@ from moe_dist.settings.schema import Part, settings_of
 SCHEME = 3
 """Raised when a default changes, or what is counted: older results are then told apart, and never taken for new ones.
 A test holds the defaults against this number."""
-DIGESTS = ("steps", "training images", "validation images")
-"""The settings of a training that are fingerprints themselves: there is nothing to read in them."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -203,21 +201,3 @@ def _held(stages: Sequence[Stage], data: OpenedData) -> dict[str, Any]:
     if all(stage.augment.resized_crop is None for stage in stages):
         return {}
     return {"crops_of": "square" if isinstance(data.train.images, DecodedImages) else "image"}
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed from one set of settings to another, by field: "method.epochs: 4, now 6"."""
-    ours, theirs = _flat(now), _flat(before)
-    changed = [name for name in sorted(ours.keys() | theirs.keys()) if _shown(ours, name) != _shown(theirs, name)]
-    fields = [f"{name}: {_shown(theirs, name)}, now {_shown(ours, name)}" for name in changed if name not in DIGESTS]
-    return fields + [f"other {name}" for name in changed if name in DIGESTS and not (name == "steps" and fields)]
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(settings, Mapping) and settings:
-        return {path: leaf for key, item in settings.items() for path, leaf in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): settings}
-
-
-def _shown(settings: Mapping[str, Any], name: str) -> str:
-    return json.dumps(settings[name]) if name in settings else "its default"

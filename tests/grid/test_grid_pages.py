@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,3 +78,11 @@ def test_a_record_of_a_later_version_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(over_seeds() | {"format": 2}))
     with pytest.raises(UserError, match="is a record of format 2, this version reads 1"):
         read_record(path)
+
+
+def test_tables_are_written_without_ray_deepspeed_and_torch() -> None:
+    code = (
+        "import sys, moe_dist.grid.pages, moe_dist.grid.report; print({'ray', 'deepspeed', 'torch'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "set()"
