@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from moe_dist.files import read_json, write_json
+from moe_dist.files import flush_to_disk, read_json, write_json
 
 STEP_DONE, TRAINING_DONE = "done.json", "training.json"
 """The file that says that a step's or a training's folder is whole; it is written last, and holds the fingerprint."""
@@ -59,3 +59,4 @@ def _link_or_copy(source: str, target: str) -> None:
         except OSError:  # another file system, or one without hard links
             pass
     shutil.copy2(source, target)
+    flush_to_disk(Path(target))  # or a power cut could leave the folder's name and empty files
