@@ -13,6 +13,7 @@ from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.registry import method_class, method_names
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.explain import explain
+from moe_dist.settings.grid import GridConfig
 from moe_dist.settings.resources import ParallelConfig, ResourceConfig
 from moe_dist.settings.schema import Count, Part, Strict
 from moe_dist.settings.training import CheckpointConfig
@@ -47,8 +48,8 @@ class Job(Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$"), Part.NONE]
     kind: Annotated[Literal["train", "reproduce", "tune"], Part.NONE]
-    """train: one method. reproduce: several methods on the same data, with a table beside the paper's. tune: a search
-    for the hyper-parameters of a method, or of each of its experts."""
+    """train: one method. reproduce: several methods on the same data in one run, or a grid of runs (`grid`), with a
+    table beside the paper's. tune: a search for the hyper-parameters of a method, or of each of its experts."""
     title: Annotated[str, Part.NONE] = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     workers: Annotated[Count, Part.NONE] = 1
@@ -58,6 +59,9 @@ class Job(Strict):
     methods: dict[ModelName, AnyMethod] = Field(default={})
     tune: Annotated[TuneConfig | None, Part.NONE] = None
     """The search of a job of kind `tune`: its spaces and its budget."""
+    grid: Annotated[GridConfig | None, Part.NONE] = None
+    """A job of kind `reproduce` as a grid: its methods on several data, with changed settings and several seeds, each
+    cell a run by itself."""
     paper_table: Annotated[str | None, Part.NONE] = None
     """Name of the paper's table that the report shows beside this run's figures (methods/*/paper.yaml)."""
     parallel: ParallelConfig = ParallelConfig()
@@ -72,6 +76,10 @@ class Job(Strict):
             raise ValueError("a job of kind `tune` has a section `tune`, and no other kind has one")
         if self.kind == "reproduce" and (self.method is not None or not self.methods):
             raise ValueError("a job of kind `reproduce` has `methods` (name: method) and no `method`")
+        if self.grid is not None and self.kind != "reproduce":
+            raise ValueError("only a job of kind `reproduce` has a section `grid`")
+        if self.grid is not None and self.grid.seeds and self.seed:
+            raise ValueError("a job with `grid.seeds` has no `seed`: write all seeds there")
         if "figures" in self.methods:
             raise ValueError("`figures` is the report's folder in a run directory: give the model another name")
         if self.workers % self.parallel.expert:
@@ -146,20 +154,26 @@ def _set(content: dict[str, Any], override: str) -> None:
     field, equals, text = override.partition("=")
     if not equals or not field:
         raise UserError(f"--set {override}: write it as field=value, for example --set workers=2")
+    _require_same_kind(content, field.split(".")[:-1], override)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+    set_field(content, field, value, f"--set {override}")
+
+
+def set_field(content: dict[str, Any], field: str, value: Any, where: str) -> None:
+    """Set `field` (a.b.c) of a job's `content`. UserError, at `where`, unless its path leads through mappings."""
     *parents, last = field.split(".")
-    _require_same_kind(content, parents, override)
     node = content
     for depth, parent in enumerate(parents):
         child = {} if node.get(parent) is None else node[parent]
         if not isinstance(child, dict):
-            raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} holds a value, not fields")
+            raise UserError(f"{where}: {'.'.join(parents[: depth + 1])} holds a value, not fields")
         # Copied, because by an anchor of the file other fields may hold the same mapping.
         node[parent] = dict(child)
         node = node[parent]
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
+    node[last] = value
 
 
 def _require_same_kind(content: dict[str, Any], parents: list[str], override: str) -> None:

@@ -40,6 +40,11 @@ def exit_code() -> int:
     return 128 + _first()
 
 
+def stopping() -> bool:
+    """Whether a signal has arrived: whatever fails from then on may have failed because of it."""
+    return bool(_arrived)
+
+
 @contextmanager
 def stoppable(go_on: Callable[[], str]) -> Iterator[None]:
     """Raise Stopped if a signal ends the block. go_on: returns the command that resumes it.

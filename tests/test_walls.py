@@ -31,6 +31,7 @@ FLOORS = (
     ("tune",),
     ("report",),
     ("run",),
+    ("grid",),
     ("cli",),
 )
 """From the ground up: a room, or a file at the package's top, imports only from floors below its own."""

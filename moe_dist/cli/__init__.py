@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
@@ -20,6 +21,9 @@ from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.signals import GO_ON, Stopped, catch_signals, exit_code, stoppable
 from moe_dist.terminal import console, short
+
+if TYPE_CHECKING:
+    from moe_dist.job import Job
 
 
 class Commands(typer.core.TyperGroup):
@@ -88,7 +92,6 @@ def run(
     launcher: Annotated[str, typer.Option(help="ray: on Ray; local: in this process, without Ray.")] = "ray",
 ) -> None:
     """Run a job here: on an embedded Ray, or on the cluster that RAY_ADDRESS names."""
-    from moe_dist.job import load_job
     from moe_dist.plots.tables import to_rich
     from moe_dist.report.build import flat_metrics
     from moe_dist.report.run import RunDirectory
@@ -97,17 +100,55 @@ def run(
     from moe_dist.run.run import choose_run_directory, run_job
     from moe_dist.terminal import Show
 
-    job = load_job(job_file, overrides)
+    job = load(job_file, overrides)
     folder = choose_run_directory(job, out, resume)
     console.print(f"[bold]{job.name}[/] into {short(folder)}")
     with stoppable(lambda: again(folder, out, resume)), raising_disk_errors(folder, "what the run leaves"):
-        page = run_job(job, folder, launcher, Show(console))
+        if job.grid is not None:
+            from moe_dist.grid.run import run_grid
+
+            page = run_grid(job, folder, launcher, Show(console))
+        else:
+            page = run_job(job, folder, launcher, Show(console))
+    if job.grid is not None:
+        show_grid(folder, page)
+        return
     record = RunDirectory(folder)
     console.print()
     for table in [results_table(record, flat_metrics(record)), *search_tables(record)]:
         if table.rows:
             console.print(to_rich(table))
     console.print(f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
+
+
+def load(job_file: Path, overrides: list[str]) -> Job:
+    """The job, whose cells load as well if it is a grid."""
+    from moe_dist.grid.cells import cells_of
+    from moe_dist.job import load_job
+
+    job = load_job(job_file, overrides)
+    if job.grid is not None:
+        cells_of(job)
+    return job
+
+
+def show_grid(folder: Path, page: Path) -> None:
+    """Print the tables of the grid in `folder`. Raises UserError where cells failed."""
+    from moe_dist.grid.record import record_of
+    from moe_dist.grid.tables import result_tables
+    from moe_dist.plots.tables import to_rich
+
+    record = record_of(folder)
+    console.print()
+    for table in result_tables(record):
+        console.print(to_rich(replace(table, notes=())))  # as a caption, notes would be as narrow as the table
+        for note in table.notes:
+            console.print(f"- {note}", markup=False)
+    console.print(f"\nreport: {short(page)}\ntables: {short(folder)}/results.md, .csv, .tex")
+    if failed := sum("reason" in cell for cell in record["cells"]):
+        raise UserError(
+            f"{failed} of {len(record['cells'])} cells failed, as the notes of the table say; --resume runs them again"
+        )
 
 
 def again(folder: Path, out: Path | None, resume: bool) -> str:
@@ -131,12 +172,26 @@ def report(
         Path | None,
         typer.Option(help="Folder for seeds.md, the table over several runs. Default: here.", parser=RUN_FOLDER),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the record of a grid here: all that its tables need.", parser=typed("--record", "name a file")
+        ),
+    ] = None,
 ) -> None:
-    """Write the report of a run again, from what the run left; from runs of several seeds, a table of their means."""
+    """Write the report of a run or a grid again, from what it left; from runs of several seeds, a table of means."""
+    from moe_dist.grid.record import is_grid
+    from moe_dist.grid.report import build_grid_report
     from moe_dist.plots.tables import to_rich
     from moe_dist.report.build import build_report, build_seeds_table
 
-    if len(runs) > 1:
+    if record is not None and (len(runs) > 1 or not is_grid(runs[0])):
+        raise UserError(f"--record {record}: is for a grid; give the folder that `moe-dist run` of a grid printed")
+    if len(runs) == 1 and out is None and is_grid(runs[0]):
+        console.print(f"report: {short(build_grid_report(runs[0], record))}")
+        if record is not None:
+            console.print(f"record: {short(record)}")
+    elif len(runs) > 1:
         folder = out or Path()
         console.print(to_rich(build_seeds_table(runs, folder)))
         console.print(f"table: {short(folder / 'seeds.md')}")
@@ -147,12 +202,42 @@ def report(
 
 
 @app.command()
-def show(job_file: JobFile, overrides: Overrides = []) -> None:  # noqa: B006
-    """Show a job resolved: every setting, sizes, placement of experts and an estimate. Runs nothing."""
-    from moe_dist.job import load_job
+def show(
+    job_file: JobFile,
+    overrides: Overrides = [],  # noqa: B006
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A grid's run directory. Default: its newest under runs/<job>.", parser=RUN_FOLDER),
+    ] = None,
+) -> None:
+    """Show a job resolved: every setting, sizes, placement of experts and an estimate; of a grid, its cells and which
+    are done. Runs nothing."""
+    from moe_dist.grid.preview import preview_grid
+    from moe_dist.places import RUNS
     from moe_dist.run.preview import preview
 
-    preview(load_job(job_file, overrides), console)
+    job = load(job_file, overrides)
+    if job.grid is not None:
+        preview_grid(job, out or RUNS / job.name / "latest", console)
+    elif out is not None:
+        raise UserError(f"--out {out}: is for a grid, whose cells may be done there; {job.name} is none")
+    else:
+        preview(job, console)
+
+
+@app.command()
+def tables(
+    pages: Annotated[
+        list[Path],
+        typer.Argument(metavar="PAGE.md...", help="Markdown pages.", parser=typed("PAGE.md", "download the page")),
+    ],
+) -> None:
+    """Write the tables of Markdown pages again, from the records of grids that their markers name."""
+    from moe_dist.grid.pages import write_tables
+
+    for page in pages:
+        count = write_tables(page)
+        console.print(f"{short(page)}: {count} record{'s' if count != 1 else ''}")
 
 
 @app.command()
@@ -169,6 +254,7 @@ def submit(
     """Run a job on a cluster: ship this directory to it by Ray's job submission."""
     from moe_dist.launch.submit import submit as submit_job
 
+    load(job_file, overrides)
     raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, out=out, resume=resume))
 
 

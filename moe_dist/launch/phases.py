@@ -17,21 +17,25 @@ from moe_dist.job import Job
 from moe_dist.launch.launcher import Launcher
 from moe_dist.methods.base import Method
 from moe_dist.places import Current, ModelFolder, cache_folder
-from moe_dist.record.fingerprints import Planned, PlannedStep, PlannedTraining, differences
+from moe_dist.record.differences import differences
+from moe_dist.record.fingerprints import Planned, PlannedStep, PlannedTraining
 from moe_dist.record.results import Results, done
 from moe_dist.record.run_record import RunRecord
+from moe_dist.record.sharing import STEP_DONE, TRAINING_DONE, take_over
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import sound_checkpoint
 from moe_dist.train.steps import run_step
 from moe_dist.train.task import TrainingTask, trained_network
 
-TRAINED = "training.json"
 SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
 class Drive:
-    """The job, run directory, data, launcher, record and display of a run."""
+    """The job, run directory, data, launcher, record and display of a run.
+
+    shares: whether results are taken over from runs beside this one whose fingerprints are equal.
+    """
 
     job: Job
     run: Path
@@ -39,6 +43,7 @@ class Drive:
     launcher: Launcher
     record: RunRecord
     show: Show
+    shares: bool = False
 
 
 @dataclass
@@ -75,6 +80,7 @@ class ModelPhases:
         for item in self.planned:
             if isinstance(item, PlannedStep):
                 drive = self.drive
+                self._take_over(self.results.folders[item.step.name], STEP_DONE, item.fingerprint, item.step.title)
                 run_step(
                     item,
                     self.method,
@@ -118,6 +124,7 @@ class ModelPhases:
         show, missing = self.drive.show, []
         for training in trainings:
             task = self.task(training)
+            self._take_over(task.folder, TRAINING_DONE, training.fingerprint, self._title([training]))
             if read_json(task.folder / SETTINGS) != training.settings:  # not there yet, or emptied by a power cut
                 write_json(task.folder / SETTINGS, dict(training.settings))
             checkpoint = self._finished(task)
@@ -130,7 +137,7 @@ class ModelPhases:
             return
         self.drive.record.work_begins()
         for _, task in missing:
-            (task.folder / TRAINED).unlink(missing_ok=True)
+            (task.folder / TRAINING_DONE).unlink(missing_ok=True)
         workers = self.drive.job.workers
         on = f"on {workers} worker{'s' if workers > 1 else ''} ({self.drive.launcher.name})"
         with show.working(f"{self._title([training for training, _ in missing])} {on}"):
@@ -139,13 +146,20 @@ class ModelPhases:
             self._note(training, task, checkpoint)
             self.trained |= dict.fromkeys(task.stages, checkpoint)
 
+    def _take_over(self, folder: Path, last: str, fingerprint: str, title: str) -> None:
+        """Take the result over from a run beside this one, if this run shares results and one of them has it."""
+        drive = self.drive
+        if drive.shares and (found := take_over(folder, drive.run, last, fingerprint, drive.record.number)):
+            drive.record.work_begins()
+            drive.show.notice(f"{title}: taken over from {found.relative_to(drive.run.parent).parts[0]}")
+
     def _title(self, trainings: Sequence[PlannedTraining]) -> str:
         titles = [stage.title for training in trainings for stage in training.stages if stage.title]
         return ", ".join(dict.fromkeys(titles)) or "training"
 
     def _finished(self, task: TrainingTask) -> Path | None:
         """The last checkpoint of a finished training, else None."""
-        finished, checkpoint = read_json(task.folder / TRAINED), self._sound_checkpoint(task)
+        finished, checkpoint = read_json(task.folder / TRAINING_DONE), self._sound_checkpoint(task)
         if finished and checkpoint and read_state(checkpoint)["step"] == finished["step"]:
             return checkpoint
         return None
@@ -167,7 +181,7 @@ class ModelPhases:
         state = read_state(checkpoint)
         about: dict[str, Any] = {"fingerprint": training.fingerprint, "stages": list(task.stages)}
         about |= {name: state[name] for name in ("step", "seconds", "made", "over")}
-        write_json(task.folder / TRAINED, about | {"finished": time.time()})
+        write_json(task.folder / TRAINING_DONE, about | {"finished": time.time()})
 
     def seconds(self) -> tuple[float, float | None]:
         """The seconds of all phases by the clock, and those of all experts added up, as a paper may count them.
@@ -188,7 +202,7 @@ class ModelPhases:
 
     def _seconds(self, training: PlannedTraining) -> float:
         """The seconds that a finished training took."""
-        about = read_json(self.folder.training(training.fingerprint) / TRAINED)
+        about = read_json(self.folder.training(training.fingerprint) / TRAINING_DONE)
         assert about is not None
         return about["seconds"]
 

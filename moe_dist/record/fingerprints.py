@@ -33,8 +33,6 @@ from moe_dist.settings.schema import Part, settings_of
 SCHEME = 3
 """Version of fingerprints. It is increased when a default changes, or what counts, so that results of before are not
 reused. A test compares the defaults with this version."""
-DIGESTS = ("steps", "training images", "validation images")
-"""The settings of a training that are hashes, whose values say nothing to a reader."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -201,20 +199,3 @@ def untrained(method: Method, stage: Stage, seed: int) -> nn.Module:
         return method.build(IN_ONE_PROCESS, {}, seed)
     stages = {stage.name: stage for stage in method.stages()}
     return stage.build(IN_ONE_PROCESS, {}, lambda name: untrained(method, stages[name], seed), seed)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The fields in which two sets of settings differ, in words: "method.epochs: 4, now 6"."""
-    old, new = ({name: json.dumps(value) for name, value in _flat(settings).items()} for settings in (before, now))
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    missing = "its default"
-    fields = [
-        f"{name}: {old.get(name, missing)}, now {new.get(name, missing)}" for name in changed if name not in DIGESTS
-    ]
-    return fields + [f"other {name}" for name in changed if name in DIGESTS and not (name == "steps" and fields)]
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(settings, Mapping) and settings:
-        return {path: leaf for key, item in settings.items() for path, leaf in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): settings}

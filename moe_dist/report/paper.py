@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -19,7 +19,8 @@ class PaperTable:
 
     dataset: what it was measured on; note: what a reader must know before comparing; titles: the paper's name of each
     column; rows: metric -> column -> the figure as printed. A column is named after a model of a job, or after a method
-    for models that have no column of their own.
+    for models that have no column of their own. settings: what it was measured with, by field of a job
+    (`data.imbalance: 100`); a grid marks cells with other values as not comparable.
     """
 
     source: str
@@ -27,6 +28,7 @@ class PaperTable:
     note: str
     titles: Mapping[str, str]
     rows: Mapping[str, Mapping[str, str]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def paper_table(key: str) -> PaperTable:

@@ -33,16 +33,7 @@ def preview(job: Job, console: Console) -> None:
     Nothing is trained or written; for the estimate, a few steps on random images are timed.
     """
     console.print(dump_job(job), markup=False)
-    class_names, counts = _classes_and_counts(job)
-    images = int(counts.sum())
-    share = min(images, job.data.max_train_images or images) * (1 - job.data.val_fraction) / images
-    info = DatasetInfo(
-        classes=len(class_names),
-        class_names=class_names,
-        image_size=job.data.image_size,
-        train_images=round(share * images),
-        class_counts=tuple(max(1, round(share * count)) for count in counts.tolist()),
-    )
+    info = expected_info(job)
     console.print(f"{job.data.dataset}: about {info.train_images} training images, {info.classes} classes")
     for sentence in notices(job):
         console.print(f"[yellow]![/] {escape(sentence)}")
@@ -51,6 +42,20 @@ def preview(job: Job, console: Console) -> None:
         for sentence in config.notices():
             console.print(f"[yellow]![/] {sentence}")
         _preview_method(job, method_class(config.name)(config, info), console)
+
+
+def expected_info(job: Job) -> DatasetInfo:
+    """The classes and about the images that the job trains on, before it is run."""
+    class_names, counts = _classes_and_counts(job)
+    images = int(counts.sum())
+    share = min(images, job.data.max_train_images or images) * (1 - job.data.val_fraction) / images
+    return DatasetInfo(
+        classes=len(class_names),
+        class_names=class_names,
+        image_size=job.data.image_size,
+        train_images=round(share * images),
+        class_counts=tuple(max(1, round(share * count)) for count in counts.tolist()),
+    )
 
 
 def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray]:
@@ -70,17 +75,27 @@ def _preview_method(job: Job, method: Method, console: Console) -> None:
     if method.expert_costs():
         console.print(_placement_table(job, method))
     for stage in method.stages():
-        steps = stage.steps or (stage.epochs or 0) * -(-method.info.train_images // stage.batch_size)
+        steps = steps_of(method, stage)
         length = f"at most {stage.epochs} epochs, {steps:,} steps" if stage.epochs else f"at most {steps:,} steps"
-        if stage.build is not None or stage.loss is not None or stage.refresh is not None:
+        if not can_be_timed(stage):
             console.print(f"stage {stage.name}: {length} of {stage.batch_size} images")
             continue  # its loss needs results of earlier phases
-        seconds = _seconds_a_step(method, network, stage)
+        seconds = seconds_a_step(method, network, stage)
         console.print(
             f"stage {stage.name}: {length} of {stage.batch_size} images; a step on "
             f"random images took {seconds * 1e3:.0f} ms here on {torch.get_num_threads()} threads of a CPU: about "
             f"{steps * seconds / 60:.0f} min on one such worker"
         )
+
+
+def steps_of(method: Method, stage: Stage) -> int:
+    """The steps of a stage that is not stopped early."""
+    return stage.steps or (stage.epochs or 0) * -(-method.info.train_images // stage.batch_size)
+
+
+def can_be_timed(stage: Stage) -> bool:
+    """Whether the stage's loss needs nothing that phases before it make."""
+    return stage.build is None and stage.loss is None and stage.refresh is None
 
 
 def _placement_table(job: Job, method: Method) -> Table:
@@ -103,7 +118,7 @@ def _placement_table(job: Job, method: Method) -> Table:
     return table
 
 
-def _seconds_a_step(method: Method, network: nn.Module, stage: Stage) -> float:
+def seconds_a_step(method: Method, network: nn.Module, stage: Stage) -> float:
     """The seconds of a forward and backward pass of a global batch of random images, in this process."""
     side = method.info.image_size
     labels = torch.arange(stage.batch_size) % method.info.classes

@@ -37,9 +37,11 @@ BAD_SAMPLES_NAMED = 20
 """Number of bad samples named in run.json; bad_samples/ in the run directory names all."""
 
 
-def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
-    """Run `job` in the run directory `run`, and return the path of its report.html."""
-    started = time.time()
+def run_job(job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool = False) -> Path:
+    """Run `job` in the run directory `run`, and return the path of its report.html.
+
+    shares: whether to take results over from runs in the same folder whose fingerprints are equal.
+    """
     require_same_run(run, job)
     begun_before = (run / "job.yaml").exists()
     if job.paper_table:
@@ -67,16 +69,16 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show) -> Path:
             raise UserError(
                 f"{run}: another moe-dist has begun a run here meanwhile; choose another folder, or --resume"
             )
-        return _drive(job, run, data, launcher_name, show, started)
+        return _drive(job, run, data, launcher_name, show, shares)
 
 
-def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, started: float) -> Path:
+def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, shares: bool, started: float) -> Path:
     """Run a job that has been checked, as the only driver of the run directory."""
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
     record = RunRecord(run, job, data, launcher_name)
     with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher, record.failing():
-        drive = Drive(job, run, data, launcher, record, show)
+        drive = Drive(job, run, data, launcher, record, show, shares)
         for model in job.models:
             show.headline(model)
             if job.kind == "tune":
@@ -187,6 +189,7 @@ def require_same_run(run: Path, job: Job) -> None:
             ("job", before["name"], job.name),
             ("kind of job", before["kind"], job.kind),
             ("dataset", before["data"]["dataset"], job.data.dataset),
+            ("form of job", before["form"], _form(job.grid)),
         ):
             if was != now:
                 raise UserError(
@@ -216,12 +219,17 @@ def _job_before(run: Path) -> dict[str, Any]:
     """The job that began the run. Raises UserError if job.yaml does not hold one, as after a power failure."""
     try:
         before = yaml.safe_load((run / "job.yaml").read_text(encoding="utf-8"))
-        return {"name": before["name"], "kind": before["kind"], "data": {"dataset": before["data"]["dataset"]}}
+        dataset, form = before["data"]["dataset"], _form(before.get("grid"))
+        return {"name": before["name"], "kind": before["kind"], "data": {"dataset": dataset}, "form": form}
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         raise UserError(
             f"{run / 'job.yaml'}: holds no job any more (was the power cut?); to go on with the run, copy the job file "
             "that it was begun with to that place; to begin anew, choose another folder"
         ) from None
+
+
+def _form(grid: Any) -> str:
+    return "one run" if grid is None else "a grid"
 
 
 def claim_run_directory(run: Path, job: Job) -> None:

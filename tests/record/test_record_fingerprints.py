@@ -18,11 +18,11 @@ from small_jobs import sparse, traditional
 from moe_dist.job import Job, parse_job
 from moe_dist.methods.registry import METHODS, method_class
 from moe_dist.places import cache_folder
+from moe_dist.record.differences import differences
 from moe_dist.record.fingerprints import (
     SCHEME,
     PlannedStep,
     decided_precision,
-    differences,
     evaluation_settings,
     fingerprint,
     main_training,
@@ -250,7 +250,8 @@ def test_the_fields_that_no_training_depends_on_are_these() -> None:
     none += [f"parallel.{name}" for name in ("expert", "zero", "micro_batches")]
     none += [f"resources.{kind}_per_{who}" for kind in ("cpus", "gpus") for who in ("worker", "task")]
     none += ["resources.precision", "checkpoint.every_steps", "checkpoint.max_failures"]
-    none += ["name", "kind", "title", "workers", "tune", "paper_table"]
+    none += ["name", "kind", "title", "workers", "tune", "grid", "paper_table"]
+    none += [f"grid.{name}" for name in none if name.startswith("data.")]
     evaluation = ["job.checkpoint.every_epochs", "job.checkpoint.keep", "dfcp.top_k", "traditional_moe.top_k"]
     evaluation += ["gmm_moe.top_k"]
     paths = [*(f"job.{path}" for path in none), "gmm_moe.keep_maps_gib", "gmm_moe.keep_maps_on_disk_gib"]

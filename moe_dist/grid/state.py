@@ -1,0 +1,64 @@
+"""How the run of each cell ended, as the grid's folder remembers it: <grid>/cells/<cell>.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_dist.files import read_json, write_json
+from moe_dist.grid.cells import Cell
+from moe_dist.places import FAILED, FINISHED
+from moe_dist.record.differences import differences
+
+CELLS = "cells"
+NOT_RUN, UNFINISHED = "not run", "unfinished"
+"""A cell that was never run, or with other settings than the grid asks for now; one whose run was stopped or killed."""
+
+
+@dataclass(frozen=True)
+class CellState:
+    """How the run of a cell ended: `finished`, `failed`, `unfinished` or `not run`.
+
+    reason: why it failed; digests: of the images that it saw; changed: what differs from the settings that it was run
+    with before, by field.
+    """
+
+    status: str
+    reason: str = ""
+    digests: Mapping[str, str] | None = None
+    changed: tuple[str, ...] = ()
+
+
+def run_folder(folder: Path, cell: Cell) -> Path:
+    """The run directory of a cell of the grid in `folder`."""
+    return folder / CELLS / cell.name
+
+
+def state_of(folder: Path, cell: Cell) -> CellState:
+    """The state of a cell of the grid in `folder`."""
+    found = read_json(_file(folder, cell))
+    if found is None:
+        return CellState(NOT_RUN)
+    if changed := differences(found["asked"], cell.asked()):
+        return CellState(NOT_RUN, changed=tuple(changed))
+    return CellState(found["status"], found.get("reason", ""), found.get("digests"))
+
+
+def note_begun(folder: Path, cell: Cell) -> None:
+    """Write that the run of a cell begins; until it ends, nothing of it counts."""
+    write_json(_file(folder, cell), {"status": UNFINISHED, "asked": cell.asked()})
+
+
+def note_failed(folder: Path, cell: Cell, reason: str) -> None:
+    """Write that the run of a cell failed, and why."""
+    write_json(_file(folder, cell), {"status": FAILED, "reason": reason, "asked": cell.asked()})
+
+
+def note_finished(folder: Path, cell: Cell, digests: Mapping[str, str]) -> None:
+    """Write that the run of a cell is finished, on images of these digests."""
+    write_json(_file(folder, cell), {"status": FINISHED, "digests": dict(digests), "asked": cell.asked()})
+
+
+def _file(folder: Path, cell: Cell) -> Path:
+    return folder / CELLS / f"{cell.name}.json"
