@@ -72,7 +72,7 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool
         return _drive(job, run, data, launcher_name, show, shares)
 
 
-def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, shares: bool, started: float) -> Path:
+def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, shares: bool) -> Path:
     """Run a job that has been checked, as the only driver of the run directory."""
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
