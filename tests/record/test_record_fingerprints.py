@@ -234,7 +234,7 @@ def current_defaults() -> dict[str, Any]:
 def test_no_default_has_changed_under_this_scheme() -> None:
     """Fingerprints leave out defaults: if a default changed, an old result would be reused as a new one.
 
-    Where one is to change, raise SCHEME and write the file anew: python tests/train/test_train_fingerprints.py
+    Where one is to change, raise SCHEME and write the file anew: python tests/record/test_record_fingerprints.py
     """
     kept, now = json.loads(DEFAULTS.read_text()), current_defaults()
     assert kept["scheme"] == SCHEME
