@@ -251,8 +251,11 @@ def test_the_fields_that_no_training_depends_on_are_these() -> None:
     none += [f"resources.{kind}_per_{who}" for kind in ("cpus", "gpus") for who in ("worker", "task")]
     none += ["resources.precision", "checkpoint.every_steps", "checkpoint.max_failures"]
     none += ["name", "kind", "title", "workers", "tune", "paper_table"]
+    floors = {(f"{name}.floor", Part.NONE) for name in ("dec", "dfcp.clusters.clusterer", "edcwrn", "idec")}
     evaluation = ["job.checkpoint.every_epochs", "job.checkpoint.keep", "dfcp.top_k", "traditional_moe.top_k"]
-    assert found == {(f"job.{path}", Part.NONE) for path in none} | {(path, Part.EVALUATION) for path in evaluation}
+    assert found == floors | {(f"job.{path}", Part.NONE) for path in none} | {
+        (path, Part.EVALUATION) for path in evaluation
+    }
 
 
 if __name__ == "__main__":

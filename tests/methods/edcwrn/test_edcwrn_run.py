@@ -196,6 +196,14 @@ def test_every_row_of_the_ablation_runs_on_one_pretraining(tmp_path: Path) -> No
     assert len(list(model.glob("trainings/*"))) == 9
 
 
+def test_k_means_is_scored_as_the_floor_and_changes_nothing(unbroken: Path, tmp_path: Path) -> None:
+    model = run(small(method={"floor": True}), tmp_path)
+    assert_same(model, unbroken)
+    values = json.loads((ModelFolder(model).current().steps["floor"] / "result.json").read_text())["values"]
+    assert values.keys() == {"pixels", "pca", "codes"}
+    assert 0.5 < values["pixels"]["accuracy"] <= 1 and 0 < values["codes"]["nmi"] <= 1
+
+
 def test_more_clusters_than_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"method\.clusters = 500: there are only 1"):
         run(small(method={"clusters": 500}), tmp_path)
