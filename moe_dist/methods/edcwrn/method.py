@@ -217,7 +217,10 @@ class Edcwrn(Method):
 
     def _encoded(self, network: ClusteringNetwork, samples: StageSamples) -> dict[str, np.ndarray]:
         """What the encoders give for all samples, [N, D]: own, and where codes have neighbours beside."""
-        return samples.outputs(lambda batch: network.encoded(self._inputs(network, batch)))
+        encoded = samples.outputs(lambda batch: network.encoded(self._inputs(network, batch)))
+        if not all(np.isfinite(codes).all() for codes in encoded.values()):
+            raise UserError("the codes are not finite any more: lower the learning rate, or scale the samples")
+        return encoded
 
     @torch.no_grad()
     def _updated(

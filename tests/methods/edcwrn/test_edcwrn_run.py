@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from run_folders import checkpoints_of, evaluation_of, log_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import quiet
+from torch import Tensor
 
 import moe_dist.methods.edcwrn.method as method_module
 import moe_dist.run.run as run_module
@@ -233,6 +235,15 @@ def test_vectors_are_clustered_and_images_changes_are_refused(tmp_path: Path) ->
         run(small(data=data), tmp_path / "other")
     with pytest.raises(UserError, match="dense sees images"):
         run(parse_job({"name": "x", "kind": "train", "data": data, "method": "dense"}, "x.yaml"), tmp_path / "dense")
+
+
+def test_codes_that_are_not_finite_end_the_run_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: object, inputs: Tensor) -> dict[str, Tensor]:
+        return {"own": torch.full((len(inputs), 4), torch.nan)}
+
+    monkeypatch.setattr("moe_dist.methods.edcwrn.network.ClusteringNetwork.encoded", lost)
+    with pytest.raises(UserError, match="the codes are not finite any more: lower the learning rate"):
+        run(small("idec"), tmp_path)
 
 
 def test_parts_of_a_batch_are_refused_where_neighbours_are_of_the_batch(tmp_path: Path) -> None:
