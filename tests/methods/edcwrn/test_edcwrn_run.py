@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from run_folders import checkpoints_of, evaluation_of, log_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import quiet
@@ -21,6 +23,7 @@ from moe_dist.errors import UserError
 from moe_dist.job import Job, parse_job
 from moe_dist.places import ModelFolder
 from moe_dist.report.build import build_report
+from moe_dist.run.preview import preview
 from moe_dist.run.run import run_job
 from moe_dist.train.checkpoints import newest_checkpoint
 
@@ -214,6 +217,17 @@ def test_more_clusters_than_samples_are_refused(tmp_path: Path) -> None:
 def test_more_neighbours_than_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neighbours\.count = 400"):
         run(small(method={"neighbours": {"count": 400}}), tmp_path)
+
+
+def test_a_preview_counts_what_is_clustered(tmp_path: Path) -> None:
+    shown = Console(record=True, width=120, quiet=False, file=io.StringIO())
+    preview(small(data={"dataset": "digits", "use": "all", "val_fraction": 0}), shown)
+    np.save(tmp_path / "x.npy", np.zeros((30, 7)))
+    data = {"dataset": "vectors", "source": str(tmp_path / "x.npy"), "val_fraction": 0}
+    preview(small(method={"clusters": 3, "augment": {}}, data=data), shown)
+    text = shown.export_text()
+    assert "digits: about 1797 training images, 10 classes" in text
+    assert "vectors: about 30 training vectors of 7 numbers, 1 classes" in text
 
 
 def test_a_method_that_learns_from_labels_is_not_tested_on_what_it_learnt(tmp_path: Path) -> None:
