@@ -188,7 +188,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 raise ValueError(f"images of {images.shape[1]} pixels, fitted with {self.image_shape_}")
             self.image_shape_ = images.shape[1:3]
             channels = images[..., None] if images.ndim == 3 else images
-            return torch.from_numpy(channels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
+            return torch.tensor(channels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
         checked = validate_data(self, X, dtype=np.float64, reset=reset, ensure_min_samples=2 if reset else 1)
         return torch.from_numpy(checked.astype(np.float32))
 

@@ -13,15 +13,15 @@ from torch import nn
 
 from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.data.datasets.catalog import open_contents
-from moe_dist.data.opened.opened import are_whole, long_tail_of
-from moe_dist.data.shards.index import read_index
-from moe_dist.data.storage.store import join
+from moe_dist.data.image.vectors import VECTOR, decode_vector
+from moe_dist.data.opened.opened import are_whole, long_tail_of, open_shards
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.job import Job, dump_job
 from moe_dist.methods.base import Method
 from moe_dist.methods.phases import Progress, Stage, phase_name
 from moe_dist.methods.registry import method_class
 from moe_dist.parallel.placement import exchanged_bytes, loads, place
+from moe_dist.places import cache_folder
 from moe_dist.run.notices import notices
 
 MEASURED_STEPS = 3
@@ -34,7 +34,8 @@ def preview(job: Job, console: Console) -> None:
     """
     console.print(dump_job(job), markup=False)
     info = expected_info(job)
-    console.print(f"{job.data.dataset}: about {info.train_images} training images, {info.classes} classes")
+    kind = f"vectors of {info.vector_size:,} numbers" if info.vector_size else "images"
+    console.print(f"{job.data.dataset}: about {info.train_images} training {kind}, {info.classes} classes")
     for sentence in notices(job):
         console.print(f"[yellow]![/] {escape(sentence)}")
     for model, config in job.models.items():
@@ -45,8 +46,8 @@ def preview(job: Job, console: Console) -> None:
 
 
 def expected_info(job: Job) -> DatasetInfo:
-    """The classes and about the images that the job trains on, before it is run."""
-    class_names, counts = _classes_and_counts(job)
+    """The classes and about the samples that the job trains on, before it is run."""
+    class_names, counts, vector_size = _classes_and_counts(job)
     images = int(counts.sum())
     share = min(images, job.data.max_train_images or images) * (1 - job.data.val_fraction) / images
     return DatasetInfo(
@@ -55,16 +56,27 @@ def expected_info(job: Job) -> DatasetInfo:
         image_size=job.data.image_size,
         train_images=round(share * images),
         class_counts=tuple(max(1, round(share * count)) for count in counts.tolist()),
+        vector_size=vector_size,
     )
 
 
-def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names of the classes and their numbers of training images [C], from the shards, or else from the source."""
+def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray, int]:
+    """The names of the classes, their numbers of training samples [C], and the length of a vector (0 for images).
+
+    They are read from the shards, or else from the source.
+    """
     if job.data.shards is not None and are_whole(job.data.shards, job.data):
-        index = read_index(join(job.data.shards, "train"), job.data.remote)
-        return index.class_names, index.class_counts
-    contents = open_contents(job.data.dataset, job.data.source, long_tail_of(job.data))
-    return contents.class_names, np.bincount(contents.labels("train"), minlength=len(contents.class_names))
+        shards = open_shards(job.data, job.data.shards, cache_folder())
+        names, labels = shards["train"].class_names, {split: of_split.labels for split, of_split in shards.items()}
+        first = shards["train"].read(0) if shards["train"].holds_vectors else b""
+    else:
+        contents = open_contents(job.data.dataset, job.data.source, long_tail_of(job.data))
+        names, labels = contents.class_names, {split: contents.labels(split) for split in contents.counts}
+        sample = contents.sample("train", 0)
+        first = sample.image if sample.extension == VECTOR else b""
+    used = {"split": ["train"], "test": ["test"], "all": list(labels)}[job.data.use]
+    counts = np.bincount(np.concatenate([labels[split] for split in used]), minlength=len(names))
+    return names, counts, len(decode_vector(first)) if first else 0
 
 
 def _preview_method(job: Job, method: Method, console: Console) -> None:

@@ -75,8 +75,8 @@ def _clusterer(value: Any, info: ValidationInfo) -> Any:
     config = kinds[named["name"]].model_validate(named, context=info.context)
     if config.clusters is not None:
         raise ValueError("clusters is not a setting of a clusterer of features; clusters.count is their number")
-    if config.augment != AugmentConfig():
-        raise ValueError("augment is not a setting of a clusterer of features, which are not images")
+    if config.augment != AugmentConfig() or config.floor:
+        raise ValueError("augment and floor are not settings of a clusterer of features")
     return config
 
 

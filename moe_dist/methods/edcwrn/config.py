@@ -9,7 +9,7 @@ from pydantic import Field
 from moe_dist.errors import UserError
 from moe_dist.methods.config import MethodConfig
 from moe_dist.settings.augment import AugmentConfig
-from moe_dist.settings.schema import Count, NonNegative, Positive, Strict
+from moe_dist.settings.schema import Count, NonNegative, Part, Positive, Strict
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
 
 Scope = Literal["batch", "all"]
@@ -88,6 +88,9 @@ class EdcwrnConfig(MethodConfig):
     """T: steps between two updates of the target."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.001
     """The stage ends where less than this share of the labels changed between two updates of the target."""
+
+    floor: Annotated[bool, Part.NONE] = False
+    """Whether k-means on the samples, on their principal components and on the pretrained codes is scored as well."""
 
     def check(self, classes: int) -> None:
         """Refuse changes of images that leave no image to reconstruct."""

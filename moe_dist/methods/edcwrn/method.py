@@ -26,9 +26,22 @@ from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.edcwrn import equations
 from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
+from moe_dist.methods.edcwrn.floor import kmeans_floor
 from moe_dist.methods.edcwrn.neighbours import nearest_in_batch, nearest_of_all, require_neighbours
 from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
-from moe_dist.methods.phases import Losses, Phase, Progress, Refresh, Refreshed, Results, Stage, StageSamples
+from moe_dist.methods.phases import (
+    Losses,
+    Phase,
+    Progress,
+    Refresh,
+    Refreshed,
+    Results,
+    Stage,
+    StageSamples,
+    Step,
+    StepResult,
+    Workspace,
+)
 from moe_dist.methods.ranks import gather, own_rows
 from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.models.experts import seeded
@@ -69,10 +82,11 @@ class Edcwrn(Method):
         return neighbours or (config.weighting.on and config.weighting.scope == "batch")
 
     def phases(self) -> Sequence[Phase]:
-        """Pretraining, which does not depend on how is clustered, and clustering."""
+        """Pretraining, which does not depend on how is clustered, and clustering; the floor, where it is asked for."""
         config, pretrain = self.config, self.config.pretrain
         shared = {"network": settings_of(config.network), "augment": settings_of(config.augment)}
         count, scope = config.neighbours.count, config.neighbours.scope
+        floor = Step("floor", "k-means as the floor", self._floor, {"clusters": self.clusters}, sees_true_labels=True)
         return (
             Stage(
                 self.stage_names[0],
@@ -88,6 +102,7 @@ class Edcwrn(Method):
                 loss=self._reconstruction,
                 prepare=self._scale_inputs,
             ),
+            *([floor] if config.floor else []),
             Stage(
                 self.stage_names[1],
                 config.batch_size,
@@ -103,6 +118,9 @@ class Edcwrn(Method):
                 companions=NEIGHBOURS if count and scope == "all" else None,
             ),
         )
+
+    def _floor(self, workspace: Workspace) -> StepResult:
+        return kmeans_floor(workspace, self.stage_names[0], self.clusters, self.config.kmeans_restarts)
 
     def labels_used(self) -> str:
         """None is learnt from; the log scores clusters by them."""
@@ -199,7 +217,10 @@ class Edcwrn(Method):
 
     def _encoded(self, network: ClusteringNetwork, samples: StageSamples) -> dict[str, np.ndarray]:
         """What the encoders give for all samples, [N, D]: own, and where codes have neighbours beside."""
-        return samples.outputs(lambda batch: network.encoded(self._inputs(network, batch)))
+        encoded = samples.outputs(lambda batch: network.encoded(self._inputs(network, batch)))
+        if not all(np.isfinite(codes).all() for codes in encoded.values()):
+            raise UserError("the codes are not finite any more: lower the learning rate, or scale the samples")
+        return encoded
 
     @torch.no_grad()
     def _updated(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from moe_dist.errors import UserError
 
+EXACT = "donot_use_mm_for_euclid_dist"
+"""Pair by pair: by a matrix product, distances of near codes far from 0 are lost in rounding."""
 DISTANCES_AT_ONCE = 2**22
 """Numbers of a block of distances: 16 MiB."""
 
@@ -42,7 +44,9 @@ def nearest_in_batch(codes: Tensor, valid: Tensor, count: int) -> Tensor:
     Where there are too few, a sample is its own neighbour.
     """
     own = torch.arange(len(codes), device=codes.device)
-    distances = torch.cdist(codes, codes).masked_fill(~valid[None, :], torch.inf).fill_diagonal_(torch.inf)
+    distances = (
+        torch.cdist(codes, codes, compute_mode=EXACT).masked_fill(~valid[None, :], torch.inf).fill_diagonal_(torch.inf)
+    )
     found = distances.topk(min(count, len(codes)), largest=False)
     rows = torch.where(found.values.isfinite(), found.indices, own[:, None])
     return torch.cat([rows, own[:, None].expand(-1, count - rows.shape[1])], 1)
@@ -51,5 +55,8 @@ def nearest_in_batch(codes: Tensor, valid: Tensor, count: int) -> Tensor:
 def nearest_known(codes: Tensor, known: Tensor, count: int) -> Tensor:
     """The rows [B, k] in `known` [N, D] that are nearest to new codes [B, D], by blocks of distances."""
     at_once = max(1, DISTANCES_AT_ONCE // len(known))
-    blocks = [torch.cdist(block, known).topk(count, largest=False).indices for block in codes.split(at_once)]
+    blocks = [
+        torch.cdist(block, known, compute_mode=EXACT).topk(count, largest=False).indices
+        for block in codes.split(at_once)
+    ]
     return torch.cat(blocks)

@@ -27,10 +27,16 @@ class EdcwrnReport(MethodReport):
     rows = (
         ("inter_cluster_variance", "Inter-cluster variance", "{:.3f}".format),
         ("clustering_steps", "Steps of clustering", "{:,.0f}".format),
+        ("kmeans_pixels_accuracy", "ACC of k-means on the samples", "{:.2%}".format),
+        ("kmeans_pca_accuracy", "ACC of k-means on principal components", "{:.2%}".format),
+        ("kmeans_codes_accuracy", "ACC of k-means on pretrained codes", "{:.2%}".format),
     )
 
     def numbers(self, run: ReportedRun, model: ReportedModel) -> Iterator[tuple[str, float]]:
-        """What the last update of the target told; accuracy and NMI are of the training samples' labels."""
+        """What the last update of the target told; accuracy and NMI are of the training samples' labels; the floor."""
+        for space, scores in model.steps["floor"].values.items() if "floor" in model.steps else ():
+            yield f"kmeans_{space}_accuracy", float(scores["accuracy"])
+            yield f"kmeans_{space}_nmi", float(scores["nmi"])
         if refreshes := _refreshes(model):
             last = refreshes[-1]
             yield "clustering_steps", float(last["step"])

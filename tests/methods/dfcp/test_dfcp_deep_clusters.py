@@ -95,7 +95,7 @@ def test_codes_can_be_the_space_of_the_second_stage(tmp_path: Path) -> None:
 
 
 def test_settings_that_mean_nothing_here_are_refused() -> None:
-    with pytest.raises(UserError, match="augment is not a setting of a clusterer of features"):
+    with pytest.raises(UserError, match="augment and floor are not settings of a clusterer of features"):
         job(deep={"augment": {"shift": 0.1}})
     with pytest.raises(UserError, match="choose one of kmeans, edcwrn, idec, dec"):
         job("dbscan")

@@ -51,6 +51,12 @@ def test_new_codes_find_known_ones_by_blocks(codes: np.ndarray, monkeypatch: pyt
     assert whole.tolist() == expected
 
 
+def test_near_codes_far_from_the_origin_are_told_apart() -> None:
+    """Distances of 0.5 and 1 among codes of length 10,000: a matrix product of float32 cannot tell them."""
+    known = torch.tensor([[1e4 + step, 0.0] for step in range(40)])
+    assert neighbours.nearest_known(known + 0.25, known, 2).tolist() == [[k, k + 1] for k in range(39)] + [[39, 38]]
+
+
 def test_more_neighbours_than_samples_are_refused() -> None:
     with pytest.raises(UserError, match=r"neighbours.count = 3: 3 samples have 2 others"):
         neighbours.nearest_of_all(np.zeros((3, 2), np.float32), 3)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from rich.console import Console
 from run_folders import checkpoints_of, evaluation_of, log_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import quiet
+from torch import Tensor
 
 import moe_dist.methods.edcwrn.method as method_module
 import moe_dist.run.run as run_module
@@ -19,6 +23,7 @@ from moe_dist.errors import UserError
 from moe_dist.job import Job, parse_job
 from moe_dist.places import ModelFolder
 from moe_dist.report.build import build_report
+from moe_dist.run.preview import preview
 from moe_dist.run.run import run_job
 from moe_dist.train.checkpoints import newest_checkpoint
 
@@ -196,6 +201,14 @@ def test_every_row_of_the_ablation_runs_on_one_pretraining(tmp_path: Path) -> No
     assert len(list(model.glob("trainings/*"))) == 9
 
 
+def test_k_means_is_scored_as_the_floor_and_changes_nothing(unbroken: Path, tmp_path: Path) -> None:
+    model = run(small(method={"floor": True}), tmp_path)
+    assert_same(model, unbroken)
+    values = json.loads((ModelFolder(model).current().steps["floor"] / "result.json").read_text())["values"]
+    assert values.keys() == {"pixels", "pca", "codes"}
+    assert 0.5 < values["pixels"]["accuracy"] <= 1 and 0 < values["codes"]["nmi"] <= 1
+
+
 def test_more_clusters_than_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"method\.clusters = 500: there are only 1"):
         run(small(method={"clusters": 500}), tmp_path)
@@ -204,6 +217,17 @@ def test_more_clusters_than_samples_are_refused(tmp_path: Path) -> None:
 def test_more_neighbours_than_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neighbours\.count = 400"):
         run(small(method={"neighbours": {"count": 400}}), tmp_path)
+
+
+def test_a_preview_counts_what_is_clustered(tmp_path: Path) -> None:
+    shown = Console(record=True, width=120, quiet=False, file=io.StringIO())
+    preview(small(data={"dataset": "digits", "use": "all", "val_fraction": 0}), shown)
+    np.save(tmp_path / "x.npy", np.zeros((30, 7)))
+    data = {"dataset": "vectors", "source": str(tmp_path / "x.npy"), "val_fraction": 0}
+    preview(small(method={"clusters": 3, "augment": {}}, data=data), shown)
+    text = shown.export_text()
+    assert "digits: about 1797 training images, 10 classes" in text
+    assert "vectors: about 30 training vectors of 7 numbers, 1 classes" in text
 
 
 def test_a_method_that_learns_from_labels_is_not_tested_on_what_it_learnt(tmp_path: Path) -> None:
@@ -225,6 +249,15 @@ def test_vectors_are_clustered_and_images_changes_are_refused(tmp_path: Path) ->
         run(small(data=data), tmp_path / "other")
     with pytest.raises(UserError, match="dense sees images"):
         run(parse_job({"name": "x", "kind": "train", "data": data, "method": "dense"}, "x.yaml"), tmp_path / "dense")
+
+
+def test_codes_that_are_not_finite_end_the_run_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: object, inputs: Tensor) -> dict[str, Tensor]:
+        return {"own": torch.full((len(inputs), 4), torch.nan)}
+
+    monkeypatch.setattr("moe_dist.methods.edcwrn.network.ClusteringNetwork.encoded", lost)
+    with pytest.raises(UserError, match="the codes are not finite any more: lower the learning rate"):
+        run(small("idec"), tmp_path)
 
 
 def test_parts_of_a_batch_are_refused_where_neighbours_are_of_the_batch(tmp_path: Path) -> None:
