@@ -133,7 +133,10 @@ def parts(network: MultiScaleNetwork, maps: list[Tensor], rounds: int) -> dict[s
     for (tap, module), each in zip(network.mixtures.items(), maps):
         local = module.project(each)
         _, weights, _ = module._assign(local)
-        inputs = local.permute(0, 3, 1, 2).contiguous()
+        inputs = local.permute(0, 3, 1, 2)
+        inputs = (
+            inputs.contiguous() if module.kernel > 1 and each.device.type == "cpu" else inputs
+        )  # as the module does
         runs: dict[str, Callable[[], Any]] = {
             "projection": lambda module=module, each=each: module.project(each),
             "gate": lambda module=module, local=local: module._assign(local),
@@ -157,11 +160,14 @@ def group(module: GMMMoE) -> Experts:
 
 def experts_over_convolutions(network: MultiScaleNetwork, maps: list[Tensor], rounds: int) -> dict[str, Any]:
     """Of each tap: the experts' time, that of their bare convolutions, and the ratio."""
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for (tap, module), each in zip(network.mixtures.items(), maps):
         local = module.project(each)
         _, weights, _ = module._assign(local)
         inputs = local.permute(0, 3, 1, 2)
+        inputs = (
+            inputs.contiguous() if module.kernel > 1 and each.device.type == "cpu" else inputs
+        )  # as the module does
         convolutions = [cast(ConvolutionalExpert, expert).convolution for expert in group(module).members.values()]
         runs = {
             "experts": lambda module=module, inputs=inputs, weights=weights: group(module).weighted_sum(
@@ -171,7 +177,8 @@ def experts_over_convolutions(network: MultiScaleNetwork, maps: list[Tensor], ro
         }
         taken = milliseconds(runs, rounds, each.device)
         found[tap] = taken | {"ratio": round(taken["experts"] / taken["convolutions"], 2)}
-    return found
+    sums = [sum(taken[name] for taken in found.values()) for name in ("experts", "convolutions")]
+    return {**found, "ratio_of_all": round(sums[0] / sums[1], 2)}
 
 
 def posterior_inputs(batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

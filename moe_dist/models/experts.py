@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
-from operator import add
 from typing import Any
 
 import torch
@@ -32,7 +31,12 @@ class Experts(nn.Module):
         inputs [B, ...], weights [B, E, ...].
         """
         members = self.members.values()
-        return reduce(add, (member(inputs, own) for member, own in zip(members, weights.unbind(1), strict=True)))
+        return add_up(member(inputs, own) for member, own in zip(members, weights.unbind(1), strict=True))
+
+
+def add_up(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, which are results that nothing else needs: the first one takes it."""
+    return reduce(Tensor.add_, parts)
 
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:

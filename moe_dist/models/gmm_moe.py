@@ -181,7 +181,7 @@ class ConvolutionalExpert(nn.Module):
         """The weighted output [B, W, s, s]."""
         if self.sparse:
             return self._at_chosen_places(maps, weights)
-        return weights[:, None] * functional.relu(self.norm(self.convolution(maps)))
+        return weights[:, None] * functional.relu(self.norm(self.convolution(maps)), inplace=True)
 
     def _at_chosen_places(self, maps: Tensor, weights: Tensor) -> Tensor:
         places = (weights > 0).nonzero(as_tuple=True)
@@ -240,7 +240,7 @@ class GMMMoE(nn.Module):
             raise UserError(f"a map of {channels} channels is projected to at most so many features, not to {dim}")
         assert kernel % 2, "an even kernel has no centre"
         width = width or dim
-        self.dim, self.route = dim, str(route)
+        self.dim, self.kernel, self.route = dim, kernel, str(route)
         self.nll_weight, self.balance_weight, self.expert_dropout = nll_weight, balance_weight, expert_dropout
         self.projection = nn.Conv2d(channels, dim, 1)
         self.norm = nn.LayerNorm(dim)
@@ -260,6 +260,8 @@ class GMMMoE(nn.Module):
         context = self.context(functional.avg_pool2d(maps, 2, ceil_mode=True))
         context = functional.interpolate(context, size=maps.shape[2:], mode="bilinear")
         inputs = LOCAL * local.permute(0, 3, 1, 2) + GLOBAL * context  # Eq 12
+        if self.kernel > 1 and inputs.device.type == "cpu":
+            inputs = inputs.contiguous()  # channels-last, such convolutions take a fifth longer there
         mixed = self.output(cast(Experts, self.experts).weighted_sum(inputs, weights))  # Eq 13
         features = (1 - self.residual) * maps + self.residual * mixed  # Eq 14
         balance = (gamma.mean((2, 3)) - 1 / gamma.shape[1]).square().sum(1)  # Eq 15b

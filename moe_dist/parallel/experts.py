@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_dist.models.experts import seeded_member
+from moe_dist.models.experts import add_up, seeded_member
 from moe_dist.parallel.exchange import batch_sizes, gather_samples, send, tie
 from moe_dist.parallel.placement import Placement, place
 from moe_dist.parallel.spread import SpreadExperts
@@ -97,7 +97,7 @@ class ExpertParallel(SpreadExperts):
         sizes = batch_sizes(samples, inputs.device, self.group)
         gathered = [gather_samples(rows, sizes, self.group) for rows in (inputs, weights)]
         parts = (member(gathered[0], gathered[1][:, e]) for e, member in zip(self.local, self.members.values()))
-        own = reduce(torch.add, parts)
+        own = add_up(parts)
         width = own[0].numel()
         flat = own.reshape(len(own), width)
         received = self._send_back(flat, gathered, sizes, [samples * width] * self.ep_size)
