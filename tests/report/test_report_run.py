@@ -169,11 +169,12 @@ def test_icls_tables_as_printed() -> None:
 
 def test_every_figure_of_a_paper_has_a_title() -> None:
     assert all(method_reports()[name].papers for name in ("dfcp", "icl"))
-    for name, report in method_reports().items():
+    for report in method_reports().values():
         if report.papers is None:
             continue
         tables = yaml.safe_load(report.papers.read_text())
-        assert tables and all(key.startswith(f"{name}/") for key in tables)
+        (paper,) = {key.partition("/")[0] for key in tables}
+        assert method_reports()[paper] is report  # idec and dec have theirs from edcwrn's paper
         for key in tables:
             table = paper_table(key)
             assert all(row.keys() <= table.titles.keys() for row in table.rows.values()), key
