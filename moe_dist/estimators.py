@@ -269,7 +269,7 @@ class EDCWRN(DeepClusterer):
     known: ClassVar = {
         "n_neighbors": "neighbours.count",
         "scope": "neighbours.scope",
-        "weighting": "weighting.on",
+        "weighting": "weighting.enabled",
         "alpha": "weighting.alpha",
     }
 

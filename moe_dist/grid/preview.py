@@ -32,7 +32,7 @@ def preview_grid(job: Job, folder: Path, console: Console) -> None:
     cells, estimates, rows = cells_of(job), Estimates(), []
     for sentence in dict.fromkeys(sentence for cell in cells for sentence in notices(cell.job)):
         console.print(f"[yellow]![/] {escape(sentence)}")
-    total = left = 0.0
+    total, left, all_timed = 0.0, 0.0, True
     for cell in cells:
         state = _state(folder, cell)
         try:
@@ -41,17 +41,19 @@ def preview_grid(job: Job, folder: Path, console: Console) -> None:
             estimates.refused.append(str(error))
             rows.append(Row(cell.name, (state, ABSENT)))
             continue
-        rows.append(Row(cell.name, (state, f"{'about' if whole else 'more than'} {duration(seconds)}")))
+        known = f"{'about' if whole else 'more than'} {duration(seconds)}" if seconds else "known only when it runs"
+        rows.append(Row(cell.name, (state, known)))
+        all_timed &= whole
         total += seconds
         left += 0 if state.startswith(FINISHED) else seconds
     console.print(to_rich(Table("Cells", (Column("", "state"), Column("", "estimate")), tuple(rows), (), "cell", True)))
     for sentence in dict.fromkeys(estimates.refused):
         console.print(f"[yellow]![/] no estimate: {escape(sentence)}")
     done = sum(row.cells[0].startswith(FINISHED) for row in rows)
-    console.print(
-        f"{len(cells)} cells, about {duration(total)} in all on one thread of a CPU like this one; {done} are done in "
-        f"{short(folder)}, about {duration(left)} are left"
-    )
+    about = "about" if all_timed else "more than"
+    times = f", {about} {duration(total)} in all on one thread of a CPU like this one" if total else ""
+    rest = f", {about} {duration(left)} are left" if total else ""
+    console.print(f"{len(cells)} cells{times}; {done} are done in {short(folder)}{rest}")
 
 
 def _state(folder: Path, cell: Cell) -> str:

@@ -51,7 +51,7 @@ class NeighboursConfig(Strict):
 class WeightingConfig(Strict):
     """The weight of each number of a code in the distance from each centre (Eq 15)."""
 
-    on: bool = True
+    enabled: bool = True
     alpha: Positive = 2.0
     scope: Scope = "all"
 
@@ -103,7 +103,7 @@ class IdecConfig(EdcwrnConfig):
 
     name: Literal["idec"] = "idec"  # type: ignore[assignment]
     formulation: Literal["proposed", "idec"] = "idec"
-    weighting: WeightingConfig = WeightingConfig(on=False)
+    weighting: WeightingConfig = WeightingConfig(enabled=False)
     neighbours: NeighboursConfig = NeighboursConfig(count=0)
 
 

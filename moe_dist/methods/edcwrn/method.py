@@ -7,7 +7,7 @@ Readings, where the paper leaves one:
    neighbours among all samples, so that a label does not depend on a batch. `scope: batch` is about the steps between.
 2. The first pass makes each sample its own neighbour; its code is then twice what one encoder gives, so the decoder's
    first layer starts at half the pretrained one (network.py).
-3. `weighting.on: false` is Eq 11 with every w = 1, as the distance of IDEC; with weights on they start at 1/D.
+3. `weighting.enabled: false` is Eq 11 with every w = 1, as the distance of IDEC; with weights on they start at 1/D.
 4. The weights are updated before the target, from assignments by the weights before.
 """
 
@@ -79,7 +79,7 @@ class Edcwrn(Method):
         """Whether neighbours or weights are of a step's batch."""
         config = self.config
         neighbours = config.neighbours.count > 0 and config.neighbours.scope == "batch"
-        return neighbours or (config.weighting.on and config.weighting.scope == "batch")
+        return neighbours or (config.weighting.enabled and config.weighting.scope == "batch")
 
     def phases(self) -> Sequence[Phase]:
         """Pretraining, which does not depend on how is clustered, and clustering; the floor, where it is asked for."""
@@ -235,7 +235,7 @@ class Edcwrn(Method):
         centres, of_all = network.centres.detach().cpu(), torch.from_numpy(codes)
         weights = network.weights.cpu()
         assignments = self._log_assignments(of_all, centres, weights).exp()
-        if self.config.weighting.on and self.config.weighting.scope == "all":
+        if self.config.weighting.enabled and self.config.weighting.scope == "all":
             spreads = equations.spreads(assignments, of_all, centres, self.config.weighting.alpha)
             weights = equations.feature_weights(spreads)
             assignments = self._log_assignments(of_all, centres, weights).exp()
@@ -245,7 +245,7 @@ class Edcwrn(Method):
 
     def _log_assignments(self, codes: Tensor, centres: Tensor, weights: Tensor) -> Tensor:
         """log q [B, Q] of codes [B, D]."""
-        distances = equations.weighted_distances(codes, centres, weights if self.config.weighting.on else None)
+        distances = equations.weighted_distances(codes, centres, weights if self.config.weighting.enabled else None)
         if self.config.formulation == "idec":
             return equations.log_student(distances)
         return equations.log_proposed(distances, self.config.a, self.config.b)
@@ -256,7 +256,7 @@ class Edcwrn(Method):
         config = self.config
         inputs = self._inputs(network, batch)
         codes = self._codes(network, inputs, batch)
-        if config.weighting.on and config.weighting.scope == "batch":
+        if config.weighting.enabled and config.weighting.scope == "batch":
             self._update_weights(network, gather(codes.detach()), gather(batch.weight) > 0)
         logs = self._log_assignments(codes, network.centres, network.weights)
         if config.formulation == "idec":

@@ -64,7 +64,7 @@ class EdcwrnReport(MethodReport):
         weights = {
             model.title: model.evaluation.pictures["own"]["weights"]
             for model in models
-            if model.settings["weighting"]["on"] and model.evaluation and "own" in model.evaluation.pictures
+            if model.settings["weighting"]["enabled"] and model.evaluation and "own" in model.evaluation.pictures
         }
         if weights:
             heading = f"Weights of a code's numbers in each cluster ({run.record['dataset']})"

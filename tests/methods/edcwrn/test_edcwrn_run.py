@@ -182,7 +182,7 @@ def test_idec_and_dec_have_one_encoder_and_no_weights(name: str, tmp_path: Path)
 
 def test_labels_that_stand_still_end_the_clustering(tmp_path: Path) -> None:
     """A rate of almost nothing leaves the labels as they are: the second look ends it."""
-    still = {"optimiser": {"kind": "sgd", "learning_rate": 1e-12}, "tolerance": 0.01, "weighting": {"on": False}}
+    still = {"optimiser": {"kind": "sgd", "learning_rate": 1e-12}, "tolerance": 0.01, "weighting": {"enabled": False}}
     model = run(small("idec", still), tmp_path)
     assert refreshes(model) == [0, 4]
     newest = newest_checkpoint(checkpoints_of(model))
@@ -196,7 +196,7 @@ def test_every_row_of_the_ablation_runs_on_one_pretraining(tmp_path: Path) -> No
     for on in (True, False):
         for count in (2, 0):
             for formulation in ("proposed", "idec"):
-                row = {"weighting": {"on": on}, "neighbours": {"count": count}, "formulation": formulation}
+                row = {"weighting": {"enabled": on}, "neighbours": {"count": count}, "formulation": formulation}
                 model = run(small(method=row | {"steps": 4}), tmp_path)
     assert len(list(model.glob("trainings/*"))) == 9
 
