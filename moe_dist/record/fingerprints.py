@@ -139,7 +139,8 @@ def training_settings(
     the whole configuration of the method does.
     """
     if any(stage.settings is None for stage in stages):
-        settings = settings_of(job) | {"method": settings_of(job.models[model])}
+        config = job.models[model]  # its name is a default, which settings_of leaves out
+        settings = settings_of(job) | {"method": {"name": config.name} | settings_of(config)}
         settings.pop("methods", None)
     else:
         kept = {name: value for name, value in settings_of(job).items() if name in ("data", "seed", "resources")}

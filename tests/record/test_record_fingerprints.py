@@ -192,6 +192,14 @@ def test_a_step_depends_on_its_own_settings_and_the_training_images() -> None:
     assert same == ["split", "held_out", "siamese", "features"]
 
 
+def test_two_methods_of_equal_settings_are_two_trainings() -> None:
+    """Under one name in a job, or in cells of a grid, which take results over from each other by fingerprint."""
+    features = {"epochs": 2, "batch_size": 8}
+    names = ("cross_entropy", "balanced_softmax", "focal")
+    jobs = [changed(traditional(), method={"name": name, "features": features}) for name in names]
+    assert len({fingerprint(trained(job)) for job in jobs}) == len(names)
+
+
 def test_differences_are_told_by_field() -> None:
     job = traditional()
     before, after = trained(job), trained(traditional(epochs=5, batch_size=24))
