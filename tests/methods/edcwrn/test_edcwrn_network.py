@@ -1,0 +1,68 @@
+"""The codes of EDCWRN (Eq 7 to 9) against their slow references, for training samples and new ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
+from tests.reference import edcwrn as slow
+
+NEIGHBOURS = 2
+
+
+def network_and_samples() -> tuple[ClusteringNetwork, torch.Tensor]:
+    """A network in double precision whose two encoders differ, and samples [9, 6]."""
+    torch.manual_seed(0)
+    network = ClusteringNetwork(AutoEncoder(6, [5, 4], 3, colour=False), clusters=2, samples=9, neighbours=NEIGHBOURS)
+    assert network.neighbour_encoder is not None
+    with torch.no_grad():
+        for parameter in network.neighbour_encoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return network.double(), torch.randn(9, 6, dtype=torch.float64)
+
+
+def layers_of(encoder: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
+    linear = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
+    return [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linear]
+
+
+def test_a_code_is_the_samples_own_and_the_largest_of_its_neighbours() -> None:
+    network, samples = network_and_samples()
+    rows = np.array([[(row + 1) % 9, (row + 4) % 9] for row in range(9)])
+    with torch.no_grad():
+        own, beside = network.own_codes(samples), network.beside(samples)
+        ours = (own + beside[rows].amax(1)).numpy()
+    own_layers, beside_layers = layers_of(network.autoencoder.encoder), layers_of(network.neighbour_encoder)
+    for row, sample in enumerate(samples.numpy()):
+        neighbours = slow.neighbours_code([samples.numpy()[other] for other in rows[row]], beside_layers)
+        np.testing.assert_allclose(ours[row], slow.encode(sample, own_layers) + neighbours, rtol=1e-12)
+
+
+def test_a_new_sample_takes_its_neighbours_among_the_training_codes() -> None:
+    """By Euclidean distance of its code, as its own neighbour, to the codes that are kept."""
+    network, training = network_and_samples()
+    new = torch.randn(4, 6, dtype=torch.float64)
+    own_layers, beside_layers = layers_of(network.autoencoder.encoder), layers_of(network.neighbour_encoder)
+    known = np.random.default_rng(0).normal(size=(9, 3))
+    with torch.no_grad():
+        network.known_codes.copy_(torch.from_numpy(known))
+        network.known_beside.copy_(network.beside(training))
+        ours = network.codes_of_new(new).numpy()
+    for row, sample in enumerate(new.numpy()):
+        alone = slow.encode(sample, own_layers) + slow.encode(sample, beside_layers)
+        nearest = np.argsort([np.linalg.norm(alone - code) for code in known])[:NEIGHBOURS]
+        neighbours = slow.neighbours_code([training.numpy()[other] for other in nearest], beside_layers)
+        np.testing.assert_allclose(ours[row], slow.encode(sample, own_layers) + neighbours, rtol=1e-12)
+
+
+def test_a_sample_that_is_its_own_neighbour_is_decoded_as_before() -> None:
+    """The decoder's first layer is halved where codes are sums of two."""
+    torch.manual_seed(0)
+    pretrained, samples = AutoEncoder(6, [5, 4], 3, colour=False), torch.randn(9, 6)
+    with torch.no_grad():
+        before = pretrained.decoder(pretrained.encoder(samples))
+        network = ClusteringNetwork(pretrained, clusters=2, samples=9, neighbours=NEIGHBOURS)
+        after = network.reconstruct(network.own_codes(samples) + network.beside(samples))
+    torch.testing.assert_close(after, before)
