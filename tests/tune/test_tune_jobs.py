@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ def test_any_method_is_searched_as_a_whole_over_its_own_space(job, epochs, tmp_p
 def test_every_methods_own_space_fits_its_configuration():
     spaces = 0
     for name in METHODS:
-        method = method_class(name)(method_class(name).Config(), INFO)
+        method = method_class(name)(method_class(name).Config(), replace(INFO, image_size=64))
         space = read_space(method.search_space())
         assert set(distributions(space, method.config, name)) == set(space)
         spaces += bool(space)

@@ -112,6 +112,6 @@ def test_a_run_killed_at_a_step_ends_bit_identical(
 
 
 def test_micro_batches_are_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"parallel\.micro_batches = 2: a loss of icl is no sum"):
+    with pytest.raises(UserError, match=r"parallel\.micro_batches = 2: a loss of icl is not a sum"):
         run(job(parallel={"micro_batches": 2}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
