@@ -196,6 +196,8 @@ class Stage:
     patience_epochs: the stage ends after so many epochs without a lower validation loss. validated: whether the stage
     uses the validation split; if not, its result does not depend on it.
     whole_batch: a loss term is not a sum over samples, so a worker's share cannot be divided into micro-batches.
+    replicated: every rank computes the whole global batch, without micro-batches, for a cheap loss that compares the
+    samples of a batch. The result is then the same on any number of ranks.
 
     If the stage differs from the method as a whole:
     build: makes a network of its own, or a part of one. Without it, the stage continues with the network of the stage
@@ -220,6 +222,7 @@ class Stage:
     patience_epochs: int | None = None
     validated: bool = True
     whole_batch: bool = False
+    replicated: bool = False
     title: str = ""
     build: BuildNetwork | None = None
     settings: Mapping[str, Any] | None = None

@@ -103,27 +103,6 @@ def balanced_batch(
     )
 
 
-@torch.no_grad()
-def recompute_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the statistics of batch normalisation to their mean over `batches`, and bring the network into eval mode.
-
-    The moving averages that training leaves depend on how each batch was cut into shares; these do not (Wu and Johnson
-    2021, "Rethinking 'Batch' in BatchNorm", section 3: precise statistics).
-    """
-    device = next(network.parameters()).device
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # torch's word for the mean over all batches
-    network.train()
-    for batch in batches:
-        network(batch.to(device))
-    for layer, momentum in zip(layers, momenta):
-        layer.momentum = momentum
-    network.eval()
-
-
 @torch.inference_mode()
 def embed(network: nn.Module, batches: Iterable[Tensor]) -> np.ndarray:
     """The flattened outputs [N, D] float32 of a network in eval mode on batches of normalised images."""

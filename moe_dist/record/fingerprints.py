@@ -181,7 +181,7 @@ def _shares(job: Job, method: Method, first: Stage) -> dict[str, Any]:
     expert-parallel size counts, too.
     """
     parts = max(job.workers, job.parallel.micro_batches)
-    if parts == 1:
+    if parts == 1 or first.replicated:
         return {}
     noticing = [
         name

@@ -16,7 +16,7 @@ def require_trainable(job: Job, method: Method, validation_images: int) -> None:
     validation_images: number of images in the validation split. `method` has checked itself against the dataset.
     """
     for stage in method.stages():
-        require_divisible(stage.batch_size, job.workers)
+        require_divisible(stage.batch_size, 1 if stage.replicated else job.workers)
         require_no_window(stage.sampling, job.data)
         _require_validation(stage, validation_images)
         if (stage.augment.mixup or stage.augment.cutmix) and not method.mixes_labels:

@@ -67,6 +67,8 @@ class Session:
 
     def __init__(self, training: Training, stage: Stage, worker: Worker) -> None:
         parallel = training.task.job.parallel
+        if stage.replicated:
+            parallel = parallel.model_copy(update={"micro_batches": 1})
         self.method, self.stage, self.device = training.method, stage, worker.device
         self.epochs, self.steps = training.length(stage)
         self.engine: Engine = make_engine(
@@ -194,8 +196,8 @@ def _training_stream(training: Training, stage: Stage, worker: Worker) -> Stream
         training.data.config,
         seed=training.task.job.seed,
         global_batch=stage.batch_size,
-        rank=worker.rank,
-        ranks=worker.ranks,
+        rank=0 if stage.replicated else worker.rank,
+        ranks=1 if stage.replicated else worker.ranks,
         augment=stage.augment,
         device=worker.device,
         shard_of=training.data.train.shard_of,

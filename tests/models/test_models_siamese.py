@@ -12,7 +12,6 @@ from moe_dist.models.siamese import (
     contrastive_loss,
     embed,
     pair_loss,
-    recompute_statistics,
 )
 from tests.reference import dfcp as reference
 
@@ -86,19 +85,3 @@ def test_embed_flattens_maps_in_eval_mode():
     embeddings = embed(network, batches)
     assert embeddings.shape == (5, 2 * 4 * 4) and embeddings.dtype == np.float32
     np.testing.assert_array_equal(embeddings, embed(network, batches))
-
-
-def test_recomputed_statistics_are_the_means_over_the_batches():
-    """By hand, of a first layer; what was there before does not count, and nothing else changes."""
-    network = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.Conv2d(2, 1, 1))
-    batches = list(torch.randn(9, 2, 4, 4).split(3))
-    network(torch.full((4, 2, 4, 4), 100.0))
-    before = {name: value.clone() for name, value in network.state_dict().items() if "running" not in name}
-    recompute_statistics(network, batches)
-    mean = torch.stack([batch.mean((0, 2, 3)) for batch in batches]).mean(0)
-    variance = torch.stack([batch.var((0, 2, 3), unbiased=True) for batch in batches]).mean(0)
-    torch.testing.assert_close(network[0].running_mean, mean)
-    torch.testing.assert_close(network[0].running_var, variance)
-    assert network[0].momentum == 0.1 and not network.training
-    for name in before.keys() - {"0.num_batches_tracked"}:
-        assert torch.equal(before[name], network.state_dict()[name])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -36,7 +35,7 @@ from moe_dist.methods.phases import (
 )
 from moe_dist.models.experts import seeded
 from moe_dist.models.makers import Makers
-from moe_dist.models.siamese import Siamese, SiameseConfig, balanced_batch, embed, pair_loss, recompute_statistics
+from moe_dist.models.siamese import Siamese, SiameseConfig, balanced_batch, embed, pair_loss
 from moe_dist.settings.schema import settings_of
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
 
@@ -86,12 +85,12 @@ def _stage(name: str, config: PseudoLabelsConfig, classes: int, samples_of: Call
         return seeded(seed, lambda: Siamese(siamese.dimensions, siamese.channels))
 
     def loss(network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Eq 11 over the pairs within a share or micro-batch, which weighs as much as its images do."""
+        """Eq 11 over all pairs of the batch."""
         valid = batch.weight > 0
         pairs = pair_loss(
             network(batch.images[valid]).float(), batch.labels[valid], siamese.margin, siamese.balance_pairs
         )
-        return {"pairs": batch.weight.sum() * pairs}
+        return {"pairs": pairs}
 
     return Stage(
         name,
@@ -102,6 +101,7 @@ def _stage(name: str, config: PseudoLabelsConfig, classes: int, samples_of: Call
         rate_by="step",
         augment=config.augment,
         order=partial(balanced_epoch, siamese),
+        replicated=True,  # a pair may lie across two shares; and batch normalisation then sees one batch on any workers
         validated=False,
         title="Siamese networks on trusted pairs",
         build=build,
@@ -120,7 +120,7 @@ def _require_pairs(labels: np.ndarray) -> None:
 def balanced_epoch(config: SiameseConfig, labels: np.ndarray, seed: int, epoch: int, batch_size: int) -> np.ndarray:
     """Class-balanced batches [steps, G], -1 where a batch has fewer images: as many as it takes to draw N images.
 
-    labels [N]. A class's images lie side by side, so that every share of a batch has some of each.
+    labels [N].
     """
     classes = min(config.classes_per_batch, len(np.unique(labels)))
     steps = math.ceil(len(labels) / (classes * config.images_per_class))
@@ -138,8 +138,8 @@ def _embeddings(workspace: Workspace) -> StepResult:
     trusted, clustered = parts["trusted"], parts["clustered"]
     views = Views(workspace.images, workspace.data, workspace.seed)
     tasks = [
-        _EmbedTask(workspace.trained(FOR_THRESHOLD), held.arrays["training"], trusted),
-        _EmbedTask(workspace.trained(FOR_LABELS), trusted, np.concatenate([trusted, clustered])),
+        (workspace.trained(FOR_THRESHOLD), trusted),
+        (workspace.trained(FOR_LABELS), np.concatenate([trusted, clustered])),
     ]
     threshold, embeddings = workspace.run_tasks(_embed, tasks, views)
     arrays = {
@@ -151,17 +151,7 @@ def _embeddings(workspace: Workspace) -> StepResult:
     return StepResult(dict(held.values), arrays)
 
 
-@dataclass(frozen=True)
-class _EmbedTask:
-    """A trained network, the samples it was trained on, and those it embeds."""
-
-    network: nn.Module
-    training: np.ndarray
-    embedded: np.ndarray
-
-
-def _embed(views: Views, task: _EmbedTask, context: TaskContext) -> np.ndarray:
-    """The embeddings [n, D], with statistics of batch normalisation that do not depend on the number of workers."""
-    network = task.network.to(context.device)
-    recompute_statistics(network, views.batches(task.training))
-    return embed(network, views.batches(task.embedded))
+def _embed(views: Views, task: tuple[nn.Module, np.ndarray], context: TaskContext) -> np.ndarray:
+    """The embeddings [n, D] of samples by a network."""
+    network, samples = task
+    return embed(network.to(context.device), views.batches(samples))

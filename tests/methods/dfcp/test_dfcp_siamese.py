@@ -135,6 +135,5 @@ def test_an_epoch_of_balanced_batches_draws_as_many_images_as_there_are() -> Non
         classes, counts = np.unique(labels[drawn], return_counts=True)
         assert len(classes) == 2 and len(set(drawn.tolist())) == len(drawn)
         assert counts.tolist() == [min(2, (labels == label).sum()) for label in classes]
-        assert (np.diff(labels[drawn]) != 0).sum() == 1, "a class's images lie side by side"
     assert np.array_equal(epoch, balanced_epoch(config, labels, seed=0, epoch=0, batch_size=4))
     assert not np.array_equal(epoch, balanced_epoch(config, labels, seed=0, epoch=1, batch_size=4))
