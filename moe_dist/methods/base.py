@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -56,6 +57,8 @@ class Method(ABC):
     def __init__(self, config: Any, info: DatasetInfo) -> None:
         self.config = config
         self.info = info
+        self.cache: Path | None = None
+        """The folder that runs share, for what can be computed again; set where a network is trained."""
         config.check(info.classes)
 
     @abstractmethod

@@ -124,6 +124,7 @@ def open_training(task: TrainingTask, worker: Worker) -> Training:
     data = open_data(job.data, job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.run / BAD_SAMPLES)
     method = open_method(job, task.model, data)
+    method.cache = task.cache
     stages = [stage for stage in method.stages() if stage.name in task.stages] if task.stages else method.stages()
     results = Results(task.steps)
     make = makers(job.parallel.expert, worker.deepspeed)

@@ -101,10 +101,8 @@ class GmmMoeConfig(MethodConfig):
     top_k: Annotated[tuple[Literal[1, 2], ...], Part.EVALUATION] = ()
     """Report accuracy and latency also where only the k experts of largest responsibility are computed at a place."""
     keep_maps_gib: Annotated[NonNegative, Part.NONE] = 4.0
-    """A rank keeps so much of the frozen backbone's maps in memory instead of computing them anew in every epoch of
-    stage one, if that stage changes no images at random. Numbers do not depend on it."""
-    keep_maps_on_disk_gib: Annotated[NonNegative, Part.NONE] = 0.0
-    """And so much of what is left in a temporary file."""
+    """A rank adds so much of the frozen backbone's maps to the cache's folder instead of computing them anew in every
+    epoch of stage one and in every run, if that stage changes no images at random. Numbers do not depend on it."""
 
     def notices_of(self, data: DataConfig) -> Sequence[str]:
         """A notice where images are not normalised as those that the pretrained weights were trained on."""

@@ -1,23 +1,35 @@
-"""Maps of a frozen backbone, kept by sample once they have been computed, in memory and in a temporary file.
+"""Maps of a frozen backbone, kept by image in files that runs share, so that each map is computed once.
+
+<folder>/<backbone>/<random>.maps     rows, one an image: the bytes of its maps, one after another
+<folder>/<backbone>/<random>.index    what each row is of, and a check of its bytes
+
+<backbone> is a digest of all that a map depends on beside its image (`backbone_digest`). A process appends to a pair of
+files of its own and reads those of others, so no two write to one. A row whose check fails, as after a power cut, is
+computed again.
 
 Letters in shapes: B samples of a batch, K channels of a map, s map side, S image side.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from moe_dist.processor import has_avx512, multiplies_bf16
 
 CHUNK = 32
 """Images that the backbone sees at a time, always as many: convolutions round by the shape of what they are given."""
-BLOCK = 64
-"""Samples for which room is made at a time."""
+IMAGE_DIGEST, CHECK = 16, 8
+"""Bytes of an image's digest and of a row's check, which are an entry of an index."""
 GIB = 2**30
 
 Backbone = Callable[[Tensor], Sequence[Tensor]]
@@ -33,60 +45,125 @@ def in_chunks(backbone: Backbone, images: Tensor) -> list[Tensor]:
     return [torch.cat(each).contiguous() for each in zip(*parts)]  # in memory as kept maps are: rounding goes by it
 
 
-class KeptMaps:
-    """The maps of a set's samples. What exceeds both limits is computed each time."""
+def backbone_digest(backbone: nn.Module, name: str, taps: Sequence[str], device: torch.device) -> str:
+    """A digest of what a map depends on beside its image: weights, taps, precision, and what rounds differently."""
+    kind = device.type
+    on = torch.cuda.get_device_name(device) if kind == "cuda" else (has_avx512(), multiplies_bf16())
+    about = (name, *taps, CHUNK, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+    found = hashlib.sha256(repr((about, torch.__version__, kind, on, torch.get_num_threads())).encode())
+    for key, value in backbone.state_dict().items():
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(_bytes(value))
+    return found.hexdigest()[:24]
 
-    def __init__(self, memory_gib: float, disk_gib: float) -> None:
-        self._memory, self._disk = memory_gib * GIB, disk_gib * GIB
-        self._rows: dict[int, int] = {}
-        self._blocks: list[list[Tensor]] = []
-        self._files: list[IO[bytes]] = []
-        self._full = False
+
+@dataclass(frozen=True)
+class Row:
+    """Where the maps of an image lie: a file, the offset in it, and the check of the bytes there."""
+
+    file: IO[bytes]
+    offset: int
+    check: bytes
+
+
+class KeptMaps:
+    """The maps of a set's samples, found again by image; what exceeds the limit is computed each time."""
+
+    def __init__(self, folder: Path | None, limit_gib: float) -> None:
+        """folder: of the backbone's maps, made where it is missing; None: a temporary one, of this process alone.
+
+        limit_gib: of what this process adds to it.
+        """
+        self._temporary = tempfile.TemporaryDirectory(prefix="moe-dist-maps-") if folder is None else None
+        self._folder = Path(self._temporary.name) if self._temporary else folder
+        self._room = limit_gib * GIB
+        self._of_image: dict[bytes, list[Row]] = {}
+        self._of_sample: dict[int, list[Row]] = {}
+        self._shapes: list[tuple[torch.Size, torch.dtype]] = []
+        self._own: tuple[IO[bytes], IO[bytes]] | None = None
 
     def maps(self, backbone: Backbone, images: Tensor, samples: Tensor) -> list[Tensor]:
         """The maps of images [B, 3, S, S], which are the samples [B]; kept from now on as far as there is room."""
         numbers = samples.tolist()
-        if all(number in self._rows for number in numbers):
-            return self._read(numbers, images.device)
-        maps = in_chunks(backbone, images)
-        for place, number in enumerate(numbers):
-            if number not in self._rows and self._has_room([each[place] for each in maps]):
-                row = self._rows[number] = len(self._rows)
-                for kept, each in zip(self._blocks[row // BLOCK], maps):
-                    kept[row % BLOCK] = each[place].cpu()
+        if not self._shapes:
+            self._open(in_chunks(backbone, images[:1]))
+        missing = [place for place, number in enumerate(numbers) if number not in self._of_sample]
+        digests = {place: _image_digest(images[place]) for place in missing}
+        for place, digest in digests.items():
+            if digest in self._of_image:
+                self._of_sample[numbers[place]] = self._of_image[digest]
+        rows = [self._read(number) for number in numbers]
+        unknown = [place for place, row in enumerate(rows) if row is None]
+        if unknown:
+            computed = in_chunks(backbone, images[unknown])
+            for index, place in enumerate(unknown):
+                row = b"".join(_bytes(each[index]) for each in computed)
+                self._keep(numbers[place], digests.get(place) or _image_digest(images[place]), row)
+                rows[place] = bytearray(row)
+        return self._unpacked([row for row in rows if row is not None], images.device)
+
+    def _open(self, maps: Sequence[Tensor]) -> None:
+        """Learn the maps' shapes, and which images others have left maps of."""
+        self._shapes = [(each.shape[1:], each.dtype) for each in maps]
+        assert self._folder is not None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self._folder.glob("*.index")):
+            entries = path.read_bytes()
+            file = path.with_suffix(".maps").open("rb")
+            for number in range(len(entries) // (IMAGE_DIGEST + CHECK)):
+                entry = entries[number * (IMAGE_DIGEST + CHECK) :][: IMAGE_DIGEST + CHECK]
+                row = Row(file, number * self._size, entry[IMAGE_DIGEST:])
+                self._of_image.setdefault(entry[:IMAGE_DIGEST], []).append(row)
+
+    @property
+    def _size(self) -> int:
+        """Bytes of a row."""
+        return sum(shape.numel() * dtype.itemsize for shape, dtype in self._shapes)
+
+    def _read(self, sample: int) -> bytearray | None:
+        """The row of a sample; None where there is none, or not the bytes that were written."""
+        for row in self._of_sample.get(sample, ()):
+            values = bytearray(self._size)
+            read = os.preadv(row.file.fileno(), [values], row.offset)
+            if read == len(values) and _check(values) == row.check:
+                return values
+        return None
+
+    def _keep(self, sample: int, image: bytes, row: bytes) -> None:
+        """Append a row to this process's files, if there is room."""
+        if len(row) > self._room:
+            return
+        if self._own is None:
+            assert self._folder is not None
+            path = self._folder / f"{secrets.token_hex(8)}.maps"
+            self._own = path.open("xb+"), path.with_suffix(".index").open("xb")
+        self._room -= len(row)
+        maps, index = self._own
+        offset = os.fstat(maps.fileno()).st_size
+        for file, content in ((maps, row), (index, image + _check(row))):
+            file.write(content)
+            file.flush()
+        self._of_sample[sample] = [Row(maps, offset, _check(row))]
+
+    def _unpacked(self, rows: Sequence[bytearray], device: torch.device) -> list[Tensor]:
+        """The maps [B, K, s, s] of rows."""
+        whole = torch.stack([torch.frombuffer(row, dtype=torch.uint8) for row in rows])
+        maps, begin = [], 0
+        for shape, dtype in self._shapes:
+            end = begin + shape.numel() * dtype.itemsize
+            maps.append(whole[:, begin:end].contiguous().view(dtype).view(len(rows), *shape).to(device))
+            begin = end
         return maps
 
-    def _read(self, numbers: Sequence[int], device: torch.device) -> list[Tensor]:
-        places = [divmod(self._rows[number], BLOCK) for number in numbers]
-        kept = [torch.stack(each) for each in zip(*([m[row] for m in self._blocks[block]] for block, row in places))]
-        return [each.to(device, non_blocking=True) for each in kept]
 
-    def _has_room(self, maps: Sequence[Tensor]) -> bool:
-        """Whether one more sample, with such maps [K, s, s], has room; makes a block where one is needed."""
-        if len(self._rows) < BLOCK * len(self._blocks):
-            return True
-        size = BLOCK * sum(each.numel() * each.element_size() for each in maps)
-        if self._full:
-            return False
-        if size <= self._memory:
-            self._memory -= size
-            self._blocks.append([each.new_empty((BLOCK, *each.shape), device="cpu") for each in maps])
-        elif size <= self._disk:
-            self._disk -= size
-            self._blocks.append(self._block_in_a_file(maps, size))
-        else:
-            self._full = True
-        return not self._full
+def _bytes(values: Tensor) -> bytes:
+    """The bytes of a tensor's values."""
+    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
-    def _block_in_a_file(self, maps: Sequence[Tensor], size: int) -> list[Tensor]:
-        """A block in a temporary file, whose bytes are set aside now: a full disk says so here."""
-        file = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the block)
-        os.posix_fallocate(file.fileno(), 0, size)
-        self._files.append(file)
-        block, offset = [], 0
-        for each in maps:
-            length = BLOCK * each.numel() * each.element_size()
-            values = np.memmap(file, np.uint8, "r+", offset, (length,))
-            block.append(torch.from_numpy(values).view(each.dtype).view(BLOCK, *each.shape))
-            offset += length
-        return block
+
+def _image_digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(_bytes(image), digest_size=IMAGE_DIGEST).digest()
+
+
+def _check(row: bytes | bytearray) -> bytes:
+    return hashlib.blake2b(row, digest_size=CHECK).digest()

@@ -23,7 +23,7 @@ from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.gmm_moe.config import GmmMoeConfig
-from moe_dist.methods.gmm_moe.kept import KeptMaps, in_chunks
+from moe_dist.methods.gmm_moe.kept import KeptMaps, backbone_digest, in_chunks
 from moe_dist.methods.phases import Losses, Phase, Progress, Stage, StageSamples, StepResult
 from moe_dist.models.experts import seeded
 from moe_dist.models.makers import ExpertMaps, Makers
@@ -150,11 +150,14 @@ class GmmMoe(Method):
         """What the network gives for a batch; in stage one from the maps of its split, kept where they can be."""
         if self._stage != FROZEN or self.config.frozen is None:
             return network(batch.images)
-        limits = self.config.keep_maps_gib, self.config.keep_maps_on_disk_gib
-        if not any(limits) or (split == "train" and self.config.frozen.augment != AugmentConfig()):
+        limit = self.config.keep_maps_gib
+        if not limit or (split == "train" and self.config.frozen.augment != AugmentConfig()):
             return network.on_maps(in_chunks(network.backbone, batch.images))
-        kept = self._kept.setdefault(split, KeptMaps(*limits))
-        return network.on_maps(kept.maps(network.backbone, batch.images, batch.samples))
+        if split not in self._kept:
+            backbone = network.backbone
+            digest = backbone_digest(backbone, self.config.backbone, backbone.taps, batch.images.device)
+            self._kept[split] = KeptMaps(self.cache / "maps" / digest if self.cache else None, limit)
+        return network.on_maps(self._kept[split].maps(network.backbone, batch.images, batch.samples))
 
     def _initialise(self, network: nn.Module, samples: StageSamples) -> None:
         """Initialise every gate from its tap's features of real images, on the first rank, for all."""
