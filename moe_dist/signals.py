@@ -63,29 +63,31 @@ def stoppable(go_on: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def keeping_handlers() -> Iterator[None]:
-    """Restore the handlers of SIGTERM and Ctrl-C after the block, in which a library installs its own.
+def deferring_signals() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C take effect only after the block, in which a library would be left half started.
 
-    Ray's handler of SIGTERM raises SystemExit with the signal's number, which then counts as the signal itself.
+    The library's own handlers are not installed: Ray's would end the process at once. A second Ctrl-C does.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    terminated = False
+    deferred: list[int] = []
+    install = signal.signal
+
+    def defer(number: int, frame: FrameType | None) -> None:
+        deferred.append(number)
+        install(signal.SIGINT, signal.SIG_DFL)
+
+    before = {number: install(number, defer) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
     try:
         yield
-    except SystemExit as end:
-        terminated = end.code == signal.SIGTERM
-        raise
     finally:
-        if _arrived:
-            _unwinding()
-        else:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if terminated:
-            signal.raise_signal(signal.SIGTERM)
+        signal.signal = install  # type: ignore[assignment]
+        for number, handler in before.items():
+            install(number, handler)
+        if deferred:
+            signal.raise_signal(deferred[0])
 
 
 def _raise(number: int, frame: FrameType | None) -> None:

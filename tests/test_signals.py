@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 COMMAND = """
 import signal, sys, time
-from moe_dist.signals import Stopped, catch_signals, exit_code, keeping_handlers, stoppable
+from moe_dist.signals import Stopped, catch_signals, exit_code, deferring_signals, stoppable
 catch_signals()
 try:
     with stoppable(lambda: "the command again"):
@@ -47,7 +48,7 @@ UNWIND_UNTIL_TOLD = """
             sys.stdin.readline()
 """
 TAKEN_BY_A_LIBRARY = """
-        with keeping_handlers():
+        with deferring_signals():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
         try:
@@ -58,8 +59,14 @@ TAKEN_BY_A_LIBRARY = """
             print("unwound", flush=True)
 """
 WITHIN_THE_LIBRARY = """
-        with keeping_handlers():
+        with deferring_signals():
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            print("ready", flush=True)
+            sys.stdin.readline()
+            print("started", flush=True)
+"""
+WITHIN_A_LIBRARY_THAT_HANGS = """
+        with deferring_signals():
             print("ready", flush=True)
             while True:
                 time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
@@ -104,11 +111,22 @@ def test_it_unwinds_and_says_how_to_go_on(body: str, sent: signal.Signals, code:
     assert (process.returncode, errors) == (code, "")
 
 
-def test_a_library_that_ends_by_sigterm_on_its_own_is_a_stop_too() -> None:
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_library_that_is_starting_is_not_left_half_started(sent: signal.Signals) -> None:
     process = start(WITHIN_THE_LIBRARY)
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate()[0] == "stopped by SIGTERM; go on with: the command again\n"
-    assert process.returncode == 143
+    process.send_signal(sent)
+    by = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[sent]
+    assert process.communicate("\n")[0] == f"started\nstopped by {by}; go on with: the command again\n"
+    assert process.returncode == 128 + sent
+
+
+def test_a_second_ctrl_c_ends_a_start_that_hangs() -> None:
+    process = start(WITHIN_A_LIBRARY_THAT_HANGS)
+    while process.poll() is None:  # the first is seen when it is seen
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    process.communicate()
+    assert process.returncode == -signal.SIGINT
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])

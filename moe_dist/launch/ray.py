@@ -20,7 +20,7 @@ from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
 from moe_dist.methods.phases import TaskFunction
 from moe_dist.settings.resources import ResourceConfig
-from moe_dist.signals import keeping_handlers
+from moe_dist.signals import deferring_signals
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint, superseded
 from moe_dist.train.task import TrainingTask
@@ -44,7 +44,7 @@ def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
 
     device_of(0 if os.environ.get("RAY_ADDRESS") else max(job.resources.gpus_per_worker, job.resources.gpus_per_task))
     try:
-        with show.working("start Ray"), keeping_handlers():
+        with show.working("start Ray"), deferring_signals():
             _start_ray(job)
         require_resources(job, ray.cluster_resources(), show)
         yield RayLauncher(job, run, show)

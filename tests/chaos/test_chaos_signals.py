@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -147,6 +148,32 @@ def test_a_run_without_out_is_told_its_folder(tmp_path: Path, commands: list[Com
     command.wait_for(tmp_path, "metrics.jsonl", "\n", 10)
     (run,) = (tmp_path / "runs" / "small").glob("2*")
     assert stopped(command, signal.SIGTERM, False) == [*words, "--out", f"runs/small/{run.name}", "--resume"]
+
+
+@pytest.mark.parametrize(("which", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
+def test_a_signal_while_ray_starts_ends_as_any_other(
+    which: signal.Signals, to_all: bool, part: str, tmp_path: Path, commands: list[Command]
+) -> None:
+    """Ray that is left half started ends the process by an abort."""
+    words = ["run", str(write_job(tmp_path)), "--launcher", "ray", "--out", "a run"]
+    command = Command(tmp_path, *words)
+    commands.append(command)
+    while not any(part in " ".join(child.cmdline()[:1]) for child in children_of(command.process)):
+        assert command.process.poll() is None, command.said()
+        time.sleep(0.01)
+    command.started = children_of(command.process)
+    assert stopped(command, which, to_all) == [*words, "--resume"]
+
+
+def children_of(process: psutil.Process) -> list[psutil.Process]:
+    """Those that are there and can be asked."""
+    found = []
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.cmdline()
+            found.append(child)
+    return found
 
 
 TUNE = {"of": ["method"], "trials": 200, "batch": 1, "method_space": {"gate.dropout": {"low": 0.0, "high": 0.5}}}

@@ -36,7 +36,7 @@ from moe_dist.data.shards.index import INDEX_FILE, Index, Shrink, read_index, wr
 from moe_dist.data.storage.store import exists, get_bytes, join, shown
 from moe_dist.errors import UserError
 from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
-from moe_dist.signals import keeping_handlers
+from moe_dist.signals import deferring_signals
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (split, samples done, samples in the split)."""
@@ -195,7 +195,7 @@ def _connected_ray(workers: int) -> Iterator[Any]:
     own = {"address": "local", "num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES}
     cluster = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else own
     try:
-        with keeping_handlers():
+        with deferring_signals():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
         yield ray
     finally:
