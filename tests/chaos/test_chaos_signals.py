@@ -151,15 +151,14 @@ def test_a_run_without_out_is_told_its_folder(tmp_path: Path, commands: list[Com
 
 
 @pytest.mark.parametrize(("which", "to_all"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
 def test_a_signal_while_ray_starts_ends_as_any_other(
-    which: signal.Signals, to_all: bool, part: str, tmp_path: Path, commands: list[Command]
+    which: signal.Signals, to_all: bool, tmp_path: Path, commands: list[Command]
 ) -> None:
     """Ray that is left half started ends the process by an abort."""
     words = ["run", str(write_job(tmp_path)), "--launcher", "ray", "--out", "a run"]
     command = Command(tmp_path, *words)
     commands.append(command)
-    while not any(part in " ".join(child.cmdline()[:1]) for child in children_of(command.process)):
+    while not any("raylet" in " ".join(child.cmdline()[:1]) for child in children_of(command.process)):
         assert command.process.poll() is None, command.said()
         time.sleep(0.01)
     command.started = children_of(command.process)
