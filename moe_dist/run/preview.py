@@ -136,7 +136,7 @@ def seconds_a_step(method: Method, network: nn.Module, stage: Stage) -> float:
     labels = torch.arange(stage.batch_size) % method.info.classes
     weight = torch.full((stage.batch_size,), 1 / stage.batch_size)
     batch = Batch(torch.rand(stage.batch_size, 3, side, side), labels, torch.arange(stage.batch_size), weight)
-    network.train()
+    method.set_training(network, stage.name)  # a frozen part is then computed once, as in the training
     started = 0.0
     for step in range(MEASURED_STEPS + 1):
         if step == 1:  # the first one warms up

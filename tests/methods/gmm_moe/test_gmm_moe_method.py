@@ -24,6 +24,7 @@ from moe_dist.methods.gmm_moe.config import GmmMoeConfig
 from moe_dist.methods.gmm_moe.kept import CHUNK
 from moe_dist.methods.gmm_moe.method import FROZEN, WHOLE, GmmMoe
 from moe_dist.methods.phases import Progress, Stage
+from moe_dist.run.preview import seconds_a_step
 from moe_dist.run.run import run_job
 from moe_dist.train.checkpoints import newest_checkpoint
 from tests.methods.gmm_moe.small_gmm_moe import METHOD, STAGE, TAPS, job
@@ -170,6 +171,21 @@ def test_the_backbone_is_computed_once_for_every_image_by_all_runs(
         counts[name] = len(seen)
     initialising, learning_shapes = 2, 2
     assert counts["second"] == initialising + learning_shapes < counts["first"] < counts["anew"] / 2
+
+
+def test_an_estimate_computes_the_frozen_backbone_once_as_the_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moe_dist.models.tapped import Tapped
+
+    seen: list[int] = []
+    real = Tapped.forward
+    monkeypatch.setattr(Tapped, "forward", lambda self, images: (seen.append(len(images)), real(self, images))[1])
+    method = GmmMoe(GmmMoeConfig.model_validate(METHOD), INFO)
+    network = method.build(IN_ONE_PROCESS, {}, 0)
+    frozen, whole = method.stages()
+    assert seconds_a_step(method, network, frozen) > 0
+    assert len(seen) == 2, "the maps' shapes, and the maps"
+    assert seconds_a_step(method, network, whole) > 0
+    assert len(seen) > 2 + 1
 
 
 def test_two_workers_with_experts_divided_over_them(tmp_path: Path) -> None:
