@@ -54,6 +54,9 @@ class WeightingConfig(Strict):
     enabled: bool = True
     alpha: Positive = 2.0
     scope: Scope = "all"
+    total: Literal["one", "size"] = "one"
+    """What a cluster's weights add up to in the distance. one: as Eq 16 has it; size: D, so that equal weights leave
+    the distance as it is, and what is nearest to what does not fade with the length of codes."""
 
 
 class EdcwrnConfig(MethodConfig):

@@ -245,7 +245,10 @@ class Edcwrn(Method):
 
     def _log_assignments(self, codes: Tensor, centres: Tensor, weights: Tensor) -> Tensor:
         """log q [B, Q] of codes [B, D]."""
-        distances = equations.weighted_distances(codes, centres, weights if self.config.weighting.enabled else None)
+        weighting = self.config.weighting
+        distances = equations.weighted_distances(codes, centres, weights if weighting.enabled else None)
+        if weighting.enabled and weighting.total == "size":
+            distances = distances * codes.shape[1]
         if self.config.formulation == "idec":
             return equations.log_student(distances)
         return equations.log_proposed(distances, self.config.a, self.config.b)

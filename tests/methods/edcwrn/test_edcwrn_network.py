@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from moe_dist.data.batch import DatasetInfo
+from moe_dist.methods.edcwrn.config import EdcwrnConfig
+from moe_dist.methods.edcwrn.method import Edcwrn
 from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
 from tests.reference import edcwrn as slow
 
@@ -66,3 +70,20 @@ def test_a_sample_that_is_its_own_neighbour_is_decoded_as_before() -> None:
         network = ClusteringNetwork(pretrained, clusters=2, samples=9, neighbours=NEIGHBOURS)
         after = network.reconstruct(network.own_codes(samples) + network.beside(samples))
     torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("formulation", ["proposed", "idec"])
+def test_equal_weights_that_add_up_to_the_codes_size_leave_the_distance_as_it_is(formulation: str) -> None:
+    info = DatasetInfo(3, tuple("abc"), 4, 20)
+    config = {"clusters": 3, "formulation": formulation, "network": {"hidden": [8], "code": 5}}
+    codes, centres = torch.randn(7, 5), torch.randn(3, 5)
+    logs = {}
+    for name, weighting in {
+        "unweighted": {"enabled": False, "total": "one"},
+        "size": {"total": "size"},
+        "one": {"total": "one"},
+    }.items():
+        method = Edcwrn(EdcwrnConfig.model_validate(config | {"weighting": weighting}), info)
+        logs[name] = method._log_assignments(codes, centres, torch.full((3, 5), 1 / 5))
+    torch.testing.assert_close(logs["size"], logs["unweighted"])
+    assert not torch.allclose(logs["one"], logs["unweighted"], atol=1e-2)
