@@ -7,7 +7,9 @@ senders (timeout, Slurm) send it twice, and SIGKILL if the process does not end 
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,9 @@ from moe_dist.errors import Terminated
 
 GO_ON = "MOE_DIST_GO_ON"
 """Environment variable of a submitted job: the command that submits it again to resume it."""
+
+SOON = 0.02
+"""Seconds after which a dropped signal is sent again."""
 
 _arrived: list[signal.Signals] = []
 
@@ -33,6 +38,7 @@ def catch_signals() -> None:
     """Handle SIGTERM and Ctrl-C from now on. Call it in the main thread of a command."""
     signal.signal(signal.SIGTERM, _raise)
     signal.signal(signal.SIGINT, _raise)
+    sys.unraisablehook = _raise_again
 
 
 def exit_code() -> int:
@@ -94,6 +100,16 @@ def _raise(number: int, frame: FrameType | None) -> None:
     _arrived.append(signal.Signals(number))
     _unwinding()
     raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _raise_again(lost: sys.UnraisableHookArgs) -> None:
+    """Send the signal again if Python has dropped its exception, as it does in a `__del__` or a weak reference."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt) or not _arrived:
+        sys.__unraisablehook__(lost)
+        return
+    signal.signal(signal.SIGTERM, _raise)
+    signal.signal(signal.SIGINT, _raise)
+    threading.Timer(SOON, os.kill, (os.getpid(), _first())).start()  # not here, where it would be dropped again
 
 
 def _unwinding() -> None:

@@ -71,6 +71,19 @@ WITHIN_A_LIBRARY_THAT_HANGS = """
             while True:
                 time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
 """
+LOST_IN_A_DESTRUCTOR = """
+        class Slow:
+            def __del__(self):
+                print("ready", flush=True)
+                while True:
+                    time.sleep(0.05)  # a signal between its start and its system call is seen at its end only
+        try:
+            Slow()
+            while True:
+                time.sleep(0.05)
+        finally:
+            print("unwound", flush=True)
+"""
 FAILS_AFTERWARDS = """
         try:
             print("ready", flush=True)
@@ -101,7 +114,7 @@ def start(body: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("sent", "code", "by"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")], ids=["term", "int"]
 )
-@pytest.mark.parametrize("body", [WAIT, TAKEN_BY_A_LIBRARY, FAILS_AFTERWARDS, PLAIN])
+@pytest.mark.parametrize("body", [WAIT, TAKEN_BY_A_LIBRARY, LOST_IN_A_DESTRUCTOR, FAILS_AFTERWARDS, PLAIN])
 def test_it_unwinds_and_says_how_to_go_on(body: str, sent: signal.Signals, code: int, by: str) -> None:
     process = start(body)
     process.send_signal(sent)
