@@ -28,6 +28,7 @@ def open_image_folder(source: Path | None) -> PathContents:
 def class_folders(tree: Tree) -> PathContents:
     """The images of a tree of train|val|test/<class>/*. Raises UserError like `open_image_folder`."""
     root = _root(tree)
+    _require_no_twins(tree, root)
     class_names = _subfolders(tree, f"{root}train/")
     labels = {name: label for label, name in enumerate(class_names)}
     present = [split for split in SPLITS if f"{root}{split}" in tree.folders]
@@ -44,6 +45,14 @@ def _root(tree: Tree) -> str:
         f"{tree.where}: no train and test folder; expected train/<class>/* and test/<class>/*, found "
         f"{', '.join(tops) or 'no folder'}"
     )
+
+
+def _require_no_twins(tree: Tree, root: str) -> None:
+    """Raise UserError where a folder of images is found at two places, so that its images would be read twice."""
+    read = tuple(f"{root}{split}" for split in SPLITS)
+    for twin in tree.twins:
+        if all(f"{path}/".startswith(tuple(f"{split}/" for split in read)) for path in twin):
+            raise UserError(f"{tree.where}: {twin[0]} and {twin[1]} are the same folder (a link); remove one of them")
 
 
 def _subfolders(tree: Tree, parent: str) -> list[str]:
