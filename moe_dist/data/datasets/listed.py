@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -40,8 +41,8 @@ class Listing:
 def open_lists(source: Path | None, dataset: str, lists: Mapping[str, str]) -> PathContents:
     """The images of the text files `lists` (by split); classes are called after their folders.
 
-    Raises UserError where a list or an image is missing, a line cannot be read or occurs twice, test repeats an image
-    of train, or labels are not 0, 1, 2 ... with training images of each.
+    Raises UserError where a list or an image is missing, a line cannot be read or occurs twice, an image is in two
+    lists, or labels are not 0, 1, 2 ... with training images of each.
     """
     if source is None:
         raise UserError(f"dataset {dataset} needs data.source (--from): a folder with the images and {lists['train']}")
@@ -60,10 +61,9 @@ def listed_contents(
     names = class_names or _folder_names(listings["train"], _count_classes(tree, listings["train"]))
     _require_labels(tree, listings, names)
     splits = {split: (_resolve(tree, listing), listing.labels) for split, listing in listings.items()}
-    if common := set(splits["train"][0]) & set(splits["test"][0]):
-        raise UserError(
-            f"{tree.where}: {min(common)} is in both {listings['train'].table} and {listings['test'].table}"
-        )
+    for one, other in combinations(splits, 2):
+        if common := set(splits[one][0]) & set(splits[other][0]):
+            raise UserError(f"{tree.where}: {min(common)} is in both {listings[one].table} and {listings[other].table}")
     return PathContents(tree, names, splits, superclasses)
 
 

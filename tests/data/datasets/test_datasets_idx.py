@@ -57,6 +57,26 @@ def test_a_plain_file_goes_before_its_gz(tmp_path: Path):
     assert np.array_equal(decode(MNIST.open(tmp_path).sample("train", 3).image)[..., 0], images["train"][3])
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_with_a_dot_are_read(tmp_path: Path, packed: bool):
+    """As many copies have them: train-images.idx3-ubyte."""
+    images = write_idx(tmp_path, packed)
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    assert np.array_equal(decode(MNIST.open(tmp_path).sample("train", 3).image)[..., 0], images["train"][3])
+
+
+def test_a_copy_that_holds_each_file_twice_is_read(tmp_path: Path):
+    """Kaggle's: train-images.idx3-ubyte, and the same as train-images-idx3-ubyte/train-images-idx3-ubyte."""
+    images = write_idx(tmp_path, packed=False)
+    for path in list(tmp_path.iterdir()):
+        data = path.read_bytes()
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+        path.mkdir()
+        (path / path.name).write_bytes(data)
+    assert np.array_equal(decode(MNIST.open(tmp_path).sample("test", 3).image)[..., 0], images["t10k"][3])
+
+
 def test_fashion_and_usps_are_read_from_the_same_files(tmp_path: Path):
     write_idx(tmp_path)
     assert FASHION.open(tmp_path).class_names[9] == "ankle boot"

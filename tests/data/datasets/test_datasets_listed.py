@@ -126,6 +126,13 @@ def change_line(path: Path, number: int, line: str) -> None:
         ("train", 9, "train/n01484850/n01484850_100.JPEG 99999", r"line 9: label 99999, but class 2 has no image"),
         ("test", 5, "val/n01484850/ILSVRC2012_val_00000004.JPEG 3", r"test.txt line 5: label 3 is outside 0 to 2"),
         ("test", 1, "train/n01440764/n01440764_100.JPEG 0", r"is in both ImageNet_LT_train.txt and ImageNet_LT_test"),
+        (
+            "val",
+            1,
+            "train/n01440764/n01440764_100.JPEG 0",
+            r"_100.JPEG is in both ImageNet_LT_train.txt and .*_val.txt",
+        ),
+        ("val", 1, "val/n01440764/ILSVRC2012_val_00000000.JPEG 0", r"is in both ImageNet_LT_val.txt and .*_test.txt"),
         ("val", 2, "../secret.JPEG 1", r"val.txt line 2: no file ../secret.JPEG"),
         ("val", 2, "ImageNet_LT_test.txt 1", r"val.txt line 2: ImageNet_LT_test.txt is not a jpg, jpeg, png, ppm file"),
     ],
