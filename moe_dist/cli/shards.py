@@ -172,7 +172,12 @@ def stats(
     console.print(table)
     console.print(f"widths and heights: smallest, median, largest of {splits[0].sides.images:,} images")
     path = plot or Path(place) / "stats.png"
-    save_class_profile(path, splits[0].headline(), splits[0].counts)
+    try:
+        save_class_profile(path, splits[0].headline(), splits[0].counts)
+    except OSError as error:
+        raise UserError(
+            f"{path}: the picture cannot be written there ({error.strerror}); name another file with --plot"
+        ) from None
     console.print(f"picture: {short(path.absolute())}")
 
 

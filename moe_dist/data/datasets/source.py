@@ -87,10 +87,13 @@ def _is_folder(source: Path) -> bool:
     """Whether the source is a folder rather than a file. Raises UserError where it is neither, or named in no UTF-8."""
     if shown_name(str(source)) != str(source):
         raise UserError(f"{shown_name(str(source))}: the name is not UTF-8; rename it, or name it by a link")
-    if source.is_dir():
-        return True
-    if source.is_file():
-        return False
+    try:
+        if source.is_dir():
+            return True
+        if source.is_file():
+            return False
+    except OSError as error:
+        raise UserError(f"{source}: cannot be looked at ({error.strerror}); make it readable") from None
     raise UserError(f"{source}: no such folder or tar; set data.source (--from) to where the dataset was downloaded")
 
 
