@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from moe_dist.data.datasets.samples import Sample, is_image, scaled_region
-from moe_dist.data.datasets.source import Tree, open_tree
+from moe_dist.data.datasets.source import Tree, open_tree, text_of
 from moe_dist.data.image.crops import Region
 from moe_dist.data.image.decode import image_size
 from moe_dist.errors import UserError
@@ -70,6 +70,8 @@ _TRAIN_TABLES = (
     re.compile(r"(?:.*/)?Training/(\d{5})/GT-\1\.csv"),
 )
 """The official training tables, and those of torchvision, which are read where there are none of the former."""
+READING = "tracks end at the last underscore"
+"""How the tables are read. It is part of a source's fingerprint: shards of before may hold other tracks."""
 _COLUMNS = ("width", "height", "roi_x1", "roi_y1", "roi_x2", "roi_y2", "class_id")
 _OFFICIAL_COLUMNS = ("Width", "Height", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", "ClassId")
 
@@ -188,17 +190,23 @@ def _archives(tree: Tree) -> str:
 
 def _rows(tree: Tree, table: str, folder: str, layout: _Layout) -> Iterator[_Row]:
     """The rows of a table, whose file names are relative to `folder`. Raises UserError for one that cannot be read."""
-    text = tree.read(table).decode("utf-8-sig", errors="replace")
-    reader = csv.DictReader(io.StringIO(text), delimiter=layout.delimiter)
+    try:
+        reader = csv.DictReader(io.StringIO(text_of(tree.read(table))), delimiter=layout.delimiter)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{tree.where}: {table}: not UTF-8 text ({error}); save it as UTF-8") from None
+    if missing := [column for column in (layout.file, *layout.columns) if column not in (reader.fieldnames or [])]:
+        raise UserError(
+            f"{tree.where}: {table}: no column {missing[0]}; expected a heading, {layout.delimiter!r} between fields"
+        )
     for row in reader:
         try:
             width, height, x1, y1, x2, y2, label = (int(row[column]) for column in layout.columns)
-            path = PurePosixPath(folder) / row[layout.file]
+            path = PurePosixPath(folder) / row[layout.file].replace("\\", "/")
             if not 0 <= label < len(CLASS_NAMES):
                 raise ValueError(f"class {label} is outside 0 to {len(CLASS_NAMES) - 1}")
             if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
                 raise ValueError(f"region {x1},{y1},{x2},{y2} does not lie in an image of {width} x {height}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{tree.where}: {table} line {reader.line_num}: unreadable row ({error})") from None
         yield _Row(str(path), label, (x1, y1, x2, y2), (width, height))
 

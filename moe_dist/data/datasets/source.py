@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,15 @@ def open_tree(source: Path) -> Tree:
     damaged, holds what cannot be read, or a name that is not UTF-8.
     """
     return _folder_tree(source) if _is_folder(source) else _tar_tree(source)
+
+
+def text_of(data: bytes) -> str:
+    """The text of a list or table: UTF-8, or UTF-16 where it begins with the mark that Windows' programs put there.
+
+    Raises UnicodeDecodeError.
+    """
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and len(data) > len(codecs.BOM_UTF16)
+    return data.decode("utf-16" if marked else "utf-8-sig")
 
 
 def fingerprint_parts(source: Path) -> list[tuple[str, int, int]]:

@@ -22,6 +22,8 @@ _NOBODYS = {
     "@eadir",
 }
 """Names, in lower case, that Windows, macOS, disks and network shares put beside files."""
+_MARKS = (":zone.identifier", ":encryptable")
+"""How the names end of files into which other systems turn the marks that Windows puts on a file."""
 FolderId = tuple[int, int]
 """The device and inode of a folder, which are the same under all of its names."""
 
@@ -50,7 +52,7 @@ class _Opened:
 
 def is_nobodys(name: str) -> bool:
     """Whether a file or folder of this name is hidden, or kept by an operating system or a share for itself."""
-    return name.startswith(".") or name.lower() in _NOBODYS
+    return name.startswith(".") or name.lower() in _NOBODYS or name.lower().endswith(_MARKS)
 
 
 def shown_name(name: str) -> str:

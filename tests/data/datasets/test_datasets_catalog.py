@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,61 @@ def test_a_test_class_unknown_in_train_is_named(image_folder: Path):
         FOLDERS.open(image_folder)
 
 
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_a_validation_split_of_another_name_is_read(image_folder: Path, name: str):
+    """It was left out in silence."""
+    shutil.copytree(image_folder / "test", image_folder / name)
+    assert FOLDERS.open(image_folder).counts == {"train": 24, "val": 9, "test": 9}
+    shutil.copytree(image_folder / "test", image_folder / "val")
+    with pytest.raises(UserError, match=rf"both val and {name}: which is the val split"):
+        FOLDERS.open(image_folder)
+
+
+def test_accents_of_macos_are_those_of_others(image_folder: Path):
+    """An accent may be a character of its own; both forms look alike."""
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        (image_folder / split / "bee").rename(image_folder / split / unicodedata.normalize(form, "aé"))
+    contents = FOLDERS.open(image_folder)
+    assert contents.class_names == ("ant", unicodedata.normalize("NFC", "aé"), "cat")
+    assert np.bincount(contents.labels("test")).tolist() == [3, 3, 3]
+    shutil.copytree(image_folder / "train/ant", image_folder / "train" / unicodedata.normalize("NFD", "aé"))
+    with pytest.raises(UserError, match="look alike; rename or join the folders"):
+        FOLDERS.open(image_folder)
+
+
+@pytest.mark.parametrize("name", ["Bee", "bee ", " bee"])
+def test_a_class_that_differs_in_what_is_hard_to_see_is_named(image_folder: Path, name: str):
+    (image_folder / "test/bee").rename(image_folder / "test" / name)
+    with pytest.raises(UserError, match=rf"has no folder in train \(train has 'bee', not '{name}'\)"):
+        FOLDERS.open(image_folder)
+
+
+def test_a_class_name_that_would_break_tables_is_refused(image_folder: Path):
+    (image_folder / "train/bee").rename(image_folder / "train/be\ne")
+    with pytest.raises(UserError, match=r"train/'be\\ne': a class's name has control characters"):
+        FOLDERS.open(image_folder)
+
+
+def test_class_names_of_any_script_are_read(image_folder: Path):
+    for split in ("train", "test"):
+        (image_folder / split / "cat").rename(image_folder / split / "🐈 [v2] #1")
+    assert FOLDERS.open(image_folder).class_names == ("ant", "bee", "🐈 [v2] #1")
+
+
+def test_how_many_files_of_a_labelling_tool_lie_between_the_images_is_told(image_folder: Path):
+    for path in (image_folder / "train/ant").iterdir():
+        path.with_suffix(".json").touch()
+    with pytest.raises(
+        UserError, match=r"train/ant/000.json: not a jpg, .* convert, move or remove it \(8 such files\)"
+    ):
+        FOLDERS.open(image_folder)
+
+
+def test_marks_of_windows_on_downloads_are_nobodys_data(image_folder: Path):
+    (image_folder / "train/ant/000.png:Zone.Identifier").write_bytes(b"[ZoneTransfer]")
+    assert FOLDERS.open(image_folder).counts == {"train": 24, "test": 9}
+
+
 @pytest.mark.parametrize("name", ["train/ant/notes.txt", "train/ant/photo.webp", "train/stray.png"])
 def test_a_file_that_would_be_passed_over_is_named(image_folder: Path, name: str):
     (image_folder / name).write_bytes(b"x")
@@ -283,6 +339,16 @@ def test_kaggles_copy_of_the_signs_is_read(tmp_path: Path):
     (root / "Test.csv").unlink()
     with pytest.raises(UserError, match=r"Test.csv is missing"):
         GTSRB.open(root)
+
+
+def test_tables_of_signs_that_a_spreadsheet_saved_are_read_or_refused(tmp_path: Path):
+    table = write_repacked(tmp_path) / "train.csv"
+    text = table.read_text()
+    table.write_text(text.replace("/", "\\"), encoding="utf-16")
+    assert GTSRB.open(tmp_path).counts == {"train": 258, "test": 1}
+    table.write_text(text.replace(",", ";"))
+    with pytest.raises(UserError, match=r"train.csv: no column path; expected a heading, ',' between fields"):
+        GTSRB.open(tmp_path)
 
 
 def write_torchvisions(root: Path) -> Path:

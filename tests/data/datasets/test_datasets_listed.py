@@ -143,6 +143,22 @@ def test_a_bad_line_is_named(tmp_path: Path, split: str, number: int, line: str,
         IMAGENET.open(tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_windows_are_read(tmp_path: Path, encoding: str):
+    r"""`dir > list.txt` in PowerShell: UTF-16, lines that end in two characters, `\` between folders."""
+    for path in write_imagenet_lt(tmp_path).glob("*.txt"):
+        text = path.read_text().replace("/", "\\").replace("\n", "\r\n")
+        path.write_bytes(text.encode(encoding))
+    assert IMAGENET.open(tmp_path).counts == {"train": 9, "val": 3, "test": 6}
+
+
+def test_a_folder_that_is_linked_under_the_name_a_list_has_is_read(tmp_path: Path):
+    root = write_imagenet_lt(tmp_path)
+    (root / "train").rename(root / "images")
+    (root / "train").symlink_to("images")
+    assert IMAGENET.open(tmp_path).counts == {"train": 9, "val": 3, "test": 6}
+
+
 def test_a_missing_an_empty_and_a_doubled_list_are_named(tmp_path: Path):
     table = write_imagenet_lt(tmp_path) / "ImageNet_LT_val.txt"
     (tmp_path / "train/ImageNet_LT_val.txt").write_text(table.read_text())
