@@ -69,6 +69,7 @@ def build(
     from moe_dist.data.longtail import LongTail
     from moe_dist.data.shards.build.build import build_shards
     from moe_dist.data.shards.index import Shrink
+    from moe_dist.data.shards.inspect.repeated import repeated_images
     from moe_dist.data.storage.store import is_url
     from moe_dist.places import cache_folder
     from moe_dist.terminal import Show
@@ -91,6 +92,8 @@ def build(
     for split, index in indexes.items():
         content = f"{len(index.rows):,} images in {_number(len(index.shards), 'shard')}"
         console.print(f"{split}: {content}, split hash {index.digest}", soft_wrap=True)
+    for sentence in repeated_images(out):
+        progress.notice(sentence)
     console.print(f"shards: {_place(out)}")
 
 
