@@ -122,7 +122,7 @@ def _tar_tree(where: Path) -> Tree:
     folders: set[str] = set()
     by_name: dict[str, Member] = {}
     try:
-        for member in members(tar):
+        for member in members(tar, where):
             path = _path_inside(where, member)
             if not member.is_folder:
                 member = by_name[str(path)] = _linked(member, by_name)

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from moe_dist.data.storage.folders import shown_name
 from moe_dist.data.storage.locks import in_turn
 from moe_dist.data.storage.tars import BLOCK, is_header, members
 from moe_dist.errors import UserError
@@ -70,9 +71,17 @@ def plain_tar(source: Path, cache: Path, tell: OnUnpack) -> Path:
         if not target.exists():
             with whole_file(target, lasting=False) as partial:
                 pack(source, partial, tell)
-                for _ in members(partial):  # a damaged tar is told here, and not kept
-                    pass
+                _require_whole(source, partial)
     return target
+
+
+def _require_whole(source: Path, tar: Path) -> None:
+    """Raise UserError where what was unpacked is not a whole tar, before it is kept."""
+    try:
+        for _ in members(tar, source):
+            pass
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def _beginning(source: Path) -> bytes:
@@ -88,15 +97,20 @@ def _packer(source: Path, start: bytes) -> Callable[[Path, Path, OnUnpack], None
     """What turns the archive that begins with `start` into a tar; None where only the reader of tars can tell."""
     if not start:
         raise UserError(f"{source}: an empty file; download it again")
-    if start.startswith(_ZIP):
-        return _pack_zip
+    if source.with_suffix(".z01").exists():
+        whole = shlex.quote(f"{source.stem}-whole.zip")
+        raise UserError(
+            f"{source}: the last part of a .zip in several; join them by `zip -s 0 {shlex.quote(str(source))} --out "
+            f"{whole}`"
+        )
     if start.startswith(tuple(_TARS)):
         return _decompress
     lowered = start[:_LONGEST_MAGIC].lower()
     for magic, (what, advice) in _OTHERS.items():
         if start.startswith(magic) or lowered.startswith(magic):
             raise UserError(f"{source}: {what}; {advice.format(shlex.quote(str(source)))}")
-    return None
+    # Programs that unpack themselves have a .zip at their end.
+    return _pack_zip if start.startswith(_ZIP) or zipfile.is_zipfile(source) else None
 
 
 @contextmanager
@@ -121,7 +135,7 @@ def _as_sentences(source: Path, folder: Path) -> Iterator[None]:
 
 
 def _decompress(source: Path, target: Path, tell: OnUnpack) -> None:
-    """Write the tar that `source` holds compressed. Raises ValueError where it holds something else."""
+    """Write the tar that `source` holds compressed. Raises UserError where it holds something else."""
     packed = source.stat().st_size
     _require_space(source, target.parent, packed)
     tell(f"{source}: {in_bytes(packed)} compressed, is unpacked once into {target.parent}")
@@ -130,37 +144,42 @@ def _decompress(source: Path, target: Path, tell: OnUnpack) -> None:
     with opener(source) as unpacked, target.open("wb") as file:
         start = unpacked.read(BLOCK)
         if not is_header(start):
-            raise ValueError("the compressed file is not a tar")
+            raise UserError(f"{source}: compressed, but not a tar; set data.source (--from) to the folder it lies in")
         file.write(start)
         while chunk := unpacked.read(_CHUNK):
-            _require_no_bomb(packed, file.tell() + len(chunk))
+            _require_no_bomb(source, packed, file.tell() + len(chunk))
             file.write(chunk)
 
 
 def _pack_zip(source: Path, target: Path, tell: OnUnpack) -> None:
-    """Write a tar of the members of a .zip. Raises ValueError for members that are not plain files and folders."""
+    """Write a tar of the members of a .zip. Raises UserError for members that are not plain files and folders."""
     packed = source.stat().st_size
     with zipfile.ZipFile(source) as archive:
         infos = archive.infolist()
         unpacked = sum(info.file_size for info in infos)
-        _require_no_bomb(packed, unpacked)
+        _require_no_bomb(source, packed, unpacked)
         _require_space(source, target.parent, unpacked)
         tell(
             f"{source}: {in_bytes(packed)}, is unpacked once into {target.parent}, where it takes {in_bytes(unpacked)}"
         )
         with tarfile.open(target, "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as tar:
             for info in infos:
+                _require_plain(source, info)
                 _add(tar, archive, info)
 
 
-def _add(tar: tarfile.TarFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-    """Add a member of a .zip to `tar`. Raises ValueError where it is encrypted, or neither a file nor a folder."""
-    name = _zip_name(info)
-    mode = info.external_attr >> 16
+def _require_plain(source: Path, info: zipfile.ZipInfo) -> None:
+    """Raise UserError where a member of a .zip is encrypted, or neither a file nor a folder."""
+    name = shown_name(_zip_name(info))
     if info.flag_bits & _ENCRYPTED:
-        raise ValueError(f"{name} is encrypted; unpack the archive with its password")
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise ValueError(f"{name} is neither a file nor a folder")
+        raise UserError(f"{source}: {name} is encrypted; unpack the archive with its password")
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise UserError(f"{source}: {name} is neither a file nor a folder; pack the archive again without links")
+
+
+def _add(tar: tarfile.TarFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Add a member of a .zip to `tar`."""
+    name = _zip_name(info)
     member = tarfile.TarInfo(name.rstrip("/"))
     if info.is_dir() or name.endswith("/"):
         member.type = tarfile.DIRTYPE
@@ -183,12 +202,12 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
     return name.replace("\\", "/") if info.create_system in _WINDOWS else name
 
 
-def _require_no_bomb(packed: int, unpacked: int) -> None:
-    """Raise ValueError where an archive is so much larger than its file that it must be an attack or a mistake."""
+def _require_no_bomb(source: Path, packed: int, unpacked: int) -> None:
+    """Raise UserError where an archive is so much larger than its file that it must be an attack or a mistake."""
     if unpacked > max(_ALWAYS_ALLOWED, _MOST_TIMES_LARGER * packed):
-        raise ValueError(
-            f"has {in_bytes(packed)} and would take {in_bytes(unpacked)} or more, over {_MOST_TIMES_LARGER} times as "
-            "much; if that is meant, unpack it yourself"
+        raise UserError(
+            f"{source}: has {in_bytes(packed)} and would take {in_bytes(unpacked)} or more, over {_MOST_TIMES_LARGER} "
+            "times as much; if that is meant, unpack it yourself"
         )
 
 

@@ -26,9 +26,10 @@ class Member:
     link: str = ""
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Path, source: Path | None = None) -> Iterator[Member]:
     """The members of the tar at `path` in order, read without extracting anything.
 
+    source: the file that a message may tell to unpack, where that is another, which holds this tar compressed.
     Raises ValueError, after the members before it, at the first thing that a tar of plain files and folders does not
     hold: a symbolic link or device, a member cut short, or anything but zeros after the last member (where `tarfile`
     would stop in silence). A compressed file is not a tar here. Names are read as UTF-8, whatever the locale.
@@ -49,8 +50,8 @@ def members(path: Path) -> Iterator[Member]:
                 yield Member(info.name.removeprefix("./"), info.offset_data, content, info.isdir(), link)
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has read
     except (tarfile.TarError, OverflowError, MemoryError, RecursionError) as error:  # it believes any length it reads
-        raise ValueError(f"not an uncompressed tar, or damaged ({error})") from None
-    _require_end(path, end)
+        raise ValueError(f"not a tar, or damaged ({error})") from None
+    _require_end(path, end, source or path)
 
 
 def member_name(header: bytes, offset: int) -> str:
@@ -83,7 +84,7 @@ def _require_plain(info: tarfile.TarInfo) -> None:
         raise ValueError(f"{info.name} is neither a file nor a folder")
 
 
-def _require_end(path: Path, end: int) -> None:
+def _require_end(path: Path, end: int, source: Path) -> None:
     """Raise ValueError unless the tar at `path` ends, after byte `end`, in at least two blocks of zeros."""
     with path.open("rb") as file:
         file.seek(end)
@@ -94,7 +95,7 @@ def _require_end(path: Path, end: int) -> None:
                 if tail_bytes + zeros >= 2 * BLOCK and is_header(tail[zeros : zeros + BLOCK]):
                     raise ValueError(
                         "two tars joined, of which only the first would be read; unpack both by "
-                        f"`tar --ignore-zeros -xf {shlex.quote(path.name)} -C FOLDER` and name that folder"
+                        f"`tar --ignore-zeros -xf {shlex.quote(str(source))} -C FOLDER` and name that folder"
                     )
                 raise ValueError(f"damaged after byte {end}: a member's header cannot be read")
             tail_bytes += len(tail)

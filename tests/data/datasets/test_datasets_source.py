@@ -346,6 +346,48 @@ def test_an_encrypted_zip_is_refused(image_folder: Path):
         FOLDERS.open(path)
 
 
+def test_a_zip_in_parts_is_refused_with_the_command(image_folder: Path):
+    as_zip(image_folder).with_suffix(".z01").write_bytes(b"PK\x07\x08")
+    with pytest.raises(UserError, match=r"the last part of a .zip in several; join them by `zip -s 0 \S+pictures.zip "):
+        FOLDERS.open(image_folder.with_suffix(".zip"))
+
+
+def test_a_zip_that_unpacks_itself_is_read(image_folder: Path):
+    """A program lies before it."""
+    path = as_zip(image_folder)
+    path.write_bytes(b"MZ" + bytes(2000) + path.read_bytes())
+    assert FOLDERS.open(path).counts == WHOLE
+
+
+def test_a_name_twice_in_a_zip_is_refused(image_folder: Path):
+    path = as_zip(image_folder)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("pictures/train/ant/000.png", b"x")
+    with pytest.raises(UserError, match=r"pictures/train/ant/000.png occurs twice"):
+        FOLDERS.open(path)
+
+
+@pytest.mark.parametrize("inside", ["gzip", "image"])
+def test_what_is_compressed_and_no_tar_is_refused(image_folder: Path, tmp_path: Path, inside: str):
+    image = (image_folder / "train/ant/000.png").read_bytes()
+    (tmp_path / "twice.tar.gz").write_bytes(gzip.compress(gzip.compress(image) if inside == "gzip" else image))
+    with pytest.raises(UserError, match=r"twice.tar.gz: compressed, but not a tar; set data.source"):
+        FOLDERS.open(tmp_path / "twice.tar.gz")
+
+
+def test_joined_tars_that_are_compressed_are_refused_with_the_command(image_folder: Path, tmp_path: Path):
+    path = tmp_path / "joined.tar.gz"
+    path.write_bytes(gzip.compress(as_tar(image_folder).read_bytes()) * 2)
+    with pytest.raises(UserError, match=rf"unpack both by `tar --ignore-zeros -xf {path} -C FOLDER` and name that"):
+        FOLDERS.open(path)
+
+
+@pytest.mark.parametrize("dialect", ["gnu", "v7", "pax", "ustar"])
+def test_every_dialect_of_tar_is_read(image_folder: Path, dialect: str):
+    subprocess.run(["tar", f"--format={dialect}", "-cf", "../any.tar", "."], cwd=image_folder, check=True)
+    assert FOLDERS.open(image_folder.parent / "any.tar").counts == WHOLE
+
+
 def test_a_zip_of_another_compression_is_refused_with_the_command(image_folder: Path):
     """Windows packs what is large by Deflate64, number 9."""
     path = as_zip(image_folder)
@@ -389,7 +431,7 @@ def test_a_changed_byte_in_a_zip_is_found(image_folder: Path):
         (b"<!DOCTYPE html><html>", "a web page, not an archive; download it again"),
         (b"7z\xbc\xaf\x27\x1c", r"a 7-Zip archive, which is not read; unpack it by `7z x \S+ -oFOLDER`"),
         (b"Rar!\x1a\x07\x01\0", r"a RAR archive, which is not read; unpack it by `7z x \S+ -oFOLDER`"),
-        (b"\x89PNG\r\n\x1a\n", "not an uncompressed tar, or damaged"),
+        (b"\x89PNG\r\n\x1a\n", "not a tar, or damaged"),
     ],
 )
 def test_what_is_no_archive_that_is_read_is_named(tmp_path: Path, start: bytes, words: str):
