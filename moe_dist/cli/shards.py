@@ -51,7 +51,7 @@ def build(
         Path | None,
         typer.Option(
             "--from",
-            help="The downloaded dataset: a folder or a tar.",
+            help="The downloaded dataset: a folder, tar, .zip or .tar.gz.",
             parser=typed("--from", "download the dataset (only its shards may be a URL)"),
         ),
     ] = None,

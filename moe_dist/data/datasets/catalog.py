@@ -34,7 +34,7 @@ class Dataset:
 
     where: what to download and from where; reads: the form its source must have; checked: what is checked when it is
     opened (whether each image decodes is checked when its shards are built); expected: images of the published splits;
-    open: returns its contents from a downloaded source (a folder or a tar), or from None where it is embedded;
+    open: returns its contents from a downloaded source (a folder or an archive), or from None where it is embedded;
     version: what its shards depend on beside the source: versions of packages, and of how it is read.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -75,6 +76,13 @@ def test_a_copy_that_holds_each_file_twice_is_read(tmp_path: Path):
         path.mkdir()
         (path / path.name).write_bytes(data)
     assert np.array_equal(decode(MNIST.open(tmp_path).sample("test", 3).image)[..., 0], images["t10k"][3])
+
+
+def test_a_zip_of_the_files_is_read(tmp_path: Path):
+    images = write_idx(tmp_path / "files")
+    path = shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path / "files")
+    contents = pickle.loads(pickle.dumps(MNIST.open(Path(path))))
+    assert np.array_equal(decode(contents.sample("train", 3).image)[..., 0], images["train"][3])
 
 
 def test_fashion_and_usps_are_read_from_the_same_files(tmp_path: Path):

@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import pickle
 import shutil
 import subprocess
 import tarfile
@@ -243,6 +244,12 @@ def test_shards_of_an_archive_are_those_of_its_folder(image_folder: Path, tmp_pa
     assert {split: index.digest for split, index in found.items()} == {
         split: index.digest for split, index in expected.items()
     }
+
+
+@pytest.mark.parametrize("pack", [as_zip, as_tar])
+def test_contents_of_an_archive_read_the_same_in_another_process(image_folder: Path, pack: Callable[[Path], Path]):
+    contents = FOLDERS.open(pack(image_folder))
+    assert in_order(pickle.loads(pickle.dumps(contents))) == in_order(contents)
 
 
 def test_a_changed_archive_is_unpacked_anew(image_folder: Path):
