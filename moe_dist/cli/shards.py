@@ -51,7 +51,7 @@ def build(
         Path | None,
         typer.Option(
             "--from",
-            help="The downloaded dataset: a folder or a tar.",
+            help="The downloaded dataset: a folder, tar, .zip or .tar.gz.",
             parser=typed("--from", "download the dataset (only its shards may be a URL)"),
         ),
     ] = None,
@@ -69,6 +69,7 @@ def build(
     from moe_dist.data.longtail import LongTail
     from moe_dist.data.shards.build.build import build_shards
     from moe_dist.data.shards.index import Shrink
+    from moe_dist.data.shards.inspect.repeated import repeated_images
     from moe_dist.data.storage.store import is_url
     from moe_dist.places import cache_folder
     from moe_dist.terminal import Show
@@ -91,6 +92,8 @@ def build(
     for split, index in indexes.items():
         content = f"{len(index.rows):,} images in {_number(len(index.shards), 'shard')}"
         console.print(f"{split}: {content}, split hash {index.digest}", soft_wrap=True)
+    for sentence in repeated_images(out):
+        progress.notice(sentence)
     console.print(f"shards: {_place(out)}")
 
 
@@ -172,7 +175,12 @@ def stats(
     console.print(table)
     console.print(f"widths and heights: smallest, median, largest of {splits[0].sides.images:,} images")
     path = plot or Path(place) / "stats.png"
-    save_class_profile(path, splits[0].headline(), splits[0].counts)
+    try:
+        save_class_profile(path, splits[0].headline(), splits[0].counts)
+    except OSError as error:
+        raise UserError(
+            f"{path}: the picture cannot be written there ({error.strerror}); name another file with --plot"
+        ) from None
     console.print(f"picture: {short(path.absolute())}")
 
 

@@ -13,6 +13,7 @@ import yaml
 from moe_dist.data.bad_samples import read_bad_samples
 from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.data.opened.opened import OpenedData, open_data
+from moe_dist.data.shards.inspect.repeated import repeated_images
 from moe_dist.engine.checkpoint import damaged_file, read_state
 from moe_dist.errors import UserError
 from moe_dist.evaluate.predictions import evaluate_task, save_evaluation
@@ -54,7 +55,8 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool
         show.notice(
             f"{len(untested)} of {data.info.classes} classes have no test image ({names}) and are in no average"
         )
-    for sentence in notices(job):
+    repeated = repeated_images(place, job.data.remote) if job.data.use == "split" else []
+    for sentence in [*repeated, *notices(job)]:
         show.notice(sentence)
     for model, config in job.models.items():
         for sentence in config.notices():

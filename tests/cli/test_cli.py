@@ -272,6 +272,20 @@ def test_damaged_shards_are_repaired_and_described(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "test.png").is_file()
 
 
+@pytest.mark.parametrize("place", ["/proc/1/x.png", "/proc/x/y.png", "job.yaml/x.png"])
+def test_a_picture_that_cannot_be_written_is_one_sentence_below_the_statistics(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").touch()
+    write_images(tmp_path / "own")
+    in_process("shards", "image_folder", "packed", "--from", "own")
+    result = CliRunner().invoke(app, ["shards", "stats", "packed", "--plot", place])
+    assert isinstance(result.exception, UserError) and "imbalance factor" in result.output
+    assert f"{place}: the picture cannot be written there (" in str(result.exception)
+    assert str(result.exception).endswith("; name another file with --plot")
+
+
 def test_the_datasets_and_their_shards_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_dist.data.datasets.cifar import CIFAR10, CIFAR100, open_cifar
 from moe_dist.data.datasets.digits import digits_version, open_digits
-from moe_dist.data.datasets.gtsrb import open_gtsrb
+from moe_dist.data.datasets.gtsrb import READING, open_gtsrb
 from moe_dist.data.datasets.idx import DIGIT_NAMES, FASHION_NAMES, open_idx, open_usps
 from moe_dist.data.datasets.image_folder import open_image_folder
 from moe_dist.data.datasets.inat import open_inat2018
@@ -34,8 +34,8 @@ class Dataset:
 
     where: what to download and from where; reads: the form its source must have; checked: what is checked when it is
     opened (whether each image decodes is checked when its shards are built); expected: images of the published splits;
-    open: returns its contents from a downloaded source (a folder or a tar), or from None where it is embedded;
-    version: the versions of packages on which its images' bytes depend, beside the source.
+    open: returns its contents from a downloaded source (a folder or an archive), or from None where it is embedded;
+    version: what its shards depend on beside the source: versions of packages, and of how it is read.
     """
 
     name: str
@@ -67,8 +67,8 @@ DATASETS = {
             title="Your own images",
             where="anywhere",
             licence="yours",
-            reads="a folder or tar of train/<class>/*, test/<class>/* and, if you like, val/<class>/* "
-            "(jpg, jpeg, png, ppm)",
+            reads="a folder, tar, .zip or .tar.gz of train/<class>/*, test/<class>/* and, if you like, val/<class>/* "
+            "(or valid, validation; jpg, jpeg, png, ppm)",
             open=open_image_folder,
             checked="no class folder is empty, test and val have only classes that train has, no stray files",
         ),
@@ -97,7 +97,8 @@ DATASETS = {
             title="MNIST: handwritten digits, 28 x 28 pixels, 10 classes",
             where="http://yann.lecun.com/exdb/mnist or https://ossci-datasets.s3.amazonaws.com/mnist: four .gz files",
             licence="CC BY-SA 3.0",
-            reads="a folder or tar of train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-*, each plain or .gz",
+            reads="a folder or tar of train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-*, each plain or .gz; "
+            "or train-images.idx3-ubyte and its like",
             open=partial(open_idx, dataset="mnist", class_names=DIGIT_NAMES),
             expected={"train": 60_000, "test": 10_000},
             checked=_ARRAYS_CHECKED,
@@ -152,10 +153,12 @@ DATASETS = {
             title="German traffic signs, 43 classes, with tracks and regions of interest",
             where="https://benchmark.ini.rub.de (the archives of training images, test images and test classes)",
             licence="free for research",
-            reads="a folder the three archives were unpacked to, or a tar of it; or train|test/<class>/* and two CSVs",
+            reads="a folder the three archives were unpacked to, or a tar of it; torchvision's folder; or "
+            "train|test/<class>/* and two CSVs, as Kaggle's copy has them",
             open=open_gtsrb,
             expected={"train": 39_209, "test": 12_630},
             checked="tables and images name each other, every class has training images, regions lie in their images",
+            version=lambda: READING,
         ),
         Dataset(
             name="imagenet_lt",

@@ -109,18 +109,23 @@ def _tree_files(source: Path, layout: Layout) -> Files:
 
 
 def _gzip_files(source: Path, layout: Layout) -> Files:
-    """The published files of a compressed tar, unpacked in memory. Raises UserError where it is damaged."""
+    """The published files of a compressed tar, unpacked in memory; none where it holds train/<class>/* instead.
+
+    Raises UserError where it is damaged or holds neither.
+    """
     contents: dict[str, bytes] = {}
+    has_class_folders = False
     try:
         with tarfile.open(source, "r:gz") as tar:
             for info in tar:
                 path = PurePosixPath(info.name)
+                has_class_folders |= "train" in path.parts[:-1]
                 member = tar.extractfile(info) if info.isreg() and path.name in layout.files else None
                 if member is not None and path.parent.name == layout.folder:
                     contents[path.name] = member.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{source}: not a compressed tar, or damaged ({error}); download it again") from None
-    if not contents:
+    if not contents and not has_class_folders:
         raise UserError(f"{source}: the archive holds no {layout.folder}; unpack archives of another layout first")
     return {name: partial(bytes, content) for name, content in contents.items()}
 

@@ -1,8 +1,11 @@
 """The German Traffic Sign Recognition Benchmark (Stallkamp et al. 2012): 43 classes, tracks of up to 30 frames.
 
-Two layouts are read. Official: GTSRB/Final_Training/Images/<class>/*.ppm with GT-<class>.csv, and
-GTSRB/Final_Test/Images/*.ppm with GT-final_test.csv, fields between semicolons. Repacked: train/<class>/* and
-test/<class>/* with train.csv and test.csv beside them, fields between commas. Either may lie in further folders.
+Three layouts are read, each perhaps in further folders:
+- official: GTSRB/Final_Training/Images/<class>/*.ppm with GT-<class>.csv, GTSRB/Final_Test/Images/*.ppm with
+  GT-final_test.csv, fields between semicolons; torchvision's folder has GTSRB/Training/<class>/ instead, the 26,640
+  training images of the challenge's first stage;
+- repacked: train/<class>/* and test/<class>/* with train.csv and test.csv beside them, fields between commas;
+- Kaggle's: the same as Train/<class>/*, Test/*, Train.csv and Test.csv, with the official names of columns.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from moe_dist.data.datasets.samples import Sample, is_image, scaled_region
-from moe_dist.data.datasets.source import Tree, open_tree
+from moe_dist.data.datasets.source import Tree, open_tree, text_of
 from moe_dist.data.image.crops import Region
 from moe_dist.data.image.decode import image_size
 from moe_dist.errors import UserError
@@ -62,7 +65,13 @@ CLASS_NAMES = (
     "end of no overtaking",
     "end of no overtaking by lorries",
 )
-_TRAIN_TABLE = re.compile(r"(?:.*/)?Final_Training/Images/(\d{5})/GT-\1\.csv")
+_TRAIN_TABLES = (
+    re.compile(r"(?:.*/)?Final_Training/Images/(\d{5})/GT-\1\.csv"),
+    re.compile(r"(?:.*/)?Training/(\d{5})/GT-\1\.csv"),
+)
+"""The official training tables, and those of torchvision, which are read where there are none of the former."""
+READING = "tracks end at the last underscore"
+"""How the tables are read. It is part of a source's fingerprint: shards of before may hold other tracks."""
 _COLUMNS = ("width", "height", "roi_x1", "roi_y1", "roi_x2", "roi_y2", "class_id")
 _OFFICIAL_COLUMNS = ("Width", "Height", "Roi.X1", "Roi.Y1", "Roi.X2", "Roi.Y2", "ClassId")
 
@@ -77,7 +86,8 @@ class _Layout:
 
 
 _OFFICIAL = _Layout(";", "Filename", _OFFICIAL_COLUMNS)
-_REPACKED = _Layout(",", "path", _COLUMNS)
+_REPACKED = {"train.csv": _Layout(",", "path", _COLUMNS), "Train.csv": _Layout(",", "Path", _OFFICIAL_COLUMNS)}
+"""By the name of the training table; the test table is called alike."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +153,13 @@ def open_gtsrb(source: Path | None) -> SignContents:
 
 def _official_rows(tree: Tree) -> dict[str, list[_Row]] | None:
     """The rows of the official layout by split; None where the source has another."""
-    train_tables = [path for path in tree.files if _TRAIN_TABLE.fullmatch(path)]
-    if not train_tables:
+    found = ([path for path in tree.files if table.fullmatch(path)] for table in _TRAIN_TABLES)
+    train_tables = next((paths for paths in found if paths), None)
+    if train_tables is None:
         return None
     train = [row for table in train_tables for row in _rows(tree, table, _folder(table), _OFFICIAL)]
-    test_images = _folder(train_tables[0]).replace("Final_Training", "Final_Test").rpartition("/")[0]
+    top = re.split(r"(?:Final_)?Training/", train_tables[0])[0]
+    test_images = f"{top}Final_Test/Images"
     test_table = next((path for path in tree.files if PurePosixPath(path).name == "GT-final_test.csv"), None)
     if test_table is None:
         raise UserError(f"{tree.where}: no GT-final_test.csv; unpack GTSRB_Final_Test_GT.zip beside the images")
@@ -156,41 +168,59 @@ def _official_rows(tree: Tree) -> dict[str, list[_Row]] | None:
 
 def _repacked_rows(tree: Tree) -> dict[str, list[_Row]]:
     """The rows of the repacked layout by split. Raises UserError where a table is missing."""
-    train_table = next((path for path in tree.files if PurePosixPath(path).name == "train.csv"), None)
+    train_table = next((path for path in tree.files if PurePosixPath(path).name in _REPACKED), None)
     if train_table is None:
         raise UserError(
-            f"{tree.where}: no GTSRB found; expected GTSRB/Final_Training/Images/<class>/GT-<class>.csv, or train.csv"
+            f"{tree.where}: no GTSRB found; expected GTSRB/Final_Training/Images/<class>/GT-<class>.csv, "
+            f"GTSRB/Training/<class>/GT-<class>.csv, train.csv or Train.csv{_archives(tree)}"
         )
-    root = _folder(train_table)
-    tables = {split: str(PurePosixPath(root) / f"{split}.csv") for split in ("train", "test")}
-    if tables["test"] not in tree.files:
-        raise UserError(f"{tree.where}: {tables['test']} is missing")
-    return {split: list(_rows(tree, table, root, _REPACKED)) for split, table in tables.items()}
+    root, name = PurePosixPath(train_table).parent, PurePosixPath(train_table).name
+    test_table = str(root / name.replace("rain", "est"))
+    if test_table not in tree.files:
+        raise UserError(f"{tree.where}: {test_table} is missing")
+    tables = {"train": train_table, "test": test_table}
+    return {split: list(_rows(tree, table, str(root), _REPACKED[name])) for split, table in tables.items()}
+
+
+def _archives(tree: Tree) -> str:
+    """The archives in the source, for a message, which are to be unpacked; "" where there are none."""
+    found = [path for path in tree.files if path.lower().endswith(".zip")]
+    return f"; unpack {', '.join(found)}" if found else ""
 
 
 def _rows(tree: Tree, table: str, folder: str, layout: _Layout) -> Iterator[_Row]:
     """The rows of a table, whose file names are relative to `folder`. Raises UserError for one that cannot be read."""
-    text = tree.read(table).decode("utf-8-sig", errors="replace")
-    reader = csv.DictReader(io.StringIO(text), delimiter=layout.delimiter)
+    try:
+        reader = csv.DictReader(io.StringIO(text_of(tree.read(table))), delimiter=layout.delimiter)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{tree.where}: {table}: not UTF-8 text ({error}); save it as UTF-8") from None
+    if missing := [column for column in (layout.file, *layout.columns) if column not in (reader.fieldnames or [])]:
+        raise UserError(
+            f"{tree.where}: {table}: no column {missing[0]}; expected a heading, {layout.delimiter!r} between fields"
+        )
     for row in reader:
         try:
             width, height, x1, y1, x2, y2, label = (int(row[column]) for column in layout.columns)
-            path = PurePosixPath(folder) / row[layout.file]
+            path = PurePosixPath(folder) / row[layout.file].replace("\\", "/")
             if not 0 <= label < len(CLASS_NAMES):
                 raise ValueError(f"class {label} is outside 0 to {len(CLASS_NAMES) - 1}")
             if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
                 raise ValueError(f"region {x1},{y1},{x2},{y2} does not lie in an image of {width} x {height}")
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{tree.where}: {table} line {reader.line_num}: unreadable row ({error})") from None
         yield _Row(str(path), label, (x1, y1, x2, y2), (width, height))
 
 
 def _with_tracks(rows: list[_Row]) -> list[_Row]:
-    """The rows with their track as group: frames of a class whose names are the same up to the underscore."""
+    """The rows with their track as group: frames of a class whose names are the same up to the last underscore.
+
+    A frame is called <track>_<frame> or <class>_<track>_<frame>; one without an underscore is a track of its own.
+    """
     tracks: dict[tuple[int, str], int] = {}
     grouped = []
     for row in rows:
-        track = (row.label, PurePosixPath(row.path).stem.partition("_")[0])
+        name = PurePosixPath(row.path).stem
+        track = (row.label, name.rpartition("_")[0] or name)
         grouped.append(replace(row, group=tracks.setdefault(track, len(tracks))))
     return grouped
 

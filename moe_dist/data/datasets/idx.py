@@ -87,13 +87,19 @@ def _read_idx_splits(source: Path, classes: int) -> dict[str, PixelSplit]:
 
 
 def _read_file(tree: Tree, name: str, dimensions: int) -> np.ndarray:
-    """The array of the idx file `name`, wherever in the tree; a plain one is read rather than a .gz."""
-    found = [path for path in tree.files if PurePosixPath(path).name in (name, f"{name}.gz")]
+    """The array of the idx file `name`, wherever in the tree; a plain one is read rather than a .gz.
+
+    Copies call it train-images.idx3-ubyte, too, and some hold it twice.
+    """
+    dotted = name.replace("-idx", ".idx")
+    names = (name, f"{name}.gz", dotted, f"{dotted}.gz")
+    found = [path for path in tree.files if PurePosixPath(path).name in names]
     if not found:
         raise UserError(f"{tree.where}: no {name} or {name}.gz; download it and set data.source to its folder")
-    if len({PurePosixPath(path).parent for path in found}) > 1:
+    apart = len({PurePosixPath(path).parent for path in found}) > 1
+    if apart and len({tree.read(path) for path in found}) > 1:
         raise UserError(f"{tree.where}: {found[0]} and {found[1]}: set data.source to one of the folders")
-    path = min(found, key=len)
+    path = min(found, key=lambda path: path.endswith(".gz"))
     try:
         data = tree.read(path)
         array = parse_idx(gzip.decompress(data) if path.endswith(".gz") else data)

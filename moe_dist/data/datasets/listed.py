@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from moe_dist.data.datasets.samples import PathContents, is_image
-from moe_dist.data.datasets.source import Tree, open_tree
+from moe_dist.data.datasets.source import Tree, open_tree, text_of
 from moe_dist.data.image.decode import EXTENSIONS
 from moe_dist.errors import UserError
 
@@ -40,8 +41,8 @@ class Listing:
 def open_lists(source: Path | None, dataset: str, lists: Mapping[str, str]) -> PathContents:
     """The images of the text files `lists` (by split); classes are called after their folders.
 
-    Raises UserError where a list or an image is missing, a line cannot be read or occurs twice, test repeats an image
-    of train, or labels are not 0, 1, 2 ... with training images of each.
+    Raises UserError where a list or an image is missing, a line cannot be read or occurs twice, an image is in two
+    lists, or labels are not 0, 1, 2 ... with training images of each.
     """
     if source is None:
         raise UserError(f"dataset {dataset} needs data.source (--from): a folder with the images and {lists['train']}")
@@ -60,10 +61,9 @@ def listed_contents(
     names = class_names or _folder_names(listings["train"], _count_classes(tree, listings["train"]))
     _require_labels(tree, listings, names)
     splits = {split: (_resolve(tree, listing), listing.labels) for split, listing in listings.items()}
-    if common := set(splits["train"][0]) & set(splits["test"][0]):
-        raise UserError(
-            f"{tree.where}: {min(common)} is in both {listings['train'].table} and {listings['test'].table}"
-        )
+    for one, other in combinations(splits, 2):
+        if common := set(splits[one][0]) & set(splits[other][0]):
+            raise UserError(f"{tree.where}: {min(common)} is in both {listings[one].table} and {listings[other].table}")
     return PathContents(tree, names, splits, superclasses)
 
 
@@ -78,16 +78,19 @@ def find_table(tree: Tree, name: str) -> str | None:
 def read_lines(tree: Tree, table: str) -> list[str]:
     """The lines of a text file, without empty ones at its end. Raises UserError where it is not UTF-8 or empty."""
     try:
-        lines = tree.read(table).decode("utf-8-sig").rstrip().splitlines()
+        lines = text_of(tree.read(table)).rstrip().splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{tree.where}: {table}: not UTF-8 text ({error})") from None
+        raise UserError(f"{tree.where}: {table}: not UTF-8 text ({error}); save it as UTF-8") from None
     if not lines:
         raise UserError(f"{tree.where}: {table} is empty")
     return lines
 
 
 def read_list(tree: Tree, name: str) -> Listing:
-    """The list called `name`. Raises UserError where it is missing or one of its lines cannot be read."""
+    r"""The list called `name`; `\` between folders, as on Windows, is read as `/`.
+
+    Raises UserError where it is missing or one of its lines cannot be read.
+    """
     table = find_table(tree, name)
     if table is None:
         raise UserError(f"{tree.where}: no {name}; put the dataset's lists beside its images")
@@ -96,7 +99,7 @@ def read_list(tree: Tree, name: str) -> Listing:
         path, *label = line.rsplit(maxsplit=1) or [""]
         if not label or not _LABEL.fullmatch(label[0]):
             raise UserError(f"{tree.where}: {table} line {number}: not a path and a label: {line[:80]!r}")
-        paths.append(path.strip().removeprefix("./").lstrip("/"))
+        paths.append(path.strip().replace("\\", "/").removeprefix("./").lstrip("/"))
         labels.append(int(label[0]))
     return Listing(table, "line", paths, np.array(labels, np.int64))
 

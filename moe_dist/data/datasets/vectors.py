@@ -7,6 +7,7 @@ scored on what it clustered. Letters: N samples, D numbers of one.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from moe_dist.data.datasets.samples import Sample
-from moe_dist.data.datasets.source import open_tree
+from moe_dist.data.datasets.source import open_tree, text_of
 from moe_dist.data.image.vectors import VECTOR, encode_vector
 from moe_dist.errors import UserError
 
@@ -159,10 +160,11 @@ def _labelled(path: Path, values: np.ndarray, classes: np.ndarray | None, name: 
 def _read_csv(path: Path) -> dict[str, Arrays]:
     """A table with a heading; the column `label`, if there is one, has the classes, all others are numbers."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            heading, *rows = [row for row in csv.reader(file) if row]
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        heading, *rows = [row for row in csv.reader(io.StringIO(text_of(path.read_bytes()), newline="")) if row]
+    except (OSError, csv.Error, ValueError) as error:
         raise UserError(f"{path}: not a table of UTF-8 text with a heading and rows ({error})") from None
+    heading = [LABEL if name.strip().lower() == LABEL else name for name in heading]
+    _require_heading(path, heading)
     if not rows:
         raise UserError(f"{path}: no rows below the heading")
     columns = [number for number, name in enumerate(heading) if name != LABEL]
@@ -180,6 +182,20 @@ def _read_csv(path: Path) -> dict[str, Arrays]:
                 ) from None
     classes = np.array([row[heading.index(LABEL)] for row in rows]) if LABEL in heading else None
     return _both(require_vectors(values, str(path)), classes)
+
+
+def _require_heading(path: Path, heading: list[str]) -> None:
+    """Raise UserError where fields are not between commas, a column has no name, or two have the classes."""
+    if len(heading) == 1 and (mark := next((mark for mark in ";\t|" if mark in heading[0]), None)):
+        raise UserError(f"{path}: {mark!r} between fields; save it with commas there, and with points in numbers")
+    for number, name in enumerate(heading):
+        if not name.strip():
+            raise UserError(
+                f"{path}: column {number + 1} has no name; where it numbers the rows (pandas writes such a column "
+                "without index=False) leave it out, else name it"
+            )
+    if heading.count(LABEL) > 1:
+        raise UserError(f"{path}: two columns are called {LABEL}; rename or leave out one")
 
 
 def _read_texts(source: Path, words: int) -> dict[str, Arrays]:

@@ -34,6 +34,22 @@ _PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 _PNG_HEADER = struct.Struct(">IIBB")
 _PLAIN_PNGS = ((8, 0), (8, 2))
 """(bits, colour type) of the PNGs that imagecodecs decodes: grey or RGB, without a palette and transparency."""
+_NO_IMAGES = (
+    (b"version https://git-lfs", "a Git LFS pointer: fetch the image by `git lfs pull`"),
+    (b"<!doctype html", "a web page: download it again"),
+    (b"<html", "a web page: download it again"),
+)
+_OTHER_FORMATS = (
+    (8, b"WEBP", "WebP"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif", "HEIC"),
+    (4, b"ftypavif", "AVIF"),
+    (0, b"GIF8", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+)
+"""(place, bytes there, name) of formats that files called .jpg and .png often have."""
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
@@ -115,12 +131,22 @@ def _is_huge(width: int, height: int) -> bool:
     return width * height > Image.MAX_IMAGE_PIXELS
 
 
+def _in_words(data: bytes) -> str:
+    """What the bytes of something else are, for a message; "" where they do not tell."""
+    if not data:
+        return ", but an empty file: get it again"
+    beginning = data[:32].lstrip().lower()
+    return next((f", but {what}" for start, what in _NO_IMAGES if beginning.startswith(start)), "") or next(
+        (f", but {what}: convert it" for place, mark, what in _OTHER_FORMATS if data[place:].startswith(mark)), ""
+    )
+
+
 def _open_with_pillow(data: bytes) -> Image.Image:
     """The image with its header read. Raises ValueError where that is damaged or of another format."""
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError("not a JPEG, PNG or PPM image") from None
+        raise ValueError(f"not a JPEG, PNG or PPM image{_in_words(data)}") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"damaged image: {error}") from None
 

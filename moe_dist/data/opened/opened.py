@@ -201,6 +201,12 @@ def _parts(splits: Mapping[str, OpenedSplit], config: DataConfig, seed: int) -> 
         val_samples = limited(splits["val"], config.max_test_images)
     elif config.val_fraction:
         rest, held = divide(train.labels[samples], train.groups[samples], config.val_fraction, seed)
+        if not len(held):
+            raise UserError(
+                f"data.val_fraction = {config.val_fraction:g} sets none of {len(samples):,} images aside: those of a "
+                "class are of one track, or a single one, and such are not divided; give a validation split, raise "
+                "data.max_train_images, or set data.val_fraction to 0"
+            )
         samples, val_samples = samples[rest], samples[held]
     else:
         val_samples = samples[:0]

@@ -131,7 +131,9 @@ def read_index(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> Inde
         missing = Path(error.filename).name
         raise UserError(f"{where}: no {missing}; build the shards with `moe-dist shards SOURCE OUT`") from None
     except OSError as error:
-        raise UserError(f"{where}: the index cannot be read ({error}); build the shards again") from None
+        raise UserError(
+            f"{where}: the index cannot be read ({error}); make it readable, or build the shards again"
+        ) from None
     return parse_index(where, content, rows)
 
 

@@ -104,7 +104,7 @@ def _parts(path: Path, problems: list[str]) -> Iterator[_Part]:
         with path.open("rb") as file:
             for member in members(path):
                 name = MEMBER_NAME.fullmatch(member.name)
-                if name is None or member.is_folder:
+                if name is None or member.is_folder or member.link:
                     problems.append(f"{member.name}: not a member name of a shard")
                     continue
                 file.seek(member.offset)

@@ -21,7 +21,7 @@ from moe_dist.data.image.vectors import VECTOR
 from moe_dist.data.shards.cache import ShardCache
 from moe_dist.data.shards.index import Index, read_index
 from moe_dist.data.shards.scan import label_problem
-from moe_dist.data.storage.store import is_url, join, shown
+from moe_dist.data.storage.store import exists, is_url, join, shown
 from moe_dist.data.storage.tars import BLOCK, member_name
 from moe_dist.errors import UserError
 from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
@@ -156,7 +156,7 @@ def _require_sizes(folder: Path, index: Index) -> None:
     """Raise UserError where a shard is missing from `folder` or has another size than the index says."""
     for shard in index.shards:
         path = folder / shard.name
-        if not path.is_file():
+        if not exists(path):
             raise UserError(f"{path}: the shard is missing; build the shards again")
         if path.stat().st_size != shard.bytes:
             raise UserError(

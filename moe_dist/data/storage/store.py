@@ -50,7 +50,8 @@ def shown(place: Path | str) -> str:
 def exists(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> bool:
     """Whether `place` is a file. Raises UserError where a store does not say."""
     if not is_url(place):
-        return Path(place).is_file()
+        with _looking_at(place):
+            return Path(place).is_file()
     url = str(place)
 
     def look(watch: Watch) -> bool:
@@ -60,13 +61,23 @@ def exists(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> bool:
     return _try(look, url, "cannot be looked up", remote, missing=lambda: False)
 
 
+@contextmanager
+def _looking_at(place: Path | str) -> Iterator[None]:
+    """Raise UserError where a place of this machine cannot be looked at: a folder without permission, a stale share."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{place}: cannot be looked up ({error.strerror}); make it readable") from None
+
+
 def list_names(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> list[str]:
     """The names of the files directly below `place`, sorted. Raises UserError where a store does not say.
 
     There are no names where there is no listing, as on most web servers.
     """
     if not is_url(place):
-        return sorted(path.name for path in Path(place).iterdir() if path.is_file())
+        with _looking_at(place):
+            return sorted(path.name for path in Path(place).iterdir() if path.is_file())
     url = str(place)
 
     def look(watch: Watch) -> list[str]:

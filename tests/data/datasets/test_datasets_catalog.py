@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import pickle
 import shutil
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
+from built_data import built_data
 from pictures import encode, gradient, write_tar
 from sklearn.datasets import load_digits
 
@@ -19,6 +20,7 @@ from moe_dist.data.datasets.samples import Contents, Sample
 from moe_dist.data.image.decode import decode
 from moe_dist.data.longtail import LongTail, kept_numbers
 from moe_dist.errors import UserError
+from moe_dist.settings.data import DataConfig
 
 FOLDERS = dataset("image_folder")
 GTSRB = dataset("gtsrb")
@@ -177,18 +179,66 @@ def test_a_test_class_unknown_in_train_is_named(image_folder: Path):
         FOLDERS.open(image_folder)
 
 
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_a_validation_split_of_another_name_is_read(image_folder: Path, name: str):
+    """It was left out in silence."""
+    shutil.copytree(image_folder / "test", image_folder / name)
+    assert FOLDERS.open(image_folder).counts == {"train": 24, "val": 9, "test": 9}
+    shutil.copytree(image_folder / "test", image_folder / "val")
+    with pytest.raises(UserError, match=rf"both val and {name}: which is the val split"):
+        FOLDERS.open(image_folder)
+
+
+def test_accents_of_macos_are_those_of_others(image_folder: Path):
+    """An accent may be a character of its own; both forms look alike."""
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        (image_folder / split / "bee").rename(image_folder / split / unicodedata.normalize(form, "aé"))
+    contents = FOLDERS.open(image_folder)
+    assert contents.class_names == ("ant", unicodedata.normalize("NFC", "aé"), "cat")
+    assert np.bincount(contents.labels("test")).tolist() == [3, 3, 3]
+    shutil.copytree(image_folder / "train/ant", image_folder / "train" / unicodedata.normalize("NFD", "aé"))
+    with pytest.raises(UserError, match="look alike; rename or join the folders"):
+        FOLDERS.open(image_folder)
+
+
+@pytest.mark.parametrize("name", ["Bee", "bee ", " bee"])
+def test_a_class_that_differs_in_what_is_hard_to_see_is_named(image_folder: Path, name: str):
+    (image_folder / "test/bee").rename(image_folder / "test" / name)
+    with pytest.raises(UserError, match=rf"has no folder in train \(train has 'bee', not '{name}'\)"):
+        FOLDERS.open(image_folder)
+
+
+def test_a_class_name_that_would_break_tables_is_refused(image_folder: Path):
+    (image_folder / "train/bee").rename(image_folder / "train/be\ne")
+    with pytest.raises(UserError, match=r"train/'be\\ne': a class's name has control characters"):
+        FOLDERS.open(image_folder)
+
+
+def test_class_names_of_any_script_are_read(image_folder: Path):
+    for split in ("train", "test"):
+        (image_folder / split / "cat").rename(image_folder / split / "🐈 [v2] #1")
+    assert FOLDERS.open(image_folder).class_names == ("ant", "bee", "🐈 [v2] #1")
+
+
+def test_how_many_files_of_a_labelling_tool_lie_between_the_images_is_told(image_folder: Path):
+    for path in (image_folder / "train/ant").iterdir():
+        path.with_suffix(".json").touch()
+    with pytest.raises(
+        UserError, match=r"train/ant/000.json: not a jpg, .* convert, move or remove it \(8 such files\)"
+    ):
+        FOLDERS.open(image_folder)
+
+
+def test_marks_of_windows_on_downloads_are_nobodys_data(image_folder: Path):
+    (image_folder / "train/ant/000.png:Zone.Identifier").write_bytes(b"[ZoneTransfer]")
+    assert FOLDERS.open(image_folder).counts == {"train": 24, "test": 9}
+
+
 @pytest.mark.parametrize("name", ["train/ant/notes.txt", "train/ant/photo.webp", "train/stray.png"])
 def test_a_file_that_would_be_passed_over_is_named(image_folder: Path, name: str):
     (image_folder / name).write_bytes(b"x")
     with pytest.raises(UserError, match=rf"{name}: not a jpg, jpeg, png, ppm file in a class folder"):
         FOLDERS.open(image_folder)
-
-
-def test_a_compressed_tar_is_refused(image_folder: Path):
-    tar = as_tar(image_folder, ".")
-    tar.write_bytes(gzip.compress(tar.read_bytes()))
-    with pytest.raises(UserError, match="not an uncompressed tar"):
-        FOLDERS.open(tar)
 
 
 def test_a_tar_cut_short_is_refused(image_folder: Path):
@@ -234,6 +284,102 @@ def test_tracks_are_groups_of_one_class(tmp_path: Path):
         groups.setdefault(sample.group, set()).add((sample.label, sample.key.split("/")[1].split("_")[0]))
     assert sorted(groups) == list(range(86))
     assert all(len(tracks) == 1 for tracks in groups.values())
+
+
+def write_repacked(root: Path, name: str = "{track:05d}_{frame:05d}.jpg", kaggle: bool = False) -> Path:
+    """A repacked layout: per class two tracks of three 20 x 10 images, and a test image.
+
+    name: of a training image; kaggle: as the copy there has it, with a second, unlisted copy of its training folder.
+    """
+    columns = "Width,Height,Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path"
+    train, test = ("Train", "Test") if kaggle else ("train", "test")
+    header = columns if kaggle else columns.lower().replace(".", "_").replace("classid", "class_id")
+    places = [
+        (f"{train}/{label}/{name.format(label=label, track=track, frame=frame)}", label)
+        for label in range(43)
+        for track in range(2)
+        for frame in range(3)
+    ]
+    for split, rows in ((train, places), (test, [(f"{test}/00000.png", 14)])):
+        for path, _ in rows:
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(encode(gradient(10, 20), "JPEG" if path.endswith("jpg") else "PNG"))
+        lines = [f"20,10,3,2,16,9,{label},{path}" for path, label in rows]
+        (root / f"{split}.csv").write_text("\n".join([header, *lines]) + "\n")
+    if kaggle:
+        shutil.copytree(root / "Train", root / "train")
+        (root / "Meta.csv").write_text("Path,ClassId\n")
+    return root
+
+
+def tracks_of(contents: Contents) -> list[int]:
+    """The numbers of images that the groups of the training split hold."""
+    groups = [contents.sample("train", number).group for number in range(contents.counts["train"])]
+    return np.unique(groups, return_counts=True)[1].tolist()
+
+
+@pytest.mark.parametrize("name", ["{track:05d}_{frame:05d}.jpg", "{label:05d}_{track:05d}_{frame:05d}.jpg"])
+def test_repacked_signs_keep_their_tracks_whatever_their_names(tmp_path: Path, name: str):
+    """Where names begin with the class, that was taken to be the track, and validation had no image."""
+    contents = GTSRB.open(write_repacked(tmp_path / "signs", name))
+    assert contents.counts == {"train": 258, "test": 1}
+    assert tracks_of(contents) == [3] * 86
+    config = DataConfig(dataset="gtsrb", source=tmp_path / "signs", val_fraction=0.25, image_size=8)
+    data = built_data(config, 0, tmp_path / "cache")
+    assert np.bincount(data.val.labels[data.val_samples]).tolist() == [3] * 43
+
+
+def test_kaggles_copy_of_the_signs_is_read(tmp_path: Path):
+    root = write_repacked(tmp_path, "{label:05d}_{track:05d}_{frame:05d}.png", kaggle=True)
+    contents = GTSRB.open(root)
+    assert contents.counts == {"train": 258, "test": 1}
+    assert tracks_of(contents) == [3] * 86
+    (test,) = by_key(contents, "test").values()
+    assert (test.label, test.roi, test.group) == (14, (3, 2, 16, 9), -1)
+    (root / "Test.csv").unlink()
+    with pytest.raises(UserError, match=r"Test.csv is missing"):
+        GTSRB.open(root)
+
+
+def test_tables_of_signs_that_a_spreadsheet_saved_are_read_or_refused(tmp_path: Path):
+    table = write_repacked(tmp_path) / "train.csv"
+    text = table.read_text()
+    table.write_text(text.replace("/", "\\"), encoding="utf-16")
+    assert GTSRB.open(tmp_path).counts == {"train": 258, "test": 1}
+    table.write_text(text.replace(",", ";"))
+    with pytest.raises(UserError, match=r"train.csv: no column path; expected a heading, ',' between fields"):
+        GTSRB.open(tmp_path)
+
+
+def write_torchvisions(root: Path) -> Path:
+    """What `torchvision.datasets.GTSRB(root, download=True)` leaves, of both splits, with the archives beside it."""
+    write_official(root / "gtsrb")
+    (root / "gtsrb/GTSRB/Final_Training/Images").rename(root / "gtsrb/GTSRB/Training")
+    (root / "gtsrb/GTSRB/Final_Training").rmdir()
+    (root / "gtsrb/GTSRB/GT-final_test.csv").rename(root / "gtsrb/GT-final_test.csv")
+    for name in ("GTSRB-Training_fixed.zip", "GTSRB_Final_Test_Images.zip", "GTSRB_Final_Test_GT.zip"):
+        (root / "gtsrb" / name).write_bytes(b"PK")
+    return root
+
+
+def test_torchvisions_folder_of_the_signs_is_read(tmp_path: Path):
+    contents = GTSRB.open(write_torchvisions(tmp_path))
+    assert contents.counts == {"train": 172, "test": 1}
+    assert tracks_of(contents) == [2] * 86
+    (test,) = by_key(contents, "test").values()
+    assert (test.label, test.roi) == (14, (3, 2, 16, 9))
+
+
+def test_the_final_training_images_go_before_those_of_torchvision(tmp_path: Path):
+    write_official(tmp_path)
+    shutil.copytree(tmp_path / "GTSRB/Final_Training/Images/00000", tmp_path / "GTSRB/Training/00000")
+    assert GTSRB.open(tmp_path).counts == {"train": 172, "test": 1}
+
+
+def test_archives_of_the_signs_that_are_still_packed_are_named(tmp_path: Path):
+    (tmp_path / "GTSRB_Final_Training_Images.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"no GTSRB found; .*; unpack GTSRB_Final_Training_Images.zip"):
+        GTSRB.open(tmp_path)
 
 
 def test_a_class_of_signs_without_images_is_named(tmp_path: Path):

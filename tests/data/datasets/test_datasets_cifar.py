@@ -112,6 +112,7 @@ def test_pickled_contents_leave_the_pixels_behind_and_read_them_again(tmp_path: 
 def test_class_folders_are_read_too(tmp_path: Path):
     write_image_folder(tmp_path, classes=[f"{label:03d}_name" for label in range(10)], train=2, test=1)
     assert CIFAR10.open(tmp_path).counts == {"train": 20, "test": 10}
+    assert CIFAR10.open(as_tar(tmp_path, "w:gz")).counts == {"train": 20, "test": 10}
     with pytest.raises(UserError, match="cifar100 has 100 classes, got 10"):
         CIFAR100.open(tmp_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -55,6 +56,33 @@ def test_a_plain_file_goes_before_its_gz(tmp_path: Path):
     write_idx(tmp_path)
     images = write_idx(tmp_path, packed=False)
     assert np.array_equal(decode(MNIST.open(tmp_path).sample("train", 3).image)[..., 0], images["train"][3])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_names_with_a_dot_are_read(tmp_path: Path, packed: bool):
+    """As many copies have them: train-images.idx3-ubyte."""
+    images = write_idx(tmp_path, packed)
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    assert np.array_equal(decode(MNIST.open(tmp_path).sample("train", 3).image)[..., 0], images["train"][3])
+
+
+def test_a_copy_that_holds_each_file_twice_is_read(tmp_path: Path):
+    """Kaggle's: train-images.idx3-ubyte, and the same as train-images-idx3-ubyte/train-images-idx3-ubyte."""
+    images = write_idx(tmp_path, packed=False)
+    for path in list(tmp_path.iterdir()):
+        data = path.read_bytes()
+        path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+        path.mkdir()
+        (path / path.name).write_bytes(data)
+    assert np.array_equal(decode(MNIST.open(tmp_path).sample("test", 3).image)[..., 0], images["t10k"][3])
+
+
+def test_a_zip_of_the_files_is_read(tmp_path: Path):
+    images = write_idx(tmp_path / "files")
+    path = shutil.make_archive(str(tmp_path / "archive"), "zip", tmp_path / "files")
+    contents = pickle.loads(pickle.dumps(MNIST.open(Path(path))))
+    assert np.array_equal(decode(contents.sample("train", 3).image)[..., 0], images["train"][3])
 
 
 def test_fashion_and_usps_are_read_from_the_same_files(tmp_path: Path):

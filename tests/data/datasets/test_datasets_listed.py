@@ -126,6 +126,13 @@ def change_line(path: Path, number: int, line: str) -> None:
         ("train", 9, "train/n01484850/n01484850_100.JPEG 99999", r"line 9: label 99999, but class 2 has no image"),
         ("test", 5, "val/n01484850/ILSVRC2012_val_00000004.JPEG 3", r"test.txt line 5: label 3 is outside 0 to 2"),
         ("test", 1, "train/n01440764/n01440764_100.JPEG 0", r"is in both ImageNet_LT_train.txt and ImageNet_LT_test"),
+        (
+            "val",
+            1,
+            "train/n01440764/n01440764_100.JPEG 0",
+            r"_100.JPEG is in both ImageNet_LT_train.txt and .*_val.txt",
+        ),
+        ("val", 1, "val/n01440764/ILSVRC2012_val_00000000.JPEG 0", r"is in both ImageNet_LT_val.txt and .*_test.txt"),
         ("val", 2, "../secret.JPEG 1", r"val.txt line 2: no file ../secret.JPEG"),
         ("val", 2, "ImageNet_LT_test.txt 1", r"val.txt line 2: ImageNet_LT_test.txt is not a jpg, jpeg, png, ppm file"),
     ],
@@ -134,6 +141,22 @@ def test_a_bad_line_is_named(tmp_path: Path, split: str, number: int, line: str,
     change_line(write_imagenet_lt(tmp_path) / f"ImageNet_LT_{split}.txt", number, line)
     with pytest.raises(UserError, match=reason):
         IMAGENET.open(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_windows_are_read(tmp_path: Path, encoding: str):
+    r"""`dir > list.txt` in PowerShell: UTF-16, lines that end in two characters, `\` between folders."""
+    for path in write_imagenet_lt(tmp_path).glob("*.txt"):
+        text = path.read_text().replace("/", "\\").replace("\n", "\r\n")
+        path.write_bytes(text.encode(encoding))
+    assert IMAGENET.open(tmp_path).counts == {"train": 9, "val": 3, "test": 6}
+
+
+def test_a_folder_that_is_linked_under_the_name_a_list_has_is_read(tmp_path: Path):
+    root = write_imagenet_lt(tmp_path)
+    (root / "train").rename(root / "images")
+    (root / "train").symlink_to("images")
+    assert IMAGENET.open(tmp_path).counts == {"train": 9, "val": 3, "test": 6}
 
 
 def test_a_missing_an_empty_and_a_doubled_list_are_named(tmp_path: Path):

@@ -126,3 +126,20 @@ def test_vectors_go_through_shards_and_stream(tmp_path: Path) -> None:
     assert rows == expected
     assert shard_stats(place)[0].sides.widths == (3, 3, 3)
     assert check_shards(place) == []
+
+
+def test_a_table_as_spreadsheets_save_it_is_read_or_refused(tmp_path: Path) -> None:
+    """UTF-16, and `Label` as a heading; semicolons and a column of row numbers would be taken for something else."""
+    rows = ["a,b,Label", "1,2,3", "4,5,6"]
+    (tmp_path / "t.csv").write_text("\r\n".join(rows), encoding="utf-16")
+    assert open_contents("vectors", tmp_path / "t.csv").class_names == ("3", "6")
+    assert vectors_of(tmp_path / "t.csv").tolist() == [[1, 2], [4, 5]]
+    for text, words in (
+        ("a;b;label\n1,5;2,5;x\n", "';' between fields; save it with commas there"),
+        (",a,b\n0,1,2\n", "column 1 has no name; where it numbers the rows"),
+        ("a,b,\n1,2,\n", "column 3 has no name"),
+        ("a,label,Label\n1,x,y\n", "two columns are called label"),
+    ):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(UserError, match=words):
+            open_contents("vectors", tmp_path / "t.csv")

@@ -212,3 +212,23 @@ def test_a_header_that_claims_too_many_pixels_is_refused_before_memory_is_taken(
     for refused in (decode, lambda cut: decode_resized(cut, 16)):
         with pytest.raises(ValueError, match="decompression bomb"):
             refused(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "but an empty file: get it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "but a Git LFS pointer: fetch the image by"),
+        (b"\n<!DOCTYPE HTML><html>", "but a web page: download it again"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", "but WebP: convert it"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "but HEIC: convert it"),
+        (b"GIF89a" + bytes(20), "but GIF: convert it"),
+        (b"BM" + bytes(60), "but BMP: convert it"),
+        (b"II*\0" + bytes(20), "but TIFF: convert it"),
+        (b"noise", "image$"),
+    ],
+)
+def test_what_is_called_an_image_and_is_none_is_said(data: bytes, words: str):
+    for read in (decode, image_size):
+        with pytest.raises(ValueError, match=rf"not a JPEG, PNG or PPM image(, )?{words}|PPM {words}"):
+            read(data)

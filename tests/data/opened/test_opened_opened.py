@@ -11,6 +11,7 @@ from listed import build_listed, picture
 
 from moe_dist.data.datasets.samples import Sample
 from moe_dist.data.opened.opened import OpenedData, OpenedSplit
+from moe_dist.errors import UserError
 from moe_dist.settings.data import DataConfig
 
 
@@ -50,6 +51,14 @@ def test_a_limit_of_a_published_validation_split_loses_no_class(image_folder: Pa
     config = {"dataset": "image_folder", "source": image_folder, "image_size": 8, "max_test_images": 3}
     data = built_data(DataConfig.model_validate(config), 0, tmp_path / "cache")
     assert np.bincount(data.val.labels[data.val_samples]).tolist() == [1, 1, 1]
+
+
+def test_a_share_that_sets_no_image_aside_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    samples = [Sample(f"{number}", number // 3, picture(number), "png", group=number // 3) for number in range(6)]
+    build_listed(monkeypatch, tmp_path / "shards", samples)
+    with pytest.raises(UserError, match=r"data.val_fraction = 0.25 sets none of 6 images aside: .* are of one track"):
+        opened(tmp_path / "shards", val_fraction=0.25)
+    assert not len(opened(tmp_path / "shards", val_fraction=0).val_samples)
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_train_images": 6}])

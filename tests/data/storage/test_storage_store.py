@@ -433,3 +433,17 @@ def test_an_epoch_streams_from_a_url(server: FaultServer, shards: Path, tmp_path
     assert len(pairs) == 5
     for ours, expected in pairs:
         np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_place_here_that_cannot_be_looked_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder without permission, or a share whose server is gone: `is_file` raises for these."""
+
+    def refusing(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refusing)
+    (tmp_path / "index.json").touch()
+    with pytest.raises(UserError, match=r"index.json: cannot be looked up \(Permission denied\); make it readable"):
+        exists(tmp_path / "index.json")
+    with pytest.raises(UserError, match=r"cannot be looked up \(Permission denied\)"):
+        list_names(tmp_path)

@@ -62,11 +62,20 @@ def _check_split(split: str, remote: RemoteConfig) -> list[str]:
                 problems.append(f"{shard.name}: the shard is missing")
                 continue
             with local_file(join(split, shard.name), remote) as path:
+                require_readable(path)
                 found = shard_problems(path, index, number, shard_of_key)
         except UserError as error:
             found = [str(error)]
         problems += [f"{shard.name}: {problem}" for problem in found]
     return [f"{split_name(split)}/{problem}" for problem in problems]
+
+
+def require_readable(shard: Path) -> None:
+    """Raise UserError where the file of a shard cannot be opened."""
+    try:
+        shard.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{shard}: cannot be read ({error.strerror}); make it readable") from None
 
 
 def shard_problems(path: Path, index: Index, number: int, shard_of_key: dict[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_dist.data.shards.index import INDEX_FILE, ROWS_FILE, Index, ShardInfo, read_index, write_index
-from moe_dist.data.shards.inspect.check import row_states, shard_problems, splits_at
+from moe_dist.data.shards.inspect.check import require_readable, row_states, shard_problems, splits_at
 from moe_dist.data.shards.scan import label_problem
 from moe_dist.data.storage.store import is_url, shown
 from moe_dist.errors import UserError
@@ -34,13 +35,16 @@ def repair_shards(place: str | Path) -> list[RepairedSplit]:
 
     Of a damaged shard, samples whose image is still the one that was indexed are kept. The old index is kept beside the
     new one (index.json.before-repair, index.npy.before-repair). A split without damage stays as it is.
-    Raises UserError for a URL, an index that cannot be read, and where a class would lose all of its samples.
+    Raises UserError for a URL, a folder that cannot be written to (before shards are read), an index or shard that
+    cannot be read, and where a class would lose all of its samples.
     """
     if is_url(place):
         raise UserError(
             f"{shown(place)}: only a folder can be repaired; repair a copy and build or upload the shards again"
         )
     folders = [Path(split) for split in splits_at(place)]
+    for folder in folders:
+        _require_writable(folder)
     repairs = {folder: _repair(folder, read_index(folder)) for folder in folders}
     for folder, repair in repairs.items():
         _require_every_class(folder, repair)
@@ -103,6 +107,7 @@ def _repair(folder: Path, index: Index) -> _Repair:
             repair.damaged[shard.name] = shard
             repair.dropped[shard.name] = [f"{len(places)} samples: the shard is missing"]
             continue
+        require_readable(path)
         damaged = bool(shard_problems(path, index, number, shard_of_key))
         states = row_states(path, index.rows[places], len(index.class_names))
         if damaged:
@@ -114,6 +119,17 @@ def _repair(folder: Path, index: Index) -> _Repair:
             repair.kept[places] = [state.problem is None for state in states]
         repair.image_kinds.update(state.name.rpartition(".")[2] for state in states if state.problem is None)
     return repair
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise UserError where no new index can be written to `folder`."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder}: a new index cannot be written there ({error.strerror}); make it writable, or repair a copy"
+        ) from None
 
 
 def _require_every_class(folder: Path, repair: _Repair) -> None:

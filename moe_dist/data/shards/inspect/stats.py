@@ -14,7 +14,7 @@ from moe_dist.data.image.decode import image_size
 from moe_dist.data.image.vectors import decode_vector, is_vector
 from moe_dist.data.longtail import imbalance_factor, shot_groups
 from moe_dist.data.shards.index import Index, read_index
-from moe_dist.data.shards.inspect.check import split_name, splits_at
+from moe_dist.data.shards.inspect.check import require_readable, split_name, splits_at
 from moe_dist.data.storage.store import join, local_file, shown
 from moe_dist.errors import UserError
 from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
@@ -86,6 +86,7 @@ def shard_stats(place: str | Path, remote: RemoteConfig = DEFAULT_REMOTE) -> lis
         total = sum(shard.bytes for shard in index.shards)
         shard = join(split, index.shards[0].name)
         with local_file(shard, remote) as path:
+            require_readable(path)
             sides = _sides(path, index.rows[index.rows["shard"] == 0][:LARGEST_SAMPLE], shown(shard))
         found.append(SplitStats(split_name(split), index, counts, imbalance_factor(counts[counts > 0]), total, sides))
     return found

@@ -45,7 +45,7 @@ def test_a_good_shard_has_no_problem_and_all_its_samples(tmp_path: Path):
     ("members", "problem"),
     [
         ([("b.cls", b"0"), ("b.jpg", JPEG[:-40])], "b: Premature end of JPEG file"),
-        ([("b.cls", b"0"), ("b.png", b"GIF89a")], "b: not a JPEG, PNG or PPM image"),
+        ([("b.cls", b"0"), ("b.png", b"GIF89a")], "b: not a JPEG, PNG or PPM image, but GIF: convert it"),
         ([("b.cls", b"3"), ("b.png", PNG)], "b: label 3 is outside 0 to 2"),
         ([("b.cls", b"-1"), ("b.png", PNG)], "b: label -1 is outside 0 to 2"),
         ([("b.cls", b"two"), ("b.png", PNG)], "b: label b'two' is not a whole number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -155,3 +156,36 @@ def test_an_index_that_cannot_be_read_is_not_repaired(shards: Path):
 def test_a_url_is_not_repaired():
     with pytest.raises(UserError, match="only a folder can be repaired"):
         repair_shards("s3://bucket/set")
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_shards_are_read(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A stub, because root may write to any folder."""
+    change_image(shards / "train", 3)
+
+    def refusing(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    def reading(*_: object) -> None:
+        raise AssertionError("shards were read first")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refusing)
+    monkeypatch.setattr("moe_dist.data.shards.inspect.repair.shard_problems", reading)
+    with pytest.raises(UserError, match=r"train: a new index cannot be written there \(Permission denied\); make it"):
+        repair_shards(shards)
+
+
+def test_a_shard_that_cannot_be_opened_is_named(shards: Path, monkeypatch: pytest.MonkeyPatch):
+    opened = Path.open
+
+    def refusing(path: Path, *options: str, **named: str) -> object:
+        if path.name == "train-000001.tar":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *options, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(UserError, match=r"train-000001.tar: cannot be read \(Permission denied\); make it readable"):
+        repair_shards(shards)
+    (problem,) = check_shards(shards)
+    assert "train-000001.tar: cannot be read (Permission denied)" in problem
