@@ -50,11 +50,13 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool
     with show.working("data"):
         place = ensure_shards(job.data, cache_folder(), show.shards)
         data = open_data(job.data, job.seed, cache_folder(), place)
-    if untested := data.untested_classes:
-        names = ", ".join(untested[:5]) + (", ..." if len(untested) > 5 else "")
-        show.notice(
-            f"{len(untested)} of {data.info.classes} classes have no test image ({names}) and are in no average"
-        )
+    for absent, split, then in (
+        (data.untested_classes, "test", "are in no average"),
+        (data.unvalidated_classes, "validation", "have no say in what validation decides"),
+    ):
+        if absent:
+            names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+            show.notice(f"{len(absent)} of {data.info.classes} classes have no {split} image ({names}) and {then}")
     repeated = repeated_images(place, job.data.remote) if job.data.use == "split" else []
     for sentence in [*repeated, *notices(job)]:
         show.notice(sentence)

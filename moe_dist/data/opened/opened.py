@@ -66,7 +66,15 @@ class OpenedData:
     @property
     def untested_classes(self) -> list[str]:
         """The classes of which the test split has no image."""
-        counts = np.bincount(self.test.labels[self.test_samples], minlength=self.info.classes)
+        return self._absent_from(self.test.labels[self.test_samples])
+
+    @property
+    def unvalidated_classes(self) -> list[str]:
+        """The classes of which the validation split has no image; none without validation."""
+        return self._absent_from(self.val.labels[self.val_samples]) if len(self.val_samples) else []
+
+    def _absent_from(self, labels: np.ndarray) -> list[str]:
+        counts = np.bincount(labels, minlength=self.info.classes)
         return [name for name, count in zip(self.info.class_names, counts) if not count]
 
 

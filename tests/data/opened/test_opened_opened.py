@@ -40,6 +40,13 @@ def test_limits_lose_no_class_whose_images_are_one_track(one_track: Path):
     data = opened(one_track, max_train_images=6, max_test_images=8, val_fraction=0)
     assert counts(data.train, data.train_samples) == [3, 12] == list(data.info.class_counts)
     assert counts(data.test, data.test_samples) == [4, 12] and data.untested_classes == []
+    assert data.unvalidated_classes == []
+
+
+def test_a_class_of_one_track_is_named_where_validation_has_none_of_it(one_track: Path):
+    data = opened(one_track, val_fraction=0.2)
+    assert counts(data.val, data.val_samples)[1] == 0
+    assert data.unvalidated_classes == [data.info.class_names[1]]
 
 
 def test_a_limit_of_a_published_validation_split_loses_no_class(image_folder: Path, tmp_path: Path):
