@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Test files beside each other, as many as there are cores, and never more than four: Ray tests start several processes.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-avx2 check setup clean
 
@@ -9,12 +11,12 @@ demo: $(VENV)/.installed
 	$(BIN)/moe-dist run jobs/demo.yaml
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	@$(MAKE) --no-print-directory test-avx2
 
 # Networks and methods once more, computed as by a processor with AVX2 and no AVX-512. Read when torch is loaded.
 test-avx2: $(VENV)/.installed-dev
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest tests/models tests/methods
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) tests/models tests/methods
 
 # Everything a change must pass: style, types, tests.
 check: $(VENV)/.installed-dev
