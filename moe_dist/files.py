@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -11,6 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from moe_dist.errors import UserError
+
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @contextmanager
@@ -51,6 +56,31 @@ def read_json(path: Path) -> Any | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+def read_text(path: Path, where: str, what: str) -> str:
+    r"""The text of a `what` that the user names, without a byte-order mark, every line ending with \n.
+
+    Raises UserError, which starts with `where`, if there is none, it cannot be read, or it is not in UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise UserError(f"{where}: no such {what}") from None
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror})") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        found = f"line {line} holds the byte 0x{content[error.start]:02x}"
+    else:
+        if "\0" not in text:
+            return text.replace("\r\n", "\n").replace("\r", "\n")
+        found = "it holds zero bytes"
+    if content.startswith(_UTF_16) or b"\0" in content[:4]:
+        found = "it looks like UTF-16"
+    raise UserError(f"{where}: not a text file in UTF-8 ({found}); save it as UTF-8, or name a {what}")
 
 
 def flush_to_disk(path: Path) -> None:

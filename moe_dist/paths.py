@@ -18,7 +18,9 @@ FOR_RUNS = "run directories in object storage are not built yet; give a folder (
 
 
 def local_path(given: str | Path) -> Path:
-    """The path `given`. Raises ValueError for a URL."""
+    """The path `given`. Raises ValueError for a URL, and for what YAML reads as a number or anything else."""
+    if not isinstance(given, str | Path):
+        raise ValueError('must be a path (put quotes around a name that looks like something else: "2024")')
     if _URL.match(str(given)):
         raise ValueError("must be a path of this machine (only shards may be a URL)")
     return Path(given)

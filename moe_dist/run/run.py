@@ -8,8 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from moe_dist.data.bad_samples import read_bad_samples
 from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.data.opened.opened import OpenedData, open_data
@@ -32,6 +30,7 @@ from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import best_on_validation
 from moe_dist.train.requirements import require_trainable
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
+from moe_dist.yaml_core import load_run_yaml
 
 BAD_SAMPLES_NAMED = 20
 """Number of bad samples named in run.json; bad_samples/ in the run directory names all."""
@@ -218,10 +217,10 @@ def _require_layout(run: Path) -> None:
 def _job_before(run: Path) -> dict[str, Any]:
     """The job that began the run. Raises UserError if job.yaml does not hold one, as after a power failure."""
     try:
-        before = yaml.safe_load((run / "job.yaml").read_text(encoding="utf-8"))
+        before = load_run_yaml((run / "job.yaml").read_text(encoding="utf-8"))
         dataset, form = before["data"]["dataset"], _form(before.get("grid"))
         return {"name": before["name"], "kind": before["kind"], "data": {"dataset": dataset}, "form": form}
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{run / 'job.yaml'}: holds no job any more (was the power cut?); to go on with the run, copy the job file "
             "that it was begun with to that place; to begin anew, choose another folder"
