@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
-from rich.markup import escape
 
 from moe_dist import __version__
 from moe_dist.cli.shards import shards
@@ -20,7 +18,7 @@ from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.signals import GO_ON, Stopped, catch_signals, exit_code, stoppable
-from moe_dist.terminal import console, short
+from moe_dist.terminal import console, errors, say, say_table, short
 
 if TYPE_CHECKING:
     from moe_dist.job import Job
@@ -77,7 +75,7 @@ def options(
     """Handle the options before the command's name."""
     context.obj = {"debug": debug}
     if version:
-        console.print(__version__)
+        say(console, __version__)
         raise typer.Exit
 
 
@@ -102,7 +100,7 @@ def run(
 
     job = load(job_file, overrides)
     folder = choose_run_directory(job, out, resume)
-    console.print(f"[bold]{job.name}[/] into {short(folder)}")
+    say(console, (job.name, "bold"), f" into {short(folder)}")
     with stoppable(lambda: again(folder, out, resume)), raising_disk_errors(folder, "what the run leaves"):
         if job.grid is not None:
             from moe_dist.grid.run import run_grid
@@ -114,11 +112,11 @@ def run(
         show_grid(folder, page)
         return
     record = RunDirectory(folder)
-    console.print()
+    say(console)
     for table in [results_table(record, flat_metrics(record)), *search_tables(record)]:
         if table.rows:
-            console.print(to_rich(table))
-    console.print(f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
+            say_table(console, to_rich(table))
+    say(console, f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
 
 
 def load(job_file: Path, overrides: list[str]) -> Job:
@@ -139,12 +137,12 @@ def show_grid(folder: Path, page: Path) -> None:
     from moe_dist.plots.tables import to_rich
 
     record = record_of(folder)
-    console.print()
+    say(console)
     for table in result_tables(record):
-        console.print(to_rich(replace(table, notes=())))  # as a caption, notes would be as narrow as the table
+        say_table(console, to_rich(replace(table, notes=())))  # as a caption, notes would be as narrow as the table
         for note in table.notes:
-            console.print(f"- {note}", markup=False)
-    console.print(f"\nreport: {short(page)}\ntables: {short(folder)}/results.md, .csv, .tex")
+            say(console, f"- {note}")
+    say(console, f"\nreport: {short(page)}\ntables: {short(folder)}/results.md, .csv, .tex")
     if failed := sum("reason" in cell for cell in record["cells"]):
         raise UserError(
             f"{failed} of {len(record['cells'])} cells failed, as the notes of the table say; --resume runs them again"
@@ -188,17 +186,17 @@ def report(
     if record is not None and (len(runs) > 1 or not is_grid(runs[0])):
         raise UserError(f"--record {record}: is for a grid; give the folder that `moe-dist run` of a grid printed")
     if len(runs) == 1 and out is None and is_grid(runs[0]):
-        console.print(f"report: {short(build_grid_report(runs[0], record))}")
+        say(console, f"report: {short(build_grid_report(runs[0], record))}")
         if record is not None:
-            console.print(f"record: {short(record)}")
+            say(console, f"record: {short(record)}")
     elif len(runs) > 1:
         folder = out or Path()
-        console.print(to_rich(build_seeds_table(runs, folder)))
-        console.print(f"table: {short(folder / 'seeds.md')}")
+        say_table(console, to_rich(build_seeds_table(runs, folder)))
+        say(console, f"table: {short(folder / 'seeds.md')}")
     elif out is not None:
         raise UserError(f"--out {out}: is for the table over several runs; a single run's report lies in {runs[0]}")
     else:
-        console.print(f"report: {short(build_report(runs[0]))}")
+        say(console, f"report: {short(build_report(runs[0]))}")
 
 
 @app.command()
@@ -237,7 +235,7 @@ def tables(
 
     for page in pages:
         count = write_tables(page)
-        console.print(f"{short(page)}: {count} record{'s' if count != 1 else ''}")
+        say(console, f"{short(page)}: {count} record{'s' if count != 1 else ''}")
 
 
 @app.command()
@@ -267,12 +265,12 @@ def main() -> None:
     try:
         app()
     except Stopped as stopped:
-        Console(stderr=True, highlight=False).print(escape(str(stopped)), soft_wrap=True)
+        say(errors, str(stopped))
         sys.exit(exit_code())
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True, highlight=False).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        say(errors, ("error:", "red"), f" {error}")
         sys.exit(2)
 
 

@@ -123,8 +123,8 @@ def _fetch(name: str, weights: str) -> Mapping[str, Tensor]:
         return published[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # RuntimeError: not the published file's hash
         raise UserError(
-            f"the {weights} weights of {name} could not be fetched ({why_not_fetched(error)}); without a network, give a local "
-            ".safetensors or .pth file as weights, or use `weights: null` or the `siamese` features"
+            f"the {weights} weights of {name} could not be fetched ({why_not_fetched(error)}); without a network, give "
+            "a local .safetensors or .pth file as weights, or use `weights: null` or the `siamese` features"
         ) from None
 
 

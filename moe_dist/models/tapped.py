@@ -118,8 +118,8 @@ def _timm(name: str, weights: str | Path | None) -> nn.Module:
     # The hub's errors are kinds of OSError and ValueError.
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"the weights of {name} could not be fetched ({why_not_fetched(error)}); without a network, give a local .safetensors or "
-            ".pth file as weights, or `weights: null`"
+            f"the weights of {name} could not be fetched ({why_not_fetched(error)}); without a network, give a local "
+            ".safetensors or .pth file as weights, or `weights: null`"
         ) from None
 
 

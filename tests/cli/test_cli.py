@@ -227,6 +227,18 @@ def test_own_images_as_folder_and_tar_give_the_same_split(tmp_path: Path) -> Non
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize("name", ["exp[v2]", "x[/y]", "[bold]"])
+def test_a_run_folder_may_be_called_anything(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [write_finished(tmp_path / name / str(seed), seed) for seed in (1, 2)]
+    assert f"table: {name}/seeds.md\n" in in_process("report", *map(str, runs), "--out", name)
+    refused = moe_dist("run", f"{name}.yaml", cwd=tmp_path)
+    assert sentence(refused) == f"error: {name}.yaml: no such job file"
+    for words in ([name], ["run"], ["run", "job.yaml", name], ["shards", "stats", "a", f"--{name}"]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2, words
+
+
 def test_shards_are_built_checked_and_refused_when_damaged(tmp_path: Path) -> None:
     write_images(tmp_path / "own")
     assert moe_dist("shards", "image_folder", "packed", "--from", "own", cwd=tmp_path).returncode == 0
