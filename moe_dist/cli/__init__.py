@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from moe_dist.job import Job
 
 
+NAME_A_CACHE = "name a folder (on a cluster, one that every node reaches)"
+
+
 class Commands(typer.core.TyperGroup):
     """The group of commands, which ends in one sentence when a signal or a full disk stops it."""
 
@@ -32,11 +35,16 @@ class Commands(typer.core.TyperGroup):
         again = shlex.join(["moe-dist", *sys.argv[1:]])
         with stoppable(lambda: again), raising_disk_errors(None, "a file", f"give the command again: {again}"):
             if "MOE_DIST_CACHE" in os.environ:
-                typed("MOE_DIST_CACHE", "name a folder (on a cluster, one that every node reaches)")(
-                    os.environ["MOE_DIST_CACHE"]
-                )
+                cache = typed("MOE_DIST_CACHE", NAME_A_CACHE)(os.environ["MOE_DIST_CACHE"])
+                if cache.exists() and not cache.is_dir():
+                    raise UserError(f"MOE_DIST_CACHE {cache}: is not a folder; {NAME_A_CACHE}")
             try:
                 return super().invoke(ctx)
+            except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+                if error.filename is None:
+                    raise
+                mend = "choose another place, or change who may use it"
+                raise UserError(f"{error.filename}: {error.strerror}; {mend}") from error
             except typer.Exit as end:  # an exit code, also after a signal that the command has dealt with
                 ended = end
         raise ended

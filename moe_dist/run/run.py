@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from moe_dist.data.opened.opened import OpenedData, open_data
 from moe_dist.engine.checkpoint import damaged_file, read_state
 from moe_dist.errors import UserError
 from moe_dist.evaluate.predictions import evaluate_task, save_evaluation
-from moe_dist.files import read_json, write_text
+from moe_dist.files import read_json, require_writable, write_text
 from moe_dist.job import Job, dump_job
 from moe_dist.launch.choose import open_launcher
 from moe_dist.launch.phases import Drive, ModelPhases
@@ -170,13 +170,24 @@ def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
             )
         if resume and not (out / "job.yaml").exists():
             raise UserError(f"--resume --out {out}: no run is there; look at the name, or leave --resume out")
+        require_writable(out, f"--out {out}")
         return out.resolve()
     home = (RUNS / job.name).absolute()
     if resume:
         if not (home / "latest").exists():
             raise UserError(f"--resume: there is no run of {job.name} under {home}; run it without --resume first")
+        require_writable(home / "latest", "--resume")
         return (home / "latest").resolve()
-    return home / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    require_writable(home, str(home))
+    return home / _unused_name(home)
+
+
+def _unused_name(home: Path) -> str:
+    """The time as a folder's name. A clock that was set back may name one that is there: then a later one."""
+    now = datetime.now()
+    while os.path.lexists(home / (name := now.strftime("%Y%m%d-%H%M%S-%f")[:-3])):
+        now += timedelta(milliseconds=1)
+    return name
 
 
 def require_same_run(run: Path, job: Job) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 import tarfile
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from typer.testing import CliRunner
 from moe_dist.cli import again, app
 from moe_dist.data.datasets.catalog import DATASETS
 from moe_dist.errors import UserError
+from moe_dist.job import load_job
+from moe_dist.run.run import choose_run_directory
 
 ROOT = Path(__file__).parents[2]
 
@@ -225,6 +229,96 @@ def test_own_images_as_folder_and_tar_give_the_same_split(tmp_path: Path) -> Non
         assert result.returncode == 0, result.stderr
         digests.append(json.loads((tmp_path / f"run-{source}" / "run.json").read_text())["split_digest"])
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "job.yaml", "--launcher", "local", "--out", "file"], "--out file: {here}/file is not a folder"),
+        (["run", "job.yaml", "--launcher", "local", "--out", "file/x"], "--out file/x: {here}/file is not a folder"),
+        (["run", "job.yaml", "--launcher", "local", "--out", "/proc/x"], "--out /proc/x: nothing can be written into"),
+        (["run", "job.yaml", "--launcher", "local", "--out", "file", "--resume"], "--out file: no run is there"),
+        (["report", "file"], "file"),
+        (["report", "1", "2", "--out", "file"], "the table file/seeds.md: {here}/file is not a folder"),
+        (["report", "1", "2", "--out", "/proc/x"], "the table /proc/x/seeds.md: nothing can be written into /proc"),
+        (["report", "grid", "--record", "file/x.json"], "the report of grid: {here}/file is not a folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_dist.run.run.ensure_shards", lambda *_: pytest.fail("work has begun"))
+    write_job(tmp_path)
+    (tmp_path / "file").touch()
+    for seed in (1, 2):
+        write_finished(tmp_path / str(seed), seed)
+    grid = {"name": "grid", "kind": "reproduce", "methods": {"dense": "dense"}, "grid": {"seeds": [0, 1]}}
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "job.yaml").write_text(yaml.safe_dump(grid))
+    with pytest.raises(UserError) as told:
+        in_process(*words)
+    assert said.format(here=tmp_path) in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["run", "job.yaml", "--launcher", "local", "--out", "r", "--resume"], "--out r"),
+        (["report", "1"], "report of 1"),
+    ],
+)
+def test_a_read_only_run_is_told_before_any_work(
+    words: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_dist.run.run.ensure_shards", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr("moe_dist.report.build.flat_metrics", lambda *_: pytest.fail("work has begun"))
+    write_job(tmp_path)
+    write_finished(tmp_path / "1", 1)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "job.yaml").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UserError, match=rf"{what}: nothing can be written into .* \(Read-only file system\)"):
+        in_process(*words)
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/images/a.png")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_dist.run.run.ensure_shards", refuse)
+    with pytest.raises(UserError, match=r"^/images/a\.png: Permission denied; "):
+        in_process("run", str(write_job(tmp_path)), "--launcher", "local", "--out", "r")
+
+
+def test_a_cache_that_is_a_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_DIST_CACHE", str(write_job(tmp_path)))
+    with pytest.raises(UserError, match=r"MOE_DIST_CACHE .*job\.yaml: is not a folder; name a folder"):
+        in_process("shards", "list")
+
+
+def test_a_clock_that_was_set_back_begins_no_run_in_another_ones_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> Clock:  # type: ignore[override]
+            return cls(2026, 10, 25, 2, 30, 0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_dist.run.run.datetime", Clock)
+    job = load_job(write_job(tmp_path))
+    for expected in ("20261025-023000-000", "20261025-023000-001", "20261025-023000-002"):
+        folder = choose_run_directory(job, None, resume=False)
+        assert folder == tmp_path / "runs" / "small" / expected
+        folder.mkdir(parents=True)
 
 
 @pytest.mark.parametrize("name", ["exp[v2]", "x[/y]", "[bold]"])
