@@ -98,6 +98,7 @@ def run(
     launcher: Annotated[str, typer.Option(help="ray: on Ray; local: in this process, without Ray.")] = "ray",
 ) -> None:
     """Run a job here: on an embedded Ray, or on the cluster that RAY_ADDRESS names."""
+    from moe_dist.launch.choose import require_launcher
     from moe_dist.plots.tables import to_rich
     from moe_dist.report.build import flat_metrics
     from moe_dist.report.run import RunDirectory
@@ -107,6 +108,7 @@ def run(
     from moe_dist.terminal import Show
 
     job = load(job_file, overrides)
+    require_launcher(launcher)
     folder = choose_run_directory(job, out, resume)
     say(console, (job.name, "bold"), f" into {short(folder)}")
     with stoppable(lambda: again(folder, out, resume)), raising_disk_errors(folder, "what the run leaves"):

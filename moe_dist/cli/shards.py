@@ -71,8 +71,11 @@ def build(
     from moe_dist.data.shards.index import Shrink
     from moe_dist.data.storage.store import is_url
     from moe_dist.places import cache_folder
+    from moe_dist.ray_address import cluster_address
     from moe_dist.terminal import Show
 
+    if workers > 1:
+        cluster_address()  # before the source is read
     progress = Show(console)
     folder = cache_folder() if is_url(out) else Path(out).absolute()
     full = raising_disk_errors(folder, "the shards", "give the command again, which goes on where it stood")

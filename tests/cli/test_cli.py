@@ -288,6 +288,34 @@ def test_a_read_only_run_is_told_before_any_work(
         in_process(*words)
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:9", "RAY_ADDRESS 127.0.0.1:9: no Ray cluster answers there (Connection refused)"),
+        ("http://127.0.0.1:8265", "RAY_ADDRESS http://127.0.0.1:8265: is the address of a job server"),
+    ],
+)
+@pytest.mark.parametrize(
+    "words", [["run", "job.yaml"], ["shards", "digits", "packed", "--workers", "2"]], ids=["run", "build"]
+)
+def test_a_cluster_that_is_gone_is_told_before_any_work(
+    words: list[str], address: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    write_job(tmp_path)
+    with pytest.raises(UserError) as told:
+        in_process(*words)
+    assert said in str(told.value) and [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_a_launcher_there_is_not_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--launcher loca: choose ray or local"):
+        in_process("run", str(write_job(tmp_path)), "--launcher", "loca")
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
 def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/images/a.png")
