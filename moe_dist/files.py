@@ -55,6 +55,7 @@ def require_writable(folder: Path, where: str) -> None:
     """
     existing = folder.absolute()
     try:
+        str(existing).encode()
         while not os.path.lexists(existing):
             existing.exists()  # which raises for a name that is too long, as lexists does not
             existing = existing.parent
@@ -62,6 +63,8 @@ def require_writable(folder: Path, where: str) -> None:
             raise UserError(f"{where}: {existing} is not a folder; choose another place")
         with tempfile.TemporaryFile(dir=existing):
             pass
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {existing} is not UTF-8, and no report could name it; rename it") from None
     except OSError as error:
         raise UserError(
             f"{where}: nothing can be written into {existing} ({error.strerror}); choose another place, or make it "

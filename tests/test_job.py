@@ -214,6 +214,24 @@ def test_a_text_in_another_encoding_is_told_as_that(encoding: str, said: str, jo
         load_job(job_file)
 
 
+@pytest.mark.parametrize("field", ["data.source", "data.shards"])
+def test_the_home_of_nobody_is_a_path_as_written(field: str, job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    data = load_job(job_file, [f"{field}=~/images"]).data
+    assert "/home/me/images" in (str(data.source), data.shards)
+    data = load_job(job_file, [f"{field}=~nobody-here/images"]).data
+    assert f"{Path.cwd()}/~nobody-here/images" in (str(data.source), data.shards)
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize(
+    "field", ["resources.cpus_per_worker", "method.gate.optimiser.learning_rate", "data.image_size"]
+)
+def test_no_number_is_infinite(field: str, value: str, job_file: Path) -> None:
+    with pytest.raises(UserError, match=rf"{field}: input should be a finite number"):
+        load_job(job_file, [f"{field}={value}"])
+
+
 def test_a_job_written_on_windows_is_read(job_file: Path) -> None:
     job_file.write_bytes(b"\xef\xbb\xbf" + TITLE.replace("\n", "\r\n").encode())
     assert load_job(job_file).title == "Größe"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -272,6 +273,9 @@ app.add_typer(shards, name="shards")
 def main() -> None:
     """Run the command. A stop, and an error that the user can mend, are one sentence; a bug keeps its traceback."""
     catch_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not have what a name is written in
     try:
         app()
     except Stopped as stopped:

@@ -232,6 +232,11 @@ def _read_job(path: Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(job, dict) or not job.get("name"):
         raise UserError(f"{path}: holds no job any more; copy the job file that the run was begun with to that place")
+    if "title" not in job:  # not the resolved job, but the file that a user copied there
+        from moe_dist.job import dump_job, parse_job  # imports torch, without which a report is made otherwise
+
+        resolved = parse_job(job, str(path), path.absolute().parent)
+        return dump_job(resolved), resolved.model_dump(mode="json")
     return text, job
 
 

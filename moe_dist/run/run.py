@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,8 @@ def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
         return out.resolve()
     home = (RUNS / job.name).absolute()
     if resume:
+        if any(home.glob("*/job.yaml")) and not (home / "latest").is_symlink():
+            raise UserError(f"--resume: {home} has no link `latest` (was it copied?); name the run with --out")
         if not (home / "latest").exists():
             raise UserError(f"--resume: there is no run of {job.name} under {home}; run it without --resume first")
         require_writable(home / "latest", "--resume")
@@ -243,10 +246,15 @@ def _form(grid: Any) -> str:
 
 
 def claim_run_directory(run: Path, job: Job) -> None:
-    """Create the run directory with job.yaml, and point runs/<job>/latest to it if it is below that folder."""
+    """Create the run directory with job.yaml, and point runs/<job>/latest to it if it is below that folder.
+
+    Where that cannot be (no links on the file system, or a copy in its place), `--resume` will ask for the run's name.
+    """
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "job.yaml", dump_job(job))
     if (run.parent.parent.name, run.parent.name) == (RUNS.name, job.name):
         link = run.parent / f".latest-{os.getpid()}"
-        link.symlink_to(run.name)
-        os.replace(link, run.parent / "latest")
+        with suppress(OSError):
+            link.symlink_to(run.name)
+            os.replace(link, run.parent / "latest")
+        link.unlink(missing_ok=True)

@@ -10,20 +10,20 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from moe_dist.paths import local_path
+from moe_dist.paths import from_home, local_path
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-AbsolutePath = Annotated[Path, BeforeValidator(local_path), AfterValidator(lambda path: path.expanduser().absolute())]
+AbsolutePath = Annotated[Path, BeforeValidator(local_path), AfterValidator(lambda path: from_home(path).absolute())]
 """A path of this machine, made absolute when the job is loaded: workers have another current directory."""
 
 
 class Strict(BaseModel):
     """Base of every configuration: unknown fields are refused, and values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ from moe_dist.cli import again, app
 from moe_dist.data.datasets.catalog import DATASETS
 from moe_dist.errors import UserError
 from moe_dist.job import load_job
-from moe_dist.run.run import choose_run_directory
+from moe_dist.run.run import choose_run_directory, claim_run_directory
 
 ROOT = Path(__file__).parents[2]
 
@@ -330,6 +331,46 @@ def test_a_cache_that_is_a_file_is_one_sentence(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("MOE_DIST_CACHE", str(write_job(tmp_path)))
     with pytest.raises(UserError, match=r"MOE_DIST_CACHE .*job\.yaml: is not a folder; name a folder"):
         in_process("shards", "list")
+
+
+@pytest.mark.parametrize("words", [["--out", "gr\udcf6sse"], ["--out=gr\udcf6sse"]])
+def test_a_run_folder_that_is_not_utf_8_is_told_before_any_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="its name is not UTF-8; rename it"):
+        in_process("run", str(write_job(tmp_path)), "--launcher", "local", *words)
+    (tmp_path / "gr\udcf6sse").mkdir()
+    monkeypatch.chdir(tmp_path / "gr\udcf6sse")
+    with pytest.raises(UserError, match="is not UTF-8, and no report could name it"):
+        choose_run_directory(load_job(tmp_path / "job.yaml"), None, resume=False)
+
+
+def test_a_terminal_without_a_names_letters_gets_them_escaped(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "COLUMNS": "20", "TERM": "dumb"}
+    command = [sys.executable, "-m", "moe_dist.cli", "tables", "Größe.md"]
+    (tmp_path / "Größe.md").write_text("<!-- tables of x.json -->\n<!-- end of tables -->\n")
+    (tmp_path / "x.json").write_text("{}")
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=200, check=False)
+    assert result.returncode == 2 and result.stderr.count(b"\n") == 1 and b"Traceback" not in result.stderr
+    command[-1] = "absent Größe.md"
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=200, check=False)
+    assert result.stderr == b"error: absent Gr\\xf6\\xdfe.md: no such page\n"
+
+
+def test_a_copied_home_of_runs_asks_for_the_runs_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy to a file system without links: `latest` is a folder, or is not there."""
+    monkeypatch.chdir(tmp_path)
+    job = load_job(write_job(tmp_path))
+    (tmp_path / "runs" / "small" / "latest").mkdir(parents=True)
+    run = choose_run_directory(job, None, resume=False)
+    claim_run_directory(run, job)
+    assert sorted(path.name for path in run.parent.iterdir()) == [run.name, "latest"]
+    with pytest.raises(UserError, match=r"--resume: .*runs/small has no link `latest` .* name the run with --out"):
+        choose_run_directory(job, None, resume=True)
+    (run.parent / "latest").rmdir()
+    claim_run_directory(run, job)
+    assert choose_run_directory(job, None, resume=True) == run
 
 
 def test_a_clock_that_was_set_back_begins_no_run_in_another_ones_folder(
