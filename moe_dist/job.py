@@ -1,16 +1,17 @@
-"""The job file: the fields of a YAML file under jobs/, and how it is loaded, overridden and checked."""
+"""The job file: the fields of a YAML file under jobs/, and how it is loaded and checked."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, ValidationInfo, model_validator
 
 from moe_dist.errors import UserError
+from moe_dist.files import read_text
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.registry import method_class, method_names
+from moe_dist.overrides import apply_overrides
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.explain import explain
 from moe_dist.settings.grid import GridConfig
@@ -18,6 +19,7 @@ from moe_dist.settings.resources import ParallelConfig, ResourceConfig
 from moe_dist.settings.schema import Count, Part, Strict
 from moe_dist.settings.training import CheckpointConfig
 from moe_dist.settings.tune import TuneConfig
+from moe_dist.yaml_core import WRITTEN_BY_1_2, dump_yaml, load_yaml
 
 
 def _method_config(value: Any, info: ValidationInfo) -> Any:
@@ -103,13 +105,12 @@ def load_job(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Job:
     is searched beside the job file. Raises UserError, which names the field, what was given and what is allowed.
     """
     try:
-        content = yaml.safe_load(_read_text(path, str(path), "job file"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        content = load_yaml(read_text(path, str(path), "job file"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a job is a mapping of fields, this file holds {type(content).__name__}")
-    for override in _expanded(overrides):
-        _set(content, override)
+    apply_overrides(content, overrides)
     return parse_job(content, str(path), path.absolute().parent)
 
 
@@ -123,63 +124,4 @@ def parse_job(content: dict[str, Any], where: str, folder: Path = Path()) -> Job
 
 def dump_job(job: Job) -> str:
     """The resolved job as YAML, with all defaults."""
-    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
-
-
-def _read_text(path: Path, where: str, what: str) -> str:
-    """The text of the file `path`. Raises UserError, which starts with `where`, if it is not a text file."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise UserError(f"{where}: no such {what}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{where}: not a text file; name a {what}") from None
-
-
-def _expanded(overrides: list[str] | tuple[str, ...]) -> list[str]:
-    """The overrides, with those of the file in place of each `@FILE`: one on a line, comments after `#`."""
-    expanded = []
-    for override in overrides:
-        if not override.startswith("@"):
-            expanded.append(override)
-            continue
-        text = _read_text(Path(override[1:]), f"--set {override}", "file of overrides")
-        lines = (line.partition("#")[0].strip() for line in text.splitlines())
-        expanded += [line for line in lines if line]
-    return expanded
-
-
-def _set(content: dict[str, Any], override: str) -> None:
-    """Apply an override `a.b=c` to `content`. The value is YAML, and the path must lead through mappings."""
-    field, equals, text = override.partition("=")
-    if not equals or not field:
-        raise UserError(f"--set {override}: write it as field=value, for example --set workers=2")
-    _require_same_kind(content, field.split(".")[:-1], override)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: {text!r} is not a YAML value") from None
-    set_field(content, field, value, f"--set {override}")
-
-
-def set_field(content: dict[str, Any], field: str, value: Any, where: str) -> None:
-    """Set `field` (a.b.c) of a job's `content`. UserError, at `where`, unless its path leads through mappings."""
-    *parents, last = field.split(".")
-    node = content
-    for depth, parent in enumerate(parents):
-        child = {} if node.get(parent) is None else node[parent]
-        if not isinstance(child, dict):
-            raise UserError(f"{where}: {'.'.join(parents[: depth + 1])} holds a value, not fields")
-        # Copied, because by an anchor of the file other fields may hold the same mapping.
-        node[parent] = dict(child)
-        node = node[parent]
-    node[last] = value
-
-
-def _require_same_kind(content: dict[str, Any], parents: list[str], override: str) -> None:
-    """Raise UserError if an override is for `method` and the job has `methods`, or the other way round."""
-    if parents[:1] == ["method"] and content.get("methods"):
-        names = ", ".join(content["methods"])
-        raise UserError(f"--set {override}: the job has several methods ({names}); write methods.NAME.FIELD=VALUE")
-    if parents[:1] == ["methods"] and content.get("method"):
-        raise UserError(f"--set {override}: the job has one method; write method.FIELD=VALUE, without a name")
+    return WRITTEN_BY_1_2 + dump_yaml(job.model_dump(mode="json"))

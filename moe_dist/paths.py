@@ -6,6 +6,7 @@ below a folder `s3:` in the current directory.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,25 @@ FOR_RUNS = "run directories in object storage are not built yet; give a folder (
 
 
 def local_path(given: str | Path) -> Path:
-    """The path `given`. Raises ValueError for a URL."""
+    """The path `given`.
+
+    Raises ValueError for a URL, for what YAML reads as a number or anything else, and for a name that is not text: it
+    could not be written into records and reports.
+    """
+    if not isinstance(given, str | Path):
+        raise ValueError('must be a path (put quotes around a name that looks like something else: "2024")')
     if _URL.match(str(given)):
         raise ValueError("must be a path of this machine (only shards may be a URL)")
+    try:
+        str(given).encode()
+    except UnicodeEncodeError:
+        raise ValueError("its name is not UTF-8; rename it, or reach it by a link") from None
     return Path(given)
+
+
+def from_home(path: Path) -> Path:
+    """The path with the home folder for `~` at its start. The `~name` of nobody stays: pathlib makes an error of it."""
+    return Path(os.path.expanduser(path))
 
 
 def typed(what: str, instead: str) -> Callable[[str], Path]:
@@ -35,7 +51,7 @@ def typed(what: str, instead: str) -> Callable[[str], Path]:
         try:
             return local_path(text)
         except ValueError as error:
-            shown = re.sub(r"(?<=:/)(/?)[^/]*@", r"\1", text.partition("?")[0])
+            shown = re.sub(r"(?<=:/)(/?)[^/]*@", r"\1", text.partition("?")[0] if _URL.match(text) else text)
             raise UserError(f"{what} {shown}: {error}; {instead}") from None
 
     return path

@@ -1,17 +1,22 @@
-"""The terminal of commands, and the display of a run's progress on it."""
+"""The terminal of commands, and the display of a run's progress on it.
+
+All that is printed goes through this file, as plain text with a style beside it: a folder called `exp[v2]` or `x[/y]`
+is printed as that, where rich would read a style into it. Lines are not broken, so that paths can be copied.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as LiveBars
+from rich.table import Column, Table
+from rich.text import Text
 
 LOG_COLUMNS = 120
 """Width of output into a file or a pipe; with 80, the table of a search is cut."""
@@ -22,8 +27,36 @@ FAILED_LOOKS_TOLD = 10
 """Number of failures in a row after which the user is told; a single one may be a file that is being removed."""
 
 console = Console(highlight=False)
+errors = Console(highlight=False, stderr=True)
 if not console.is_terminal:
     console.width = LOG_COLUMNS
+
+
+def say(console: Console, *parts: str | tuple[str, str]) -> None:
+    """Print a line of plain texts; a pair is a text and its style."""
+    console.print(Text.assemble(*parts), soft_wrap=True)
+
+
+def say_table(console: Console, table: Table) -> None:
+    """Print a table, whose cells are `Text`."""
+    console.print(table)
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", caption: str = "") -> Table:
+    """A table of plain texts."""
+    columns = (Column(Text(name)) for name in header)
+    table = Table(*columns, title=Text(title) if title else None, caption=Text(caption) if caption else None)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def plain_facts(facts: Mapping[str, str]) -> Table:
+    """A table of two columns without lines: what is told, and what there is to tell."""
+    table = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 1))
+    for title, text in facts.items():
+        table.add_row(Text(f"  {title}"), Text(text))
+    return table
 
 
 def short(path: Path) -> str:
@@ -50,15 +83,15 @@ class Show:
 
     def headline(self, text: str) -> None:
         """Print the headline of a part of the run."""
-        self.console.print(f"\n[bold]{text}[/]")
+        say(self.console, "\n", (text, "bold"))
 
     def notice(self, text: str) -> None:
         """Print a warning."""
-        self.console.print(f"  [yellow]![/] {escape(text)}")
+        say(self.console, "  ", ("!", "yellow"), f" {text}")
 
     def skipped(self, title: str, seconds: float) -> None:
         """Print that a result is reused, for which an earlier run took `seconds`."""
-        self.console.print(f"  [green]=[/] {title} [dim]kept from an earlier run ({duration(seconds)})[/]")
+        self._ended("=", "green", title, f"kept from an earlier run ({duration(seconds)})")
 
     @contextlib.contextmanager
     def working(self, title: str) -> Iterator[None]:
@@ -68,9 +101,9 @@ class Show:
         started = self._started
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -80,11 +113,14 @@ class Show:
             try:
                 yield
             except BaseException:
-                self.console.print(f"  [red]x[/] {title} [dim]after {duration(time.perf_counter() - started)}[/]")
+                self._ended("x", "red", title, f"after {duration(time.perf_counter() - started)}")
                 raise
             finally:
                 self._bars = self._task = None
-        self.console.print(f"  [green]+[/] {title} [dim]{duration(time.perf_counter() - started)}[/]")
+        self._ended("+", "green", title, duration(time.perf_counter() - started))
+
+    def _ended(self, mark: str, colour: str, title: str, how: str) -> None:
+        say(self.console, "  ", (mark, colour), f" {title} ", (how, "dim"))
 
     def count_from(self, done: float) -> None:
         """Estimate the time left from now on, without the time of the first `done`, which were done elsewhere."""
@@ -99,7 +135,7 @@ class Show:
         if not self.console.is_terminal and self._done_before < done < total and now >= self._next_line:
             self._next_line = now + LINE_EVERY_SECONDS
             left = (now - self._started) * (total - done) / (done - self._done_before)
-            self.console.print(f"    [dim]{done / total:.0%} {escape(note)}, about {duration(left)} left[/]")
+            say(self.console, (f"    {done / total:.0%} {note}, about {duration(left)} left", "dim"))
 
     def shards(self, split: str, done: int, total: int) -> None:
         """Display that `done` of a split's `total` images are in shards, and the rate of writing."""

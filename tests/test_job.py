@@ -165,3 +165,79 @@ def test_an_override_leaves_fields_that_share_an_anchor_alone(tmp_path: Path) ->
     job = load_job(path, ["methods.one.features.epochs=2", "methods.one.features.batch_size=4"])
     epochs = [(model.features.epochs, model.classifiers.epochs) for model in job.models.values()]
     assert epochs == [(2, 9), (9, 9)]
+
+
+def test_a_field_that_a_job_gives_twice_is_refused_with_its_line(job_file: Path) -> None:
+    job_file.write_text("name: x\nkind: train\nseed: 1\nmethod: dense\nseed: 2\n")
+    with pytest.raises(UserError, match=r"small\.yaml: not valid YAML: line 5: `seed` is given here and in line 3"):
+        load_job(job_file)
+
+
+def test_numbers_and_words_of_a_job_are_what_they_look_like(job_file: Path) -> None:
+    job_file.write_text("name: on\nkind: train\nseed: 010\ntitle: 1:30\nmethod: {name: icl, temperature: 1e-1}\n")
+    job = load_job(job_file)
+    assert (job.name, job.seed, job.title) == ("on", 10, "1:30")
+
+
+@pytest.mark.parametrize("value", ["true", "yes"])
+def test_a_truth_value_is_no_number(value: str, job_file: Path) -> None:
+    with pytest.raises(UserError, match=r"small\.yaml: workers: (must be a number|input should be a valid integer)"):
+        load_job(job_file, [f"workers={value}"])
+    with pytest.raises(UserError, match=r"data\.mean: must be a number, not true or false"):
+        load_job(job_file, ["data.mean=[0.5, true, 0.5]"])
+
+
+def test_a_folder_whose_name_is_a_number_is_a_sentence(job_file: Path) -> None:
+    with pytest.raises(UserError, match=r'data\.source: must be a path \(put quotes around .*"2024"\), got 2024'):
+        load_job(job_file, ["data.source=2024"])
+    assert load_job(job_file, ['data.source="2024"']).data.source == Path.cwd() / "2024"
+
+
+TITLE = "name: x\nkind: train\nmethod: dense\ntitle: Größe\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"), [("latin-1", r"line 4 holds the byte 0xf6"), ("utf-16", "it looks like UTF-16")]
+)
+def test_a_text_in_another_encoding_is_told_as_that(encoding: str, said: str, job_file: Path, tmp_path: Path) -> None:
+    job_file.write_text(TITLE, encoding=encoding)
+    with pytest.raises(UserError, match=rf"small\.yaml: not a text file in UTF-8 \({said}\); save it as UTF-8"):
+        load_job(job_file)
+    overrides = tmp_path / "changes.set"
+    overrides.write_text("# a\n# b\n# c\ntitle=Größe\n", encoding=encoding)
+    with pytest.raises(UserError, match=rf"--set @.*changes\.set: not a text file in UTF-8 \({said}\)"):
+        load_job(JOBS / "demo.yaml", [f"@{overrides}"])
+    recipe = tmp_path / "experts.yaml"
+    recipe.write_text("# a\n# b\n# c\n- {conv1: 6}  # Größe\n", encoding=encoding)
+    job_file.write_text(yaml.safe_dump(SMALL | {"method": {"name": "dfcp", "experts": "experts.yaml"}}))
+    with pytest.raises(UserError, match=rf"experts\.yaml: not a text file in UTF-8 \({said}\)"):
+        load_job(job_file)
+
+
+@pytest.mark.parametrize("field", ["data.source", "data.shards"])
+def test_the_home_of_nobody_is_a_path_as_written(field: str, job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    data = load_job(job_file, [f"{field}=~/images"]).data
+    assert "/home/me/images" in (str(data.source), data.shards)
+    data = load_job(job_file, [f"{field}=~nobody-here/images"]).data
+    assert f"{Path.cwd()}/~nobody-here/images" in (str(data.source), data.shards)
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize(
+    "field", ["resources.cpus_per_worker", "method.gate.optimiser.learning_rate", "data.image_size"]
+)
+def test_no_number_is_infinite(field: str, value: str, job_file: Path) -> None:
+    with pytest.raises(UserError, match=rf"{field}: input should be a finite number"):
+        load_job(job_file, [f"{field}={value}"])
+
+
+def test_a_job_written_on_windows_is_read(job_file: Path) -> None:
+    job_file.write_bytes(b"\xef\xbb\xbf" + TITLE.replace("\n", "\r\n").encode())
+    assert load_job(job_file).title == "Größe"
+
+
+def test_a_job_that_holds_itself_is_refused(job_file: Path) -> None:
+    job_file.write_text("name: x\nkind: train\nmethod: dense\ndata: &d {noise: *d}\n")
+    with pytest.raises(UserError, match=r"data\.noise\.noise: unknown field"):
+        load_job(job_file)

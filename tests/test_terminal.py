@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import itertools
 import json
@@ -14,7 +15,7 @@ from rich.console import Console
 
 import moe_dist.terminal as show_module
 from moe_dist.launch.progress import training_progress
-from moe_dist.terminal import Show, duration
+from moe_dist.terminal import Show, duration, plain_facts, plain_table, say, say_table
 from moe_dist.train.log import last_metrics
 
 
@@ -151,3 +152,60 @@ def test_progress_that_cannot_be_shown_at_all_is_told_once(show: Show, monkeypat
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+NAMES = ["exp[v2]", "x[/y]", "[red]", "a[/]", "run:smile:", "[link=x]y"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_printed_as_it_is(name: str, show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
+    show.headline(name)
+    show.notice(name)
+    show.skipped(name, 1.0)
+    with show.working(name):
+        show.update(25, 100, name)
+    with pytest.raises(ValueError), show.working(name):
+        raise ValueError
+    say(show.console, (name, "bold"), f" into {name}")
+    say_table(show.console, plain_table([name, name], [[name, name]], name, name))
+    say_table(show.console, plain_facts({name: name}))
+    assert shown(show).count(name) == 16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_live_bars_show_a_name_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    show = Show(console)
+    with show.working(name):
+        show.update(25, 100, f"note {name}")
+        assert show._bars is not None
+        show._bars.refresh()
+    assert shown(show).count(f"note {name}") >= 1 and shown(show).count(name) >= 3
+
+
+def test_a_line_is_never_broken() -> None:
+    console = Console(file=io.StringIO(), width=20)
+    say(console, f"report: {'long folder/' * 10}report.html")
+    assert console.file.getvalue().count("\n") == 1  # type: ignore[attr-defined]
+
+
+def test_nothing_is_printed_by_rich_but_in_the_terminals_file() -> None:
+    """What rich prints as a str is read as markup: [v2] is lost, and [/y] is an error."""
+    package = Path(show_module.__file__).parent
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            prints = isinstance(node, ast.Attribute) and node.attr in ("print", "log", "rule") and name != "terminal.py"
+            if prints and ast.unparse(node.value).endswith("console"):
+                found.append(f"{name}: {ast.unparse(node)}")
+            if isinstance(node, ast.ImportFrom) and node.module in ("rich", "rich.markup"):  # their print and escape
+                found.append(f"{name}: from {node.module} import ...")
+            made = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if made == "Console" and name != "terminal.py" and ast.unparse(node) != "Console(quiet=True)":
+                found.append(f"{name}: {ast.unparse(node)}")
+            if made.startswith("Table") and name != "terminal.py" and "from rich.table import" in path.read_text():
+                found.append(f"{name}: {made}")
+    assert found == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -11,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
-from rich.markup import escape
 
 from moe_dist import __version__
 from moe_dist.cli.shards import shards
@@ -20,10 +19,13 @@ from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.signals import GO_ON, Stopped, catch_signals, exit_code, stoppable
-from moe_dist.terminal import console, short
+from moe_dist.terminal import console, errors, say, say_table, short
 
 if TYPE_CHECKING:
     from moe_dist.job import Job
+
+
+NAME_A_CACHE = "name a folder (on a cluster, one that every node reaches)"
 
 
 class Commands(typer.core.TyperGroup):
@@ -34,11 +36,16 @@ class Commands(typer.core.TyperGroup):
         again = shlex.join(["moe-dist", *sys.argv[1:]])
         with stoppable(lambda: again), raising_disk_errors(None, "a file", f"give the command again: {again}"):
             if "MOE_DIST_CACHE" in os.environ:
-                typed("MOE_DIST_CACHE", "name a folder (on a cluster, one that every node reaches)")(
-                    os.environ["MOE_DIST_CACHE"]
-                )
+                cache = typed("MOE_DIST_CACHE", NAME_A_CACHE)(os.environ["MOE_DIST_CACHE"])
+                if cache.exists() and not cache.is_dir():
+                    raise UserError(f"MOE_DIST_CACHE {cache}: is not a folder; {NAME_A_CACHE}")
             try:
                 return super().invoke(ctx)
+            except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+                if error.filename is None:
+                    raise
+                mend = "choose another place, or change who may use it"
+                raise UserError(f"{error.filename}: {error.strerror}; {mend}") from error
             except typer.Exit as end:  # an exit code, also after a signal that the command has dealt with
                 ended = end
         raise ended
@@ -77,7 +84,7 @@ def options(
     """Handle the options before the command's name."""
     context.obj = {"debug": debug}
     if version:
-        console.print(__version__)
+        say(console, __version__)
         raise typer.Exit
 
 
@@ -92,6 +99,7 @@ def run(
     launcher: Annotated[str, typer.Option(help="ray: on Ray; local: in this process, without Ray.")] = "ray",
 ) -> None:
     """Run a job here: on an embedded Ray, or on the cluster that RAY_ADDRESS names."""
+    from moe_dist.launch.choose import require_launcher
     from moe_dist.plots.tables import to_rich
     from moe_dist.report.build import flat_metrics
     from moe_dist.report.run import RunDirectory
@@ -101,8 +109,9 @@ def run(
     from moe_dist.terminal import Show
 
     job = load(job_file, overrides)
+    require_launcher(launcher)
     folder = choose_run_directory(job, out, resume)
-    console.print(f"[bold]{job.name}[/] into {short(folder)}")
+    say(console, (job.name, "bold"), f" into {short(folder)}")
     with stoppable(lambda: again(folder, out, resume)), raising_disk_errors(folder, "what the run leaves"):
         if job.grid is not None:
             from moe_dist.grid.run import run_grid
@@ -114,11 +123,11 @@ def run(
         show_grid(folder, page)
         return
     record = RunDirectory(folder)
-    console.print()
+    say(console)
     for table in [results_table(record, flat_metrics(record)), *search_tables(record)]:
         if table.rows:
-            console.print(to_rich(table))
-    console.print(f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
+            say_table(console, to_rich(table))
+    say(console, f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
 
 
 def load(job_file: Path, overrides: list[str]) -> Job:
@@ -139,12 +148,12 @@ def show_grid(folder: Path, page: Path) -> None:
     from moe_dist.plots.tables import to_rich
 
     record = record_of(folder)
-    console.print()
+    say(console)
     for table in result_tables(record):
-        console.print(to_rich(replace(table, notes=())))  # as a caption, notes would be as narrow as the table
+        say_table(console, to_rich(replace(table, notes=())))  # as a caption, notes would be as narrow as the table
         for note in table.notes:
-            console.print(f"- {note}", markup=False)
-    console.print(f"\nreport: {short(page)}\ntables: {short(folder)}/results.md, .csv, .tex")
+            say(console, f"- {note}")
+    say(console, f"\nreport: {short(page)}\ntables: {short(folder)}/results.md, .csv, .tex")
     if failed := sum("reason" in cell for cell in record["cells"]):
         raise UserError(
             f"{failed} of {len(record['cells'])} cells failed, as the notes of the table say; --resume runs them again"
@@ -188,17 +197,17 @@ def report(
     if record is not None and (len(runs) > 1 or not is_grid(runs[0])):
         raise UserError(f"--record {record}: is for a grid; give the folder that `moe-dist run` of a grid printed")
     if len(runs) == 1 and out is None and is_grid(runs[0]):
-        console.print(f"report: {short(build_grid_report(runs[0], record))}")
+        say(console, f"report: {short(build_grid_report(runs[0], record))}")
         if record is not None:
-            console.print(f"record: {short(record)}")
+            say(console, f"record: {short(record)}")
     elif len(runs) > 1:
         folder = out or Path()
-        console.print(to_rich(build_seeds_table(runs, folder)))
-        console.print(f"table: {short(folder / 'seeds.md')}")
+        say_table(console, to_rich(build_seeds_table(runs, folder)))
+        say(console, f"table: {short(folder / 'seeds.md')}")
     elif out is not None:
         raise UserError(f"--out {out}: is for the table over several runs; a single run's report lies in {runs[0]}")
     else:
-        console.print(f"report: {short(build_report(runs[0]))}")
+        say(console, f"report: {short(build_report(runs[0]))}")
 
 
 @app.command()
@@ -237,7 +246,7 @@ def tables(
 
     for page in pages:
         count = write_tables(page)
-        console.print(f"{short(page)}: {count} record{'s' if count != 1 else ''}")
+        say(console, f"{short(page)}: {count} record{'s' if count != 1 else ''}")
 
 
 @app.command()
@@ -264,15 +273,18 @@ app.add_typer(shards, name="shards")
 def main() -> None:
     """Run the command. A stop, and an error that the user can mend, are one sentence; a bug keeps its traceback."""
     catch_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not have what a name is written in
     try:
         app()
     except Stopped as stopped:
-        Console(stderr=True, highlight=False).print(escape(str(stopped)), soft_wrap=True)
+        say(errors, str(stopped))
         sys.exit(exit_code())
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        Console(stderr=True, highlight=False).print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        say(errors, ("error:", "red"), f" {error}")
         sys.exit(2)
 
 

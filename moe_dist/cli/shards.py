@@ -12,7 +12,7 @@ import typer
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import typed
-from moe_dist.terminal import console, short
+from moe_dist.terminal import console, plain_facts, plain_table, say, say_table, short
 
 
 class BuildByDefault(typer.core.TyperGroup):
@@ -72,8 +72,11 @@ def build(
     from moe_dist.data.shards.inspect.repeated import repeated_images
     from moe_dist.data.storage.store import is_url
     from moe_dist.places import cache_folder
+    from moe_dist.ray_address import cluster_address
     from moe_dist.terminal import Show
 
+    if workers > 1:
+        cluster_address()  # before the source is read
     progress = Show(console)
     folder = cache_folder() if is_url(out) else Path(out).absolute()
     full = raising_disk_errors(folder, "the shards", "give the command again, which goes on where it stood")
@@ -91,18 +94,15 @@ def build(
         )
     for split, index in indexes.items():
         content = f"{len(index.rows):,} images in {_number(len(index.shards), 'shard')}"
-        console.print(f"{split}: {content}, split hash {index.digest}", soft_wrap=True)
+        say(console, f"{split}: {content}, split hash {index.digest}")
     for sentence in repeated_images(out):
         progress.notice(sentence)
-    console.print(f"shards: {_place(out)}")
+    say(console, f"shards: {_place(out)}")
 
 
 @shards.command("list")
 def list_datasets() -> None:
     """List the datasets a job can name, where to get them, what is read and checked, and the shards in the cache."""
-    from rich.markup import escape
-    from rich.table import Column, Table
-
     from moe_dist.data.datasets.catalog import DATASETS
     from moe_dist.data.shards.inspect.inventory import cached_shards
     from moe_dist.places import cache_folder
@@ -119,16 +119,12 @@ def list_datasets() -> None:
             "checked": entry.checked,
             "shards": ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))) or "none",
         }
-        console.print(f"[bold]{entry.name}[/]")
-        table = Table.grid(Column(style="dim", no_wrap=True), Column(overflow="fold"), padding=(0, 1))
-        for title, text in facts.items():
-            if text:
-                table.add_row(f"  {title}", escape(text))
-        console.print(table)
-        console.print()
+        say(console, (entry.name, "bold"))
+        say_table(console, plain_facts({title: text for title, text in facts.items() if text}))
+        say(console)
     for one in cached:
         counts = f" ({_counts(one.counts)})" if one.counts else ""
-        console.print(f"{short(one.folder)}: {one.state}{counts}", markup=False, soft_wrap=True)
+        say(console, f"{short(one.folder)}: {one.state}{counts}")
 
 
 @shards.command("check")
@@ -143,10 +139,10 @@ def check(
     for repaired in repair_shards(place) if repair else []:
         _print_lines(repaired.reasons)
         dropped = _number(repaired.dropped, "sample")
-        console.print(f"{short(repaired.folder)}: {dropped} dropped, {repaired.kept:,} kept")
+        say(console, f"{short(repaired.folder)}: {dropped} dropped, {repaired.kept:,} kept")
     problems = check_shards(place)
     _print_lines(problems)
-    console.print(f"{_place(place)}: {_number(len(problems), 'problem') if problems else 'all shards are whole'}")
+    say(console, f"{_place(place)}: {_number(len(problems), 'problem') if problems else 'all shards are whole'}")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -159,8 +155,6 @@ def stats(
     ] = None,
 ) -> None:
     """Describe shards: classes, their balance, images, bytes, sides; with a picture of the class profile."""
-    from rich.table import Table
-
     from moe_dist.data.shards.inspect.stats import shard_stats
     from moe_dist.data.storage.store import is_url
     from moe_dist.plots.profile import save_class_profile
@@ -169,11 +163,9 @@ def stats(
         raise UserError(f"{_place(place)}: a picture cannot be put beside these shards; name its file with --plot")
     splits = shard_stats(place)
     described = [split.in_words() for split in splits]
-    table = Table("", *(split.name for split in splits))
-    for title in described[0]:
-        table.add_row(title, *(words[title] for words in described))
-    console.print(table)
-    console.print(f"widths and heights: smallest, median, largest of {splits[0].sides.images:,} images")
+    rows = [[title, *(words[title] for words in described)] for title in described[0]]
+    say_table(console, plain_table(["", *(split.name for split in splits)], rows))
+    say(console, f"widths and heights: smallest, median, largest of {splits[0].sides.images:,} images")
     path = plot or Path(place) / "stats.png"
     try:
         save_class_profile(path, splits[0].headline(), splits[0].counts)
@@ -181,12 +173,12 @@ def stats(
         raise UserError(
             f"{path}: the picture cannot be written there ({error.strerror}); name another file with --plot"
         ) from None
-    console.print(f"picture: {short(path.absolute())}")
+    say(console, f"picture: {short(path.absolute())}")
 
 
 def _print_lines(lines: list[str]) -> None:
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _number(count: int, what: str) -> str:

@@ -9,7 +9,8 @@ from itertools import product
 from typing import Any
 
 from moe_dist.errors import UserError
-from moe_dist.job import Job, parse_job, set_field
+from moe_dist.job import Job, parse_job
+from moe_dist.overrides import set_field
 from moe_dist.settings.grid import DATA, METHOD, SEED, GridConfig
 
 CHANGEABLE = ("method", "data", "workers", "parallel", "resources", "checkpoint")

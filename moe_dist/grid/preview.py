@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from moe_dist.data.batch import DatasetInfo
 from moe_dist.engine.choose import IN_ONE_PROCESS
@@ -20,7 +19,7 @@ from moe_dist.places import FINISHED, RECORD
 from moe_dist.plots.tables import ABSENT, Column, Row, Table, to_rich
 from moe_dist.run.notices import notices
 from moe_dist.run.preview import can_be_timed, expected_info, seconds_a_step, steps_of
-from moe_dist.terminal import duration, short
+from moe_dist.terminal import duration, say, say_table, short
 
 
 def preview_grid(job: Job, folder: Path, console: Console) -> None:
@@ -28,10 +27,10 @@ def preview_grid(job: Job, folder: Path, console: Console) -> None:
 
     Nothing is trained or written; the estimates time a few steps on random images.
     """
-    console.print(dump_job(job), markup=False)
+    say(console, dump_job(job))
     cells, estimates, rows = cells_of(job), Estimates(), []
     for sentence in dict.fromkeys(sentence for cell in cells for sentence in notices(cell.job)):
-        console.print(f"[yellow]![/] {escape(sentence)}")
+        say(console, ("!", "yellow"), f" {sentence}")
     total, left, all_timed = 0.0, 0.0, True
     for cell in cells:
         state = _state(folder, cell)
@@ -46,14 +45,15 @@ def preview_grid(job: Job, folder: Path, console: Console) -> None:
         all_timed &= whole
         total += seconds
         left += 0 if state.startswith(FINISHED) else seconds
-    console.print(to_rich(Table("Cells", (Column("", "state"), Column("", "estimate")), tuple(rows), (), "cell", True)))
+    columns = (Column("", "state"), Column("", "estimate"))
+    say_table(console, to_rich(Table("Cells", columns, tuple(rows), (), "cell", True)))
     for sentence in dict.fromkeys(estimates.refused):
-        console.print(f"[yellow]![/] no estimate: {escape(sentence)}")
+        say(console, ("!", "yellow"), f" no estimate: {sentence}")
     done = sum(row.cells[0].startswith(FINISHED) for row in rows)
     about = "about" if all_timed else "more than"
     times = f", {about} {duration(total)} in all on one thread of a CPU like this one" if total else ""
     rest = f", {about} {duration(left)} are left" if total else ""
-    console.print(f"{len(cells)} cells{times}; {done} are done in {short(folder)}{rest}")
+    say(console, f"{len(cells)} cells{times}; {done} are done in {short(folder)}{rest}")
 
 
 def _state(folder: Path, cell: Cell) -> str:

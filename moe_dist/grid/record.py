@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
@@ -28,6 +27,7 @@ from moe_dist.report.build import flat_metrics
 from moe_dist.report.paper import paper_table
 from moe_dist.report.run import Evaluation, RunDirectory
 from moe_dist.settings.grid import METHOD
+from moe_dist.yaml_core import load_run_yaml
 
 FORMAT = 1
 PLACES = ("source", "shards", "remote")
@@ -75,8 +75,8 @@ def read_record(path: Path) -> Record:
 
 def _job_text(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return load_run_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 
 from moe_dist import __version__
-from moe_dist.files import write_text
+from moe_dist.files import require_writable, write_text
 from moe_dist.grid.cells import name_of
 from moe_dist.grid.record import Record, record_of, record_text
 from moe_dist.grid.state import CELLS
@@ -28,6 +28,8 @@ def build_grid_report(folder: Path, record_file: Path | None = None) -> Path:
 
     record_file: where its record is written as well.
     """
+    for written in (folder, *([record_file.parent] if record_file else [])):
+        require_writable(written, f"the report of {folder}")
     record = record_of(folder)
     tables = result_tables(record)
     write_text(folder / "results.md", "\n".join(map(to_markdown, [*tables, cells_table(record)])))

@@ -24,7 +24,7 @@ from moe_dist.report.paper import paper_table
 from moe_dist.report.run import read_result
 from moe_dist.run.run import claim_run_directory, require_same_run, run_job
 from moe_dist.signals import stopping
-from moe_dist.terminal import Show
+from moe_dist.terminal import Show, say
 
 
 def run_grid(job: Job, folder: Path, launcher_name: str, show: Show) -> Path:
@@ -69,7 +69,7 @@ def _run_cell(folder: Path, cell: Cell, launcher_name: str, opened: OpenedDigest
             raise
         reason = " ".join(str(error).split())
         if not isinstance(error, UserError):
-            show.console.print(traceback.format_exc(), markup=False)
+            say(show.console, traceback.format_exc())
             reason = f"{type(error).__name__}: {reason}"
         note_failed(folder, cell, reason)
         show.notice(f"{cell.name} failed: {reason}")

@@ -19,6 +19,7 @@ from moe_dist.launch.launcher import Context, device_of, train_alone, use_thread
 from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
 from moe_dist.methods.phases import TaskFunction
+from moe_dist.ray_address import cluster_address
 from moe_dist.settings.resources import ResourceConfig
 from moe_dist.signals import deferring_signals
 from moe_dist.terminal import Show
@@ -42,24 +43,24 @@ def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
             "or use --launcher local"
         ) from None
 
-    device_of(0 if os.environ.get("RAY_ADDRESS") else max(job.resources.gpus_per_worker, job.resources.gpus_per_task))
+    address = cluster_address()
+    device_of(0 if address else max(job.resources.gpus_per_worker, job.resources.gpus_per_task))
     try:
         with show.working("start Ray"), deferring_signals():
-            _start_ray(job)
+            _start_ray(job, address)
         require_resources(job, ray.cluster_resources(), show)
         yield RayLauncher(job, run, show)
     finally:
         ray.shutdown()
 
 
-def _start_ray(job: Job) -> None:
+def _start_ray(job: Job, address: str | None) -> None:
+    """Connect to the cluster at `address`, or start a Ray. Raises UserError if the cluster cannot be used from here."""
     import ray
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        else:
+        if not address:
             ray.init(
                 address="local",  # not one that `ray start` left on this machine
                 num_cpus=embedded_cpus(job),
@@ -67,6 +68,15 @@ def _start_ray(job: Job) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+            return
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, ValueError, RuntimeError) as error:  # another version of Ray, no node on this machine
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"RAY_ADDRESS {address}: this machine cannot run on that cluster ({reason}); mend that, "
+                "or unset RAY_ADDRESS to use this machine alone"
+            ) from error
 
 
 def embedded_cpus(job: Job) -> int:

@@ -1,4 +1,8 @@
-"""Packs a working tree for a cluster: the files that git lists, or all but hidden, built or downloaded ones."""
+"""Packs a working tree for a cluster: the files that git lists, or all but hidden, built or downloaded ones.
+
+Folders that are links, submodules and repositories inside the tree are shipped with what they hold, each real folder
+once. What cannot be shipped is named. A tree without moe_dist/ gets the installed package: no other version may run.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import os
 import subprocess
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import moe_dist
 from moe_dist.errors import UserError
 
 SHIPPED_BYTES = 100 * 2**20
@@ -17,60 +23,116 @@ SHIPPED_BYTES = 100 * 2**20
 LEFT_OUT = ("__pycache__", "venv", "node_modules")
 LEFT_OUT_AT_TOP = ("runs", "data", "shared", "build", "dist")
 """Left out only at the top of the tree: moe_dist/data is code."""
+PACKAGE = Path(moe_dist.__file__).parent
 
 
-def pack_tree(root: Path, folder: Path, extra: Mapping[str, str]) -> Path:
+@dataclass
+class Shipment:
+    """What is shipped of a tree.
+
+    files: its name in the package -> the file. left_out: sentences about what is not shipped and may be missed.
+    """
+
+    root: Path
+    files: dict[Path, Path] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    _bytes: Counter[str] = field(default_factory=Counter)
+    _walked: set[Path] = field(default_factory=set)
+
+    def add(self, name: Path, path: Path) -> None:
+        """Add the file at `path`."""
+        self.files[name] = path
+        self._bytes[name.parts[0]] += path.stat().st_size
+
+    def require_small(self) -> None:
+        """Raise UserError, which names the largest parts, if the files so far exceed what Ray's job server accepts."""
+        total = self._bytes.total()
+        if total > SHIPPED_BYTES:
+            largest = ", ".join(f"{part} ({size / 2**20:.0f} MiB)" for part, size in self._bytes.most_common(3))
+            raise UserError(
+                f"{self.root} holds {total / 2**20:.0f} MiB to ship and Ray takes {SHIPPED_BYTES / 2**20:.0f} MiB: "
+                f"keep data outside it, or name it in .gitignore; largest: {largest}"
+            )
+
+    def add_tree(self, folder: Path, name: Path = Path()) -> None:
+        """Add the tree in `folder`, called `name` in the package."""
+        self._walked.add(folder.resolve())
+        listed = _listed_by_git(folder)
+        inner = []
+        for entry in _listed_by_name(folder, is_top=name == Path()) if listed is None else listed:
+            path = folder / entry
+            if path.is_dir():
+                inner.append(entry)
+            elif path.is_file():
+                self.add(name / entry, path)
+            elif os.path.lexists(path):  # a tracked file may have been deleted
+                self.left_out.append(f"{name / entry}: neither a file nor a folder, or a link to what is not there")
+            if name != Path():
+                self.require_small()  # at once: a link may lead to millions of images
+        self.require_small()
+        for entry in inner:
+            self._add_inner(folder / entry, name / entry)
+
+    def _add_inner(self, folder: Path, name: Path) -> None:
+        """Add a folder that is a link, a submodule or a repository by itself, or say why not."""
+        before = len(self.files)
+        if name.parts[0] in LEFT_OUT_AT_TOP:
+            self.left_out.append(f"{name}: a folder of this name is taken for data")
+        elif folder.resolve() in self._walked or self.root.resolve().is_relative_to(folder.resolve()):
+            self.left_out.append(f"{name}: a link to a folder that is shipped already, or to one above")
+        else:
+            self.add_tree(folder, name)
+            if len(self.files) == before:
+                self.left_out.append(f"{name}: holds nothing to ship (a submodule? `git submodule update --init`)")
+
+
+def pack_tree(root: Path, folder: Path, extra: Mapping[str, str], tell: Callable[[str], None] | None = None) -> Path:
     """Zip the files to ship below `root`, and the text files `extra` by name, into a file in `folder`.
 
-    Raises UserError if they are too large.
+    tell: is called with a sentence for each thing that is left out and may be missed; default: print it.
+    Raises UserError if the files are too large.
     """
-    files = shipped_files(root)
-    require_small(root, files)
+    shipment = shipment_of(root)
+    for sentence in shipment.left_out:
+        (tell or print)(f"! not shipped: {sentence}")
     archive = folder / "tree.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
-        for file in files:
-            packed.write(root / file, file)
-        for name, text in extra.items():
-            packed.writestr(name, text)
+        for name, path in sorted(shipment.files.items()):
+            packed.write(path, name)
+        for extra_name, text in extra.items():
+            packed.writestr(extra_name, text)
     return archive
 
 
-def shipped_files(root: Path) -> list[Path]:
-    """The files to ship, relative to `root`: those that git does not ignore, or without git, chosen by name."""
-    listed = _listed_by_git(root)
-    files = _listed_by_name(root) if listed is None else listed
-    return sorted(file for file in files if (root / file).is_file())
-
-
-def require_small(root: Path, files: Sequence[Path]) -> None:
-    """Raise UserError, which names the largest parts, if the files exceed what Ray's job server accepts."""
-    sizes: Counter[str] = Counter()
-    for file in files:
-        sizes[file.parts[0]] += (root / file).stat().st_size
-    total = sizes.total()
-    if total > SHIPPED_BYTES:
-        largest = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in sizes.most_common(3))
-        raise UserError(
-            f"{root} holds {total / 2**20:.0f} MiB to ship and Ray takes {SHIPPED_BYTES / 2**20:.0f} MiB: keep data "
-            f"outside it, or name it in .gitignore; largest: {largest}"
-        )
+def shipment_of(root: Path) -> Shipment:
+    """What is shipped of the tree in `root`, with the installed package where the tree has none."""
+    shipment = Shipment(root)
+    shipment.add_tree(root)
+    if not any(name.parts[0] == PACKAGE.name for name in shipment.files):
+        for entry in _listed_by_name(PACKAGE, is_top=False):
+            shipment.add(PACKAGE.name / entry, PACKAGE / entry)
+        shipment.require_small()
+    return shipment
 
 
 def _listed_by_git(root: Path) -> list[Path] | None:
-    """The files that git lists below `root`, or None without a repository or without git."""
+    """What git lists in `root`, of a submodule or a repository its folder; None without a repository or without git."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         answer = subprocess.run(command, cwd=root, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return [Path(os.fsdecode(name)) for name in answer.stdout.split(b"\0") if name]
+    names = dict.fromkeys(Path(os.fsdecode(name)) for name in answer.stdout.split(b"\0"))
+    return [name for name in names if name != Path()]  # of a submodule that is not there git lists the folder itself
 
 
-def _listed_by_name(root: Path) -> list[Path]:
-    files: list[Path] = []
+def _listed_by_name(root: Path, *, is_top: bool) -> Iterator[Path]:
+    """The files below `root`, and the folders that are links, without what is hidden, built or data."""
     for folder, folders, names in os.walk(root):
         here = Path(folder)
-        left_out = (*LEFT_OUT, *LEFT_OUT_AT_TOP) if here == root else LEFT_OUT
-        folders[:] = [name for name in folders if name not in left_out and not name.startswith(".")]
-        files += [(here / name).relative_to(root) for name in names if not name.startswith(".")]
-    return files
+        left_out = (*LEFT_OUT, *LEFT_OUT_AT_TOP) if here == root and is_top else LEFT_OUT
+        kept = [name for name in folders if name not in left_out and not name.startswith(".")]
+        links = [name for name in kept if (here / name).is_symlink()]
+        folders[:] = [name for name in kept if name not in links]
+        yield from ((here / name).relative_to(root) for name in links)
+        yield from ((here / name).relative_to(root) for name in names if not name.startswith("."))

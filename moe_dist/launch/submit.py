@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shlex
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
 
 YOUNG_CLUSTER_SECONDS = 180
 """How long a cluster that has just started may take to accept its first job."""
+
+CONNECTION_SECONDS = 20.0
+"""How long the port of a job server may take to accept a connection."""
+
+NO_SERVER = (
+    "no job server answers at {}: is the cluster up, and is its port forwarded (`ray dashboard ray_cluster.yaml`)?"
+)
 
 MOST_NODES = 10_000
 """The most nodes that Ray lists. Its default is 100, which may all be dead nodes of an autoscaled cluster."""
@@ -146,12 +154,25 @@ def connect(address: str) -> JobSubmissionClient:
         raise UserError(
             f"--address {address}: give the job server's address with its scheme, as in http://127.0.0.1:8265"
         )
+    _require_open_port(address)
     for module in ("dashboard_sdk", "job.sdk"):
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)  # Ray prefers these to the address that it is given
     with _raising_user_errors(address):
         return JobSubmissionClient(address)
+
+
+def _require_open_port(address: str) -> None:
+    """Raise UserError unless the job server's port takes a connection, for which Ray's client would wait on and on."""
+    parts = urlsplit(address)
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname or "", port), CONNECTION_SECONDS).close()
+    except ValueError:
+        raise UserError(f"--address {address}: holds no port; write it as http://127.0.0.1:8265") from None
+    except OSError:
+        raise UserError(NO_SERVER.format(address)) from None
 
 
 def living_nodes(address: str) -> list[ClusterNode]:
@@ -249,10 +270,7 @@ def _raising_user_errors(address: str) -> Iterator[None]:
     except AuthenticationError as error:
         raise UserError(_refusal(address, str(error))) from None
     except ConnectionError:
-        raise UserError(
-            f"no job server answers at {address}: is the cluster up, and is its port forwarded (`ray dashboard "
-            f"ray_cluster.yaml`)?"
-        ) from None
+        raise UserError(NO_SERVER.format(address)) from None
     except (RayStateApiException, DataSourceUnavailable) as error:
         raise UserError(
             f"{address} does not tell which nodes the cluster has; check the cluster, and submit again. "

@@ -11,6 +11,7 @@ Letters in shapes: B samples of a batch, K channels of a map, s map side, S imag
 from __future__ import annotations
 
 import difflib
+import pickle
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_dist.errors import UserError
-from moe_dist.models.backbones import backbone, load_file_into, require_known
+from moe_dist.models.backbones import backbone, load_file_into, require_known, why_not_fetched
 from moe_dist.vision import torchvision  # before timm, which imports it, too
 
 TIMM = "timm/"
@@ -114,11 +115,11 @@ def _timm(name: str, weights: str | Path | None) -> nn.Module:
         raise UserError(f"weights {weights!r}: {name} has DEFAULT, or a .safetensors or .pth file")
     try:
         return timm.create_model(own, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:  # the hub's errors are kinds of OSError and ValueError
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # The hub's errors are kinds of OSError and ValueError.
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"the weights of {name} could not be fetched ({reason}); without a network, give a local .safetensors or "
-            ".pth file as weights, or `weights: null`"
+            f"the weights of {name} could not be fetched ({why_not_fetched(error)}); without a network, give a local "
+            ".safetensors or .pth file as weights, or `weights: null`"
         ) from None
 
 

@@ -18,6 +18,7 @@ import torch
 
 from moe_dist import __version__
 from moe_dist.data.opened.opened import OpenedData
+from moe_dist.errors import UserError
 from moe_dist.files import read_json, write_json
 from moe_dist.job import Job
 from moe_dist.places import FAILED, FINISHED, KILLED, LAYOUT, RECORD, RUNNING, STOPPED, ModelFolder
@@ -41,8 +42,10 @@ class RunRecord:
         for start in self._starts:
             if start["status"] == RUNNING:  # its process has ended, because this one holds the lock
                 written = [run / RECORD, *run.glob("*/*/*/*"), *run.glob("*/*/*/*/*")]
-                start |= {"status": KILLED, "seconds": max(path.stat().st_mtime for path in written) - start["time"]}
+                lasted = max(path.stat().st_mtime for path in written) - start["time"]
+                start |= {"status": KILLED, "seconds": max(0.0, lasted)}  # below 0 where the clock was set back
         self.number = len(self._starts)
+        self._began = time.monotonic()  # seconds are counted by a clock that nobody sets
         self._start: dict[str, Any] = {"status": RUNNING, "time": time.time(), "seconds": None, "worked": False}
         self._start |= _circumstances(job, launcher)
         self._starts.append(self._start)
@@ -83,7 +86,7 @@ class RunRecord:
             if self._start["status"] == RUNNING:
                 status = STOPPED if isinstance(error, KeyboardInterrupt) else FAILED
                 self._start |= {"reason": " ".join(str(error).split()) or type(error).__name__}
-                with suppress(OSError):  # the disk is full: the error that is being raised says so
+                with suppress(OSError, UserError):  # the disk is full: the error that is being raised says so
                     self._end(status, self._shown([self.number]) if self._start["worked"] else {})
             raise
 
@@ -93,7 +96,7 @@ class RunRecord:
         return {"made_by_starts": list(made_by), **circumstances, "seconds": None, **self._data}
 
     def _end(self, status: str, top: Mapping[str, Any]) -> None:
-        self._start |= {"status": status, "seconds": time.time() - self._start["time"]}
+        self._start |= {"status": status, "seconds": time.monotonic() - self._began}
         nothing_is_shown = self._content["status"] != FINISHED
         self._write({"status": status, **top} if top or nothing_is_shown else {})
 

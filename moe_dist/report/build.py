@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_dist.files import write_json, write_text
+from moe_dist.files import require_writable, write_json, write_text
 from moe_dist.metrics.classification import classification_metrics, group_accuracy
 from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.plots.tables import Table, to_markdown
@@ -25,6 +25,7 @@ def build_report(path: Path) -> Path:
     The report of a run that is not finished shows what is there, and says so. Raises UserError for any other folder.
     """
     run = RunDirectory(path)
+    require_writable(path, f"the report of {path}")
     metrics = flat_metrics(run)
     own = [table for report, models in run.reports() for table in report.tables(run, models)]
     tables = [results_table(run, metrics), experts_table(run, metrics), *own, *search_tables(run)]
@@ -42,6 +43,7 @@ def build_seeds_table(paths: Sequence[Path], folder: Path) -> Table:
     Raises UserError for a folder that is not a run directory, and as `seeds_table` does.
     """
     runs = [RunDirectory(path) for path in paths]
+    require_writable(folder, f"the table {folder / 'seeds.md'}")
     table = seeds_table([(run, flat_metrics(run)) for run in runs])
     write_text(folder / "seeds.md", to_markdown(table))
     return table

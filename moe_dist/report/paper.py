@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
 from moe_dist.errors import UserError
 from moe_dist.methods.registry import method_report, method_reports
 from moe_dist.methods.reporting import MethodReport
+from moe_dist.yaml_core import load_yaml
 
 
 @dataclass(frozen=True)
@@ -42,4 +41,4 @@ def paper_table(key: str) -> PaperTable:
 
 
 def _tables(report: MethodReport) -> dict[str, Any]:
-    return yaml.safe_load(report.papers.read_text(encoding="utf-8")) if report.papers else {}
+    return load_yaml(report.papers.read_text(encoding="utf-8")) if report.papers else {}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
@@ -21,6 +20,7 @@ from moe_dist.metrics.classification import ClassificationMetrics, classificatio
 from moe_dist.metrics.clustering import ClusteringMetrics, clustering_metrics
 from moe_dist.places import ModelFolder, status_of
 from moe_dist.report.paper import PaperTable, paper_table
+from moe_dist.yaml_core import load_run_yaml
 
 
 @dataclass(frozen=True)
@@ -227,11 +227,16 @@ def _read_job(path: Path) -> tuple[str, dict[str, Any]]:
     """The resolved job as text and as plain values. Raises UserError if the file holds no job."""
     try:
         text = path.read_text(encoding="utf-8")
-        job = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        job = load_run_yaml(text)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(job, dict) or not job.get("name"):
         raise UserError(f"{path}: holds no job any more; copy the job file that the run was begun with to that place")
+    if "title" not in job:  # not the resolved job, but the file that a user copied there
+        from moe_dist.job import dump_job, parse_job  # imports torch, without which a report is made otherwise
+
+        resolved = parse_job(job, str(path), path.absolute().parent)
+        return dump_job(resolved), resolved.model_dump(mode="json")
     return text, job
 
 

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -23,6 +22,7 @@ from moe_dist.methods.registry import method_class
 from moe_dist.parallel.placement import exchanged_bytes, loads, place
 from moe_dist.places import cache_folder
 from moe_dist.run.notices import notices
+from moe_dist.terminal import plain_table, say, say_table
 
 MEASURED_STEPS = 3
 
@@ -32,16 +32,16 @@ def preview(job: Job, console: Console) -> None:
 
     Nothing is trained or written; for the estimate, a few steps on random images are timed.
     """
-    console.print(dump_job(job), markup=False)
+    say(console, dump_job(job))
     info = expected_info(job)
     kind = f"vectors of {info.vector_size:,} numbers" if info.vector_size else "images"
-    console.print(f"{job.data.dataset}: about {info.train_images} training {kind}, {info.classes} classes")
+    say(console, f"{job.data.dataset}: about {info.train_images} training {kind}, {info.classes} classes")
     for sentence in notices(job):
-        console.print(f"[yellow]![/] {escape(sentence)}")
+        say(console, ("!", "yellow"), f" {sentence}")
     for model, config in job.models.items():
-        console.print(f"\n[bold]{model}[/]")
+        say(console, "\n", (model, "bold"))
         for sentence in config.notices():
-            console.print(f"[yellow]![/] {sentence}")
+            say(console, ("!", "yellow"), f" {sentence}")
         _preview_method(job, method_class(config.name)(config, info), console)
 
 
@@ -80,23 +80,24 @@ def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray, int]:
 
 
 def _preview_method(job: Job, method: Method, console: Console) -> None:
-    console.print("phases: " + ", ".join(phase_name(phase) for phase in method.phases()))
+    say(console, "phases: " + ", ".join(phase_name(phase) for phase in method.phases()))
     network = method.build(IN_ONE_PROCESS, {}, job.seed)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    console.print(f"network: {parameters:,} parameters, {parameters * 4 / 2**20:.1f} MiB in fp32")
+    say(console, f"network: {parameters:,} parameters, {parameters * 4 / 2**20:.1f} MiB in fp32")
     if method.expert_costs():
-        console.print(_placement_table(job, method))
+        say_table(console, _placement_table(job, method))
     for stage in method.stages():
         steps = steps_of(method, stage)
         length = f"at most {stage.epochs} epochs, {steps:,} steps" if stage.epochs else f"at most {steps:,} steps"
         if not can_be_timed(stage):
-            console.print(f"stage {stage.name}: {length} of {stage.batch_size} images")
+            say(console, f"stage {stage.name}: {length} of {stage.batch_size} images")
             continue  # its loss needs results of earlier phases
         seconds = seconds_a_step(method, network, stage)
-        console.print(
+        say(
+            console,
             f"stage {stage.name}: {length} of {stage.batch_size} images; a step on "
             f"random images took {seconds * 1e3:.0f} ms here on {torch.get_num_threads()} threads of a CPU: about "
-            f"{steps * seconds / 60:.0f} min on one such worker"
+            f"{steps * seconds / 60:.0f} min on one such worker",
         )
 
 
@@ -115,9 +116,10 @@ def _placement_table(job: Job, method: Method) -> Table:
     costs = method.expert_costs()
     placement = place(costs, job.parallel.expert)
     shares = loads(costs, placement)
-    table = Table("rank", "experts", "load", title=f"{len(costs)} experts over {job.parallel.expert} ranks")
-    for rank, (experts, share) in enumerate(zip(placement, shares)):
-        table.add_row(str(rank), ", ".join(map(str, experts)), f"{share:.1%}")
+    rows = [
+        (str(rank), ", ".join(map(str, experts)), f"{share:.1%}")
+        for rank, (experts, share) in enumerate(zip(placement, shares))
+    ]
     batch = method.stages()[0].batch_size * job.parallel.expert // job.workers
     moved = exchanged_bytes(
         placement,
@@ -126,8 +128,9 @@ def _placement_table(job: Job, method: Method) -> Table:
         [method.expert_outputs()] * len(costs),
         input_gradient=False,
     )
-    table.caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step"
-    return table
+    title = f"{len(costs)} experts over {job.parallel.expert} ranks"
+    caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step"
+    return plain_table(("rank", "experts", "load"), rows, title, caption)
 
 
 def seconds_a_step(method: Method, network: nn.Module, stage: Stage) -> float:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from datetime import datetime
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from moe_dist.data.bad_samples import read_bad_samples
 from moe_dist.data.opened.job_shards import ensure_shards
@@ -17,7 +16,7 @@ from moe_dist.data.shards.inspect.repeated import repeated_images
 from moe_dist.engine.checkpoint import damaged_file, read_state
 from moe_dist.errors import UserError
 from moe_dist.evaluate.predictions import evaluate_task, save_evaluation
-from moe_dist.files import read_json, write_text
+from moe_dist.files import read_json, require_writable, write_text
 from moe_dist.job import Job, dump_job
 from moe_dist.launch.choose import open_launcher
 from moe_dist.launch.phases import Drive, ModelPhases
@@ -33,6 +32,7 @@ from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import best_on_validation
 from moe_dist.train.requirements import require_trainable
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
+from moe_dist.yaml_core import load_run_yaml
 
 BAD_SAMPLES_NAMED = 20
 """Number of bad samples named in run.json; bad_samples/ in the run directory names all."""
@@ -175,13 +175,26 @@ def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:
             )
         if resume and not (out / "job.yaml").exists():
             raise UserError(f"--resume --out {out}: no run is there; look at the name, or leave --resume out")
+        require_writable(out, f"--out {out}")
         return out.resolve()
     home = (RUNS / job.name).absolute()
     if resume:
+        if any(home.glob("*/job.yaml")) and not (home / "latest").is_symlink():
+            raise UserError(f"--resume: {home} has no link `latest` (was it copied?); name the run with --out")
         if not (home / "latest").exists():
             raise UserError(f"--resume: there is no run of {job.name} under {home}; run it without --resume first")
+        require_writable(home / "latest", "--resume")
         return (home / "latest").resolve()
-    return home / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    require_writable(home, str(home))
+    return home / _unused_name(home)
+
+
+def _unused_name(home: Path) -> str:
+    """The time as a folder's name. A clock that was set back may name one that is there: then a later one."""
+    now = datetime.now()
+    while os.path.lexists(home / (name := now.strftime("%Y%m%d-%H%M%S-%f")[:-3])):
+        now += timedelta(milliseconds=1)
+    return name
 
 
 def require_same_run(run: Path, job: Job) -> None:
@@ -222,10 +235,10 @@ def _require_layout(run: Path) -> None:
 def _job_before(run: Path) -> dict[str, Any]:
     """The job that began the run. Raises UserError if job.yaml does not hold one, as after a power failure."""
     try:
-        before = yaml.safe_load((run / "job.yaml").read_text(encoding="utf-8"))
+        before = load_run_yaml((run / "job.yaml").read_text(encoding="utf-8"))
         dataset, form = before["data"]["dataset"], _form(before.get("grid"))
         return {"name": before["name"], "kind": before["kind"], "data": {"dataset": dataset}, "form": form}
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{run / 'job.yaml'}: holds no job any more (was the power cut?); to go on with the run, copy the job file "
             "that it was begun with to that place; to begin anew, choose another folder"
@@ -237,10 +250,15 @@ def _form(grid: Any) -> str:
 
 
 def claim_run_directory(run: Path, job: Job) -> None:
-    """Create the run directory with job.yaml, and point runs/<job>/latest to it if it is below that folder."""
+    """Create the run directory with job.yaml, and point runs/<job>/latest to it if it is below that folder.
+
+    Where that cannot be (no links on the file system, or a copy in its place), `--resume` will ask for the run's name.
+    """
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "job.yaml", dump_job(job))
     if (run.parent.parent.name, run.parent.name) == (RUNS.name, job.name):
         link = run.parent / f".latest-{os.getpid()}"
-        link.symlink_to(run.name)
-        os.replace(link, run.parent / "latest")
+        with suppress(OSError):
+            link.symlink_to(run.name)
+            os.replace(link, run.parent / "latest")
+        link.unlink(missing_ok=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from moe_dist.paths import from_home, local_path
 from moe_dist.settings.schema import AbsolutePath, Count, Part, Positive, Strict
 
 FolderOrUrl = Annotated[
-    str, AfterValidator(lambda place: place if "://" in place else str(Path(place).expanduser().absolute()))
+    str, AfterValidator(lambda place: place if "://" in place else str(from_home(local_path(place)).absolute()))
 ]
 """A folder, made absolute, or a URL (s3://bucket/folder, and any other that fsspec knows)."""
 

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from moe_dist.paths import local_path
+from moe_dist.paths import from_home, local_path
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-AbsolutePath = Annotated[Path, BeforeValidator(local_path), AfterValidator(lambda path: path.expanduser().absolute())]
+AbsolutePath = Annotated[Path, BeforeValidator(local_path), AfterValidator(lambda path: from_home(path).absolute())]
 """A path of this machine, made absolute when the job is loaded: workers have another current directory."""
 
 
 class Strict(BaseModel):
     """Base of every configuration: unknown fields are refused, and values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_truth_value_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is meant: pydantic would take them for 1 and 0."""
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in items) and (int in kinds or float in kinds) and bool not in kinds:
+            raise ValueError("must be a number, not true or false")
+        return value
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """An annotation and all parts of it, however deep: `tuple[Annotated[int, ...], ...] | None` has int among them."""
+    return [annotation, *(kind for part in get_args(annotation) for kind in _kinds(part))]
 
 
 class Part(Enum):

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from moe_dist.paths import local_path
+from moe_dist.paths import from_home, local_path
 from moe_dist.settings.schema import Count, NonNegative, Part, Positive, Strict
 
 Weights = Annotated[
-    str, AfterValidator(lambda name: str(local_path(name).expanduser().absolute()) if "." in name else name)
+    str, AfterValidator(lambda name: str(from_home(local_path(name)).absolute()) if "." in name else name)
 ]
 """torchvision's name of weights, or the path of a file (which has a suffix)."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from moe_dist.settings.schema import Count, Positive, Strict
 
@@ -16,6 +16,8 @@ METHOD = "method"
 
 class Range(Strict):
     """All numbers from low to high, both included; log: drawn uniformly by their logarithm."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # refused below, with both ends named
 
     low: int | float
     high: int | float

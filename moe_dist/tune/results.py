@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from moe_dist.files import write_json, write_text
 from moe_dist.metrics.classification import mean_interval
@@ -15,6 +14,7 @@ from moe_dist.settings.schema import Strict
 from moe_dist.tune.search import SearchedStudy
 from moe_dist.tune.space import configured
 from moe_dist.tune.trials import Outcome, Trial
+from moe_dist.yaml_core import dump_yaml
 
 RESULTS = "results.json"
 EXPERTS_RECIPE = "best.yaml"
@@ -127,9 +127,13 @@ def write_experts_recipe(
     lines = ["# Each expert's best configuration of a search; a job loads this file by `experts: best.yaml`."]
     for (config, note), name in zip(best_experts(studies, defaults), names, strict=True):
         content = config.model_dump(mode="json")
-        shown = yaml.safe_dump(content, default_flow_style=True, sort_keys=False, width=10_000).strip()
+        shown = _on_one_line(content)
         lines.append(f"- {shown}  # {' '.join(name.split())}: {note}")
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _on_one_line(value: Any) -> str:
+    return dump_yaml(value, default_flow_style=True, width=math.inf).splitlines()[0]
 
 
 def write_method_recipe(path: Path, each: SearchedStudy, experts: Path | None) -> None:
@@ -143,6 +147,6 @@ def write_method_recipe(path: Path, each: SearchedStudy, experts: Path | None) -
     values = each.study.trials[best].values
     score = each.study.outcomes[best].last.score
     lines = [f"# best of {len(each.study.outcomes)} trials, validation top-1 {score:.4f}"]
-    lines += [f"method.experts={experts.absolute()}"] if experts else []
-    lines += [f"method.{path}={yaml.safe_dump(value).splitlines()[0]}" for path, value in values.items()]
+    lines += [f"method.experts={_on_one_line(str(experts.absolute()))}"] if experts else []
+    lines += [f"method.{path}={_on_one_line(value)}" for path, value in values.items()]
     write_text(path, "\n".join(lines) + "\n")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import tarfile
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,8 @@ from typer.testing import CliRunner
 from moe_dist.cli import again, app
 from moe_dist.data.datasets.catalog import DATASETS
 from moe_dist.errors import UserError
+from moe_dist.job import load_job
+from moe_dist.run.run import choose_run_directory, claim_run_directory
 
 ROOT = Path(__file__).parents[2]
 
@@ -225,6 +230,173 @@ def test_own_images_as_folder_and_tar_give_the_same_split(tmp_path: Path) -> Non
         assert result.returncode == 0, result.stderr
         digests.append(json.loads((tmp_path / f"run-{source}" / "run.json").read_text())["split_digest"])
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "job.yaml", "--launcher", "local", "--out", "file"], "--out file: {here}/file is not a folder"),
+        (["run", "job.yaml", "--launcher", "local", "--out", "file/x"], "--out file/x: {here}/file is not a folder"),
+        (["run", "job.yaml", "--launcher", "local", "--out", "/proc/x"], "--out /proc/x: nothing can be written into"),
+        (["run", "job.yaml", "--launcher", "local", "--out", "file", "--resume"], "--out file: no run is there"),
+        (["report", "file"], "file"),
+        (["report", "1", "2", "--out", "file"], "the table file/seeds.md: {here}/file is not a folder"),
+        (["report", "1", "2", "--out", "/proc/x"], "the table /proc/x/seeds.md: nothing can be written into /proc"),
+        (["report", "grid", "--record", "file/x.json"], "the report of grid: {here}/file is not a folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_place_that_cannot_be_written_to_is_told_before_any_work(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_dist.run.run.ensure_shards", lambda *_: pytest.fail("work has begun"))
+    write_job(tmp_path)
+    (tmp_path / "file").touch()
+    for seed in (1, 2):
+        write_finished(tmp_path / str(seed), seed)
+    grid = {"name": "grid", "kind": "reproduce", "methods": {"dense": "dense"}, "grid": {"seeds": [0, 1]}}
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "job.yaml").write_text(yaml.safe_dump(grid))
+    with pytest.raises(UserError) as told:
+        in_process(*words)
+    assert said.format(here=tmp_path) in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["run", "job.yaml", "--launcher", "local", "--out", "r", "--resume"], "--out r"),
+        (["report", "1"], "report of 1"),
+    ],
+)
+def test_a_read_only_run_is_told_before_any_work(
+    words: list[str], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_dist.run.run.ensure_shards", lambda *_: pytest.fail("work has begun"))
+    monkeypatch.setattr("moe_dist.report.build.flat_metrics", lambda *_: pytest.fail("work has begun"))
+    write_job(tmp_path)
+    write_finished(tmp_path / "1", 1)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "job.yaml").touch()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UserError, match=rf"{what}: nothing can be written into .* \(Read-only file system\)"):
+        in_process(*words)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:9", "RAY_ADDRESS 127.0.0.1:9: no Ray cluster answers there (Connection refused)"),
+        ("http://127.0.0.1:8265", "RAY_ADDRESS http://127.0.0.1:8265: is the address of a job server"),
+    ],
+)
+@pytest.mark.parametrize(
+    "words", [["run", "job.yaml"], ["shards", "digits", "packed", "--workers", "2"]], ids=["run", "build"]
+)
+def test_a_cluster_that_is_gone_is_told_before_any_work(
+    words: list[str], address: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    write_job(tmp_path)
+    with pytest.raises(UserError) as told:
+        in_process(*words)
+    assert said in str(told.value) and [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_a_launcher_there_is_not_is_told_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--launcher loca: choose ray or local"):
+        in_process("run", str(write_job(tmp_path)), "--launcher", "loca")
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/images/a.png")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_dist.run.run.ensure_shards", refuse)
+    with pytest.raises(UserError, match=r"^/images/a\.png: Permission denied; "):
+        in_process("run", str(write_job(tmp_path)), "--launcher", "local", "--out", "r")
+
+
+def test_a_cache_that_is_a_file_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_DIST_CACHE", str(write_job(tmp_path)))
+    with pytest.raises(UserError, match=r"MOE_DIST_CACHE .*job\.yaml: is not a folder; name a folder"):
+        in_process("shards", "list")
+
+
+@pytest.mark.parametrize("words", [["--out", "gr\udcf6sse"], ["--out=gr\udcf6sse"]])
+def test_a_run_folder_that_is_not_utf_8_is_told_before_any_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="its name is not UTF-8; rename it"):
+        in_process("run", str(write_job(tmp_path)), "--launcher", "local", *words)
+    (tmp_path / "gr\udcf6sse").mkdir()
+    monkeypatch.chdir(tmp_path / "gr\udcf6sse")
+    with pytest.raises(UserError, match="is not UTF-8, and no report could name it"):
+        choose_run_directory(load_job(tmp_path / "job.yaml"), None, resume=False)
+
+
+def test_a_terminal_without_a_names_letters_gets_them_escaped(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "COLUMNS": "20", "TERM": "dumb"}
+    runs = [str(write_finished(tmp_path / "Größe" / str(seed), seed)) for seed in (1, 2)]
+    command = [sys.executable, "-m", "moe_dist.cli", "report", *runs, "--out", "Größe"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == rb"table: Gr\xf6\xdfe/seeds.md"
+
+
+def test_a_copied_home_of_runs_asks_for_the_runs_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy to a file system without links: `latest` is a folder, or is not there."""
+    monkeypatch.chdir(tmp_path)
+    job = load_job(write_job(tmp_path))
+    (tmp_path / "runs" / "small" / "latest").mkdir(parents=True)
+    run = choose_run_directory(job, None, resume=False)
+    claim_run_directory(run, job)
+    assert sorted(path.name for path in run.parent.iterdir()) == [run.name, "latest"]
+    with pytest.raises(UserError, match=r"--resume: .*runs/small has no link `latest` .* name the run with --out"):
+        choose_run_directory(job, None, resume=True)
+    (run.parent / "latest").rmdir()
+    claim_run_directory(run, job)
+    assert choose_run_directory(job, None, resume=True) == run
+
+
+def test_a_clock_that_was_set_back_begins_no_run_in_another_ones_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> Clock:  # type: ignore[override]
+            return cls(2026, 10, 25, 2, 30, 0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("moe_dist.run.run.datetime", Clock)
+    job = load_job(write_job(tmp_path))
+    for expected in ("20261025-023000-000", "20261025-023000-001", "20261025-023000-002"):
+        folder = choose_run_directory(job, None, resume=False)
+        assert folder == tmp_path / "runs" / "small" / expected
+        folder.mkdir(parents=True)
+
+
+@pytest.mark.parametrize("name", ["exp[v2]", "x[/y]", "[bold]"])
+def test_a_run_folder_may_be_called_anything(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [write_finished(tmp_path / name / str(seed), seed) for seed in (1, 2)]
+    assert f"table: {name}/seeds.md\n" in in_process("report", *map(str, runs), "--out", name)
+    refused = moe_dist("run", f"{name}.yaml", cwd=tmp_path)
+    assert sentence(refused) == f"error: {name}.yaml: no such job file"
+    for words in ([name], ["run"], ["run", "job.yaml", name], ["shards", "stats", "a", f"--{name}"]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2, words
 
 
 def test_shards_are_built_checked_and_refused_when_damaged(tmp_path: Path) -> None:

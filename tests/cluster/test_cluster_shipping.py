@@ -67,3 +67,92 @@ def test_a_tree_too_large_is_refused_before_it_is_packed(tree: Path, tmp_path: P
     with pytest.raises(UserError, match=r"holds 120 MiB to ship and Ray takes 100 MiB.*largest: jobs \(120 MiB\)"):
         shipping.pack_tree(tree, tmp_path, {})
     assert not list(tmp_path.glob("*.zip"))
+
+
+def in_git(*words: str, cwd: Path) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
+    subprocess.run(["git", *who, *words], cwd=cwd, check=True, capture_output=True)
+
+
+def other_folder(folder: Path) -> Path:
+    """A folder beside the tree: gates/own.py, and what is never shipped."""
+    (folder / "gates" / "__pycache__").mkdir(parents=True)
+    (folder / "gates" / "own.py").write_text("own")
+    (folder / "gates" / "__pycache__" / "own.pyc").touch()
+    return folder
+
+
+@pytest.mark.parametrize("git", [False, True])
+def test_a_linked_folder_is_shipped_with_what_it_holds(git: bool, tree: Path, tmp_path: Path) -> None:
+    if git:
+        under_git(tree)
+    (tree / "mine").symlink_to(other_folder(tmp_path / "elsewhere"))
+    (tree / "jobs" / "more").symlink_to(tree / "moe_dist")
+    linked = {"mine/gates/own.py", "jobs/more/data/order.py"}
+    assert packed_names(tree, tmp_path) == SHIPPED | linked | ({".gitignore"} if git else set())
+
+
+def test_submodules_and_repositories_in_the_tree_are_shipped(tree: Path, tmp_path: Path) -> None:
+    under_git(tree)
+    source = other_folder(tmp_path / "elsewhere")
+    (source / ".gitignore").write_text("__pycache__/\n")
+    in_git("init", "--quiet", cwd=source)
+    in_git("add", ".", cwd=source)
+    in_git("commit", "--quiet", "-m", "a", cwd=source)
+    in_git("submodule", "--quiet", "add", str(source), "sub", cwd=tree)
+    in_git("clone", "--quiet", str(source), "nested", cwd=tree)
+    (tree / "sub" / "new.py").touch()
+    inner = {f"{name}/{file}" for name in ("sub", "nested") for file in (".gitignore", "gates/own.py")}
+    expected = SHIPPED | inner | {".gitignore", ".gitmodules", "sub/new.py"}
+    assert packed_names(tree, tmp_path) == expected
+    in_git("commit", "--quiet", "-m", "a", cwd=tree)
+    in_git("clone", "--quiet", str(tree), "cloned", cwd=tmp_path)
+    told: list[str] = []
+    shipping.pack_tree(tmp_path / "cloned", tmp_path, {}, told.append)
+    assert told == ["! not shipped: sub: holds nothing to ship (a submodule? `git submodule update --init`)"]
+
+
+@pytest.mark.parametrize("git", [False, True])
+def test_links_that_cannot_be_followed_are_named(git: bool, tree: Path, tmp_path: Path) -> None:
+    if git:
+        under_git(tree)
+    (tree / "jobs" / "up").symlink_to("..")
+    (tree / "jobs" / "above").symlink_to(tmp_path)
+    (tree / "jobs" / "gone").symlink_to("nowhere")
+    told: list[str] = []
+    shipping.pack_tree(tree, tmp_path, {}, told.append)
+    assert sorted(told) == [
+        "! not shipped: jobs/above: a link to a folder that is shipped already, or to one above",
+        "! not shipped: jobs/gone: neither a file nor a folder, or a link to what is not there",
+        "! not shipped: jobs/up: a link to a folder that is shipped already, or to one above",
+    ]
+
+
+def test_linked_data_is_named_and_not_shipped(tree: Path, tmp_path: Path) -> None:
+    """`/data/` in .gitignore is about a folder: git lists a link of that name."""
+    under_git(tree)
+    (tree / "data" / "images.tar").unlink()
+    (tree / "data").rmdir()
+    (tree / "data").symlink_to(other_folder(tmp_path / "elsewhere"))
+    told: list[str] = []
+    shipping.pack_tree(tree, tmp_path, {}, told.append)
+    assert told == ["! not shipped: data: a folder of this name is taken for data"]
+
+
+def test_a_link_to_much_data_is_refused_by_its_name(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    for number in range(3):
+        with (tmp_path / "big" / f"{number}.tar").open("wb") as file:
+            file.truncate(60 * 2**20)
+    (tree / "images").symlink_to(tmp_path / "big")
+    with pytest.raises(UserError, match=r"holds 120 MiB to ship .*largest: images \(120 MiB\)"):
+        shipping.pack_tree(tree, tmp_path, {})
+
+
+def test_from_a_folder_without_the_package_the_installed_one_is_shipped(tmp_path: Path) -> None:
+    other = tmp_path / "jobs only"
+    other.mkdir()
+    (other / "job.yaml").touch()
+    names = packed_names(other, tmp_path)
+    assert {"job.yaml", "moe_dist/__init__.py", "moe_dist/cli/__main__.py", "moe_dist/report/page.css"} <= names
+    assert not any("__pycache__" in name for name in names)

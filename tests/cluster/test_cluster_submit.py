@@ -154,6 +154,21 @@ def test_no_server_is_a_sentence() -> None:
         submitting.connect("http://127.0.0.1:9")
 
 
+def test_a_host_that_never_answers_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(place: tuple[str, int], timeout: float) -> None:
+        assert place == ("10.255.255.1", 8265) and timeout <= 30
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("socket.create_connection", silent)
+    with pytest.raises(UserError, match=r"no job server answers at http://10\.255\.255\.1:8265"):
+        submitting.connect("http://10.255.255.1:8265")
+
+
+def test_an_address_without_a_port_that_is_one_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"--address http://head:port: holds no port"):
+        submitting.connect("http://head:port")
+
+
 def test_the_address_given_wins_over_the_environment(
     serve: Callable[[int, str], RefusingServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from moe_dist.job import Job
 from moe_dist.launch.choose import open_launcher
 from moe_dist.launch.launcher import Launcher
 from moe_dist.launch.phases import Drive
-from moe_dist.launch.ray import embedded_cpus
+from moe_dist.launch.ray import embedded_cpus, ray_launcher
 from moe_dist.places import cache_folder
 from moe_dist.record.run_record import RunRecord
 from moe_dist.run.run import run_model
@@ -175,6 +175,20 @@ def test_a_diverged_loss_is_one_sentence_from_ray_too(ray: Launcher, tmp_path: P
 
 def test_an_embedded_ray_has_room_for_the_workers_that_are_asked_for() -> None:
     assert embedded_cpus(traditional(workers=64)) == 64
+
+
+def test_a_cluster_of_another_version_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray as ray_itself
+
+    def refuse(address: str, **options: Any) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.40\n    Python: 3.12")
+
+    monkeypatch.setattr("moe_dist.launch.ray.cluster_address", lambda: "head:6379")
+    monkeypatch.setattr(ray_itself, "init", refuse)
+    monkeypatch.setattr(ray_itself, "shutdown", lambda: None)
+    said = r"^RAY_ADDRESS head:6379: this machine cannot run on that cluster \(Version mismatch: .* Ray: 2\.40 Python"
+    with pytest.raises(UserError, match=said), ray_launcher(traditional(), tmp_path, quiet()):
+        pass
 
 
 def test_a_missing_gpu_is_a_sentence(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """models/backbones.py: maps and heads against torchvision's own forward pass; weights from files."""
 
 import copy
+import pickle
 from urllib.error import URLError
 
 import pytest
@@ -69,8 +70,9 @@ class Payload:
 
 def test_a_pickled_file_is_not_opened(tmp_path):
     torch.save({"fc.bias": Payload()}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="not plain tensors"):
+    with pytest.raises(UserError, match="not plain tensors") as told:
         backbone(SMALL, tmp_path / "weights.pth")
+    assert "weights_only" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
@@ -80,22 +82,77 @@ def test_a_broken_file_is_refused(name, tmp_path):
         backbone(SMALL, tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>", "a web page"),
+        (b'{"message": "Not Found"}', "JSON"),
+        (b"PK\x03\x04 half a zip", "or damaged"),
+        (b"\x80\x02}q\x00", "or damaged"),
+        (b"(i__main__\nPayload\n.", "or damaged"),
+    ],
+    ids=range(7),
+)
+def test_a_file_that_is_no_weights_is_told_for_what_it_is(suffix, content, said, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as told:
+        backbone(SMALL, path)
+    assert str(path) in str(told.value) and "not plain tensors" in str(told.value)
+    assert "weights_only" not in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([torch.zeros(2)], "holds a list, not tensors by name"),
+        (torch.zeros(2), "holds a Tensor, not tensors by name"),
+        ({0: torch.zeros(2)}, "a tensor is named 0, which is no word"),
+        ({"epoch": 3, "fc.bias": torch.zeros(2)}, "'epoch' is a int, not a tensor"),
+        ({"model": {"fc.bias": torch.zeros(2)}}, "holds tensors under 'model', not at its top"),
+    ],
+)
+def test_tensors_that_are_no_state_are_told(content, said, tmp_path):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=rf"weights\.pth: .*{said}.*save the network's state_dict"):
+        backbone(SMALL, tmp_path / "weights.pth")
+
+
+def test_half_a_file_of_weights_is_refused(state, tmp_path):
+    for suffix, save in ((".pth", torch.save), (".safetensors", save_file)):
+        path = tmp_path / f"weights{suffix}"
+        save(state, path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(UserError, match="or damaged") as told:
+            backbone(SMALL, path)
+        assert "weights_only" not in str(told.value)
+
+
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"absent\.pth: no such file"):
         backbone(SMALL, tmp_path / "absent.pth")
 
 
+ADVICE = pickle.UnpicklingError("Weights only load failed. ... re-running with `weights_only` set to `False`")
+
+
 @pytest.mark.parametrize(
     "failure",
-    [URLError("no route to host"), TimeoutError("timed out"), RuntimeError("invalid hash value")],
+    [URLError("no route to host"), TimeoutError("timed out"), RuntimeError("invalid hash value"), ADVICE],
 )
 def test_weights_that_cannot_be_fetched_say_what_to_do(failure, monkeypatch):
     def fail(url, **options):
         raise failure
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
-    with pytest.raises(UserError, match=r"DEFAULT weights of resnet18 could not be fetched .*local \.safetensors"):
+    with pytest.raises(
+        UserError, match=r"DEFAULT weights of resnet18 could not be fetched .*local \.safetensors"
+    ) as told:
         backbone("resnet18", "DEFAULT")
+    assert "weights_only" not in str(told.value)
 
 
 def test_fetched_weights_are_checked_and_never_unpickled(state, monkeypatch):

@@ -8,9 +8,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,3 +231,20 @@ def test_the_code_version_tells_a_commit_or_a_digest(monkeypatch: pytest.MonkeyP
     version = provenance.code_version()
     provenance.code_version.cache_clear()
     assert version.startswith(f"{__version__}+files.") and len(version) == len(f"{__version__}+files.") + 10
+
+
+def test_a_clock_that_is_set_back_makes_no_start_shorter_than_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = iter(range(100, 0, -1))
+    clock = SimpleNamespace(time=lambda: 3600.0 * next(hours), monotonic=time.monotonic)
+    monkeypatch.setattr(run_record, "time", clock)
+    die_at(2, ValueError("out of luck"), monkeypatch)
+    with pytest.raises(ValueError):
+        run(traditional(epochs=1), tmp_path, "first", monkeypatch)
+    content = record_of(tmp_path)
+    content["starts"][0] |= {"status": "running", "time": time.time() + 1e6}  # as a killed one, by a clock ahead
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    starts = run(traditional(epochs=1), tmp_path, "second", monkeypatch)["starts"]
+    assert [start["status"] for start in starts] == ["killed", "finished"]
+    assert starts[0]["seconds"] == 0.0 and 0.0 < starts[1]["seconds"] < 3000.0

@@ -178,3 +178,18 @@ def test_every_figure_of_a_paper_has_a_title() -> None:
         for key in tables:
             table = paper_table(key)
             assert all(row.keys() <= table.titles.keys() for row in table.rows.values()), key
+
+
+def test_the_job_file_that_a_user_copied_into_a_run_is_resolved(tmp_path: Path) -> None:
+    """As the sentence about a job.yaml that a power cut emptied advises."""
+    path = write_run(tmp_path / "run", NAMES, methods=("dense",))
+    (path / "job.yaml").write_text("name: demo  # by hand\nkind: reproduce\nmethods: {dense: dense}\n")
+    run = RunDirectory(path)
+    assert run.job["title"] == "" and run.job["seed"] == 0 and run.models["dense"].settings["epochs"] == 100
+    assert run.job_text == dump_job(parse_job(run.job, "resolved"))
+
+
+def test_a_run_of_a_later_version_whose_job_has_fields_unknown_here_is_read(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", NAMES, methods=("dense",))
+    (path / "job.yaml").write_text((path / "job.yaml").read_text() + "of_a_later_version: 1\n")
+    assert RunDirectory(path).job["of_a_later_version"] == 1

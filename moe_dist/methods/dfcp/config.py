@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, ValidationInfo, model_validator
 
 from moe_dist.errors import UserError
+from moe_dist.files import read_text
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
 from moe_dist.models.lenet import LeNetWidths
@@ -19,6 +19,7 @@ from moe_dist.processor import has_avx512
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.schema import Count, Fraction, NonNegative, Part, Positive, Strict
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig, Weights
+from moe_dist.yaml_core import load_yaml
 
 
 class ExpertConfig(Strict):
@@ -50,7 +51,12 @@ def _recipe(value: Any, info: ValidationInfo) -> Any:
     path = (info.context or {}).get("folder", Path()) / local_path(value)
     if not path.is_file():
         raise ValueError(f"no recipe of experts at {path}")
-    return yaml.safe_load(path.read_text())
+    try:
+        return load_yaml(read_text(path, str(path), "recipe of experts"))
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
 
 
 class FeaturesConfig(Strict):
