@@ -106,7 +106,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         update_interval: int | Auto = "auto",
         tolerance: float = 0.001,
         batch_size: int = 256,
-        learning_rate: float = 0.1,
+        learning_rate: float = 1.0,
         clustering_weight: float = 0.1,
         scaling: Literal["none", "standard", "power"] = "standard",
         augment: Mapping[str, Any] | None = None,
@@ -216,6 +216,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             "refresh_every": every,
             "tolerance": self.tolerance,
         }
+        if self.method == "edcwrn":
+            method["weighting"] = {"total": "size"}
         for name, path in self.known.items():
             section, _, field = path.rpartition(".")
             (method.setdefault(section, {}) if section else method)[field] = getattr(self, name)
@@ -288,7 +290,7 @@ class EDCWRN(DeepClusterer):
         update_interval: int | Auto = "auto",
         tolerance: float = 0.001,
         batch_size: int = 256,
-        learning_rate: float = 0.1,
+        learning_rate: float = 1.0,
         clustering_weight: float = 0.1,
         scaling: Literal["none", "standard", "power"] = "standard",
         augment: Mapping[str, Any] | None = None,

@@ -101,13 +101,25 @@ class EdcwrnConfig(MethodConfig):
             raise UserError(f"method.augment: {self.name} reconstructs single images; set mixup and cutmix to 0")
 
 
+class NoNeighbours(NeighboursConfig):
+    """None, unless they are asked for."""
+
+    count: Annotated[int, Field(ge=0)] = 0
+
+
+class NoWeighting(WeightingConfig):
+    """None, unless it is asked for."""
+
+    enabled: bool = False
+
+
 class IdecConfig(EdcwrnConfig):
     """IDEC: Student's t, the divergence and the reconstruction; neither weights nor neighbours."""
 
     name: Literal["idec"] = "idec"  # type: ignore[assignment]
     formulation: Literal["proposed", "idec"] = "idec"
-    weighting: WeightingConfig = WeightingConfig(enabled=False)
-    neighbours: NeighboursConfig = NeighboursConfig(count=0)
+    weighting: NoWeighting = NoWeighting()
+    neighbours: NoNeighbours = NoNeighbours()
 
 
 class DecConfig(IdecConfig):

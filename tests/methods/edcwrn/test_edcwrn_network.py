@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from moe_dist.data.batch import DatasetInfo
-from moe_dist.methods.edcwrn.config import EdcwrnConfig
+from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
 from moe_dist.methods.edcwrn.method import Edcwrn
 from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
 from tests.reference import edcwrn as slow
@@ -87,3 +87,9 @@ def test_equal_weights_that_add_up_to_the_codes_size_leave_the_distance_as_it_is
         logs[name] = method._log_assignments(codes, centres, torch.full((3, 5), 1 / 5))
     torch.testing.assert_close(logs["size"], logs["unweighted"])
     assert not torch.allclose(logs["one"], logs["unweighted"], atol=1e-2)
+
+
+@pytest.mark.parametrize("config", [IdecConfig, DecConfig])
+def test_idec_and_dec_stay_without_weights_and_neighbours_whatever_is_said_of_them(config: type[EdcwrnConfig]) -> None:
+    found = config.model_validate({"weighting": {"total": "size"}, "neighbours": {"scope": "batch"}})
+    assert not found.weighting.enabled and found.neighbours.count == 0
