@@ -124,7 +124,7 @@ class TrainedModel(nn.Module):
         full: samples of which a batch too small is filled up. A network's last bits depend on how many samples are
         computed at once, and a run's own evaluation fills up its last batch in the same way.
         """
-        self._require_top_k(top_k)
+        self.require_top_k(top_k)
         count, missing = len(samples), len(full) - len(samples)
         if missing > 0:
             samples = torch.cat([samples, full[:missing]])
@@ -141,7 +141,7 @@ class TrainedModel(nn.Module):
         samples = self.preprocessing.normalised(self.preprocessing.empty(2).to(self.device))
         return self.method.predict(self.network, samples)
 
-    def _require_top_k(self, top_k: int | None) -> None:
+    def require_top_k(self, top_k: int | None) -> None:
         """Raise UserError where the model cannot predict by `top_k` of its experts."""
         if top_k is None:
             return

@@ -27,7 +27,8 @@ STAGE = {"epochs": 1, "batch_size": 40}
 GMM = {"backbone": "timm/test_efficientnet", "weights": None, "taps": [TAP], "width": 8, "anneal_epochs": 1}
 
 
-def _job(name: str, method: dict[str, Any], **data: Any) -> Job:
+def job_of(name: str, method: dict[str, Any], **data: Any) -> Job:
+    """A job of the method `name` on digits; `data` changes the fields of its data."""
     content = {"name": "small", "kind": "train", "data": DIGITS | data, "method": {"name": name} | method}
     return parse_job(content, f"{name}.yaml")
 
@@ -38,11 +39,11 @@ JOBS: dict[str, Job] = {
     "dfcp": dfcp(),
     "traditional_moe": traditional(epochs=1),
     "sparse_moe": sparse(epochs=1),
-    "dense": _job("dense", {"backbone": "resnet18", "weights": None, "epochs": 1}, image_size=32),
-    "gmm_moe": _job("gmm_moe", GMM | {"frozen": STAGE, "whole": STAGE}, image_size=32),
-    **{name: _job(name, BRANCH) for name in ("icl", "cross_entropy", "focal", "balanced_softmax", "ldam_drw")},
-    **{name: _job(name, BRANCH) for name in ("ride", "shike", "balpoe")},
-    **{name: _job(name, CLUSTERING, val_fraction=0) for name in ("edcwrn", "idec", "dec")},
+    "dense": job_of("dense", {"backbone": "resnet18", "weights": None, "epochs": 1}, image_size=32),
+    "gmm_moe": job_of("gmm_moe", GMM | {"frozen": STAGE, "whole": STAGE}, image_size=32),
+    **{name: job_of(name, BRANCH) for name in ("icl", "cross_entropy", "focal", "balanced_softmax", "ldam_drw")},
+    **{name: job_of(name, BRANCH) for name in ("ride", "shike", "balpoe")},
+    **{name: job_of(name, CLUSTERING, val_fraction=0) for name in ("edcwrn", "idec", "dec")},
     "made_up_clusters": made_up("made_up_clusters"),
     "made_up_gates": made_up("made_up_gates"),
 }

@@ -1,0 +1,79 @@
+"""The commands that use what was trained: predict, export."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from moe_dist.disk import raising_disk_errors
+from moe_dist.paths import FOR_RUNS, typed
+from moe_dist.terminal import LOG_COLUMNS, Show, console, short
+
+
+class Checkpoint(StrEnum):
+    """The checkpoint of a training."""
+
+    chosen = "chosen"
+    last = "last"
+
+
+class RowsFormat(StrEnum):
+    """The format of predictions."""
+
+    csv = "csv"
+    json = "json"
+
+
+RunDirectory = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_DIR", help="A run directory, or an exported folder.", parser=typed("RUN_DIR", FOR_RUNS)
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="The model's name, in a run of several.")]
+WhichCheckpoint = Annotated[Checkpoint, typer.Option(help="The checkpoint chosen on validation, or the last one.")]
+
+
+def predict(
+    run: RunDirectory,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Images, folders and tars of images; for methods of vectors .csv, .npz or .npy.",
+            parser=typed("INPUT", "download it"),
+        ),
+    ],
+    model: Model = None,
+    checkpoint: WhichCheckpoint = Checkpoint.chosen,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only the k experts of the largest gate weights.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are computed at once.")] = 256,
+    form: Annotated[RowsFormat, typer.Option("--format", help="csv, or json: an object a line.")] = RowsFormat.csv,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file of the rows; the same command goes on with it. Default: standard output.",
+            parser=typed("--out", "name a file of this machine"),
+        ),
+    ] = None,
+) -> None:
+    """Predict images, or vectors: a row each, also for one that cannot be read. Subfolders called as the classes are
+    scored."""
+    from moe_dist.use.load import load
+    from moe_dist.use.predict import best_device, predict_inputs
+
+    shown = console if out is not None else Console(stderr=True, highlight=False)
+    if not shown.is_terminal:
+        shown.width = LOG_COLUMNS
+    loaded = load(run, model, checkpoint.value).to(best_device())
+    about = loaded.about
+    shown.print(f"[bold]{about['model']}[/] of {about['run']}, {about['checkpoint']}, on {loaded.device.type}")
+    with raising_disk_errors(None if out is None else out.parent, "the rows", "give the command again"):
+        score = predict_inputs(loaded, inputs, Show(shown), top_k=top_k, batch=batch, form=form.value, out=out)
+    shown.print(score.sentence(), markup=False)
+    if out is not None:
+        shown.print(f"rows: {short(out)}")
