@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from moe_dist import __version__
 from moe_dist.cli.shards import shards
-from moe_dist.cli.use import predict
+from moe_dist.cli.use import export, predict
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
@@ -260,6 +260,7 @@ def submit(
 
 
 app.command()(predict)
+app.command()(export)
 app.add_typer(shards, name="shards")
 
 

@@ -28,6 +28,14 @@ class RowsFormat(StrEnum):
     json = "json"
 
 
+class ExportTo(StrEnum):
+    """What a model is exported to."""
+
+    folder = "folder"
+    onnx = "onnx"
+    torch = "torch"
+
+
 RunDirectory = Annotated[
     Path,
     typer.Argument(
@@ -77,3 +85,20 @@ def predict(
     shown.print(score.sentence(), markup=False)
     if out is not None:
         shown.print(f"rows: {short(out)}")
+
+
+def export(
+    run: RunDirectory,
+    to: Annotated[ExportTo, typer.Option(help="folder: for moe_dist.load; onnx; torch: torch.export's .pt2.")],
+    out: Annotated[Path, typer.Option(help="The folder.", parser=typed("--out", "name a folder of this machine"))],
+    model: Model = None,
+    checkpoint: WhichCheckpoint = Checkpoint.chosen,
+    licence: Annotated[str | None, typer.Option(help="The licence of the weights, for the model card.")] = None,
+) -> None:
+    """Write a trained model for others, with a model card: a folder that moe_dist.load reads, ONNX, or torch's .pt2."""
+    from moe_dist.use.export import export as export_model
+
+    with raising_disk_errors(out, "the exported model", "give the command again"):
+        checked = export_model(run, to.value, out, model=model, checkpoint=checkpoint.value, licence=licence)
+    console.print(checked, markup=False)
+    console.print(f"model: {short(out)}")

@@ -50,7 +50,7 @@ def load(run: str | Path, model: str | None = None, checkpoint: Choice = "chosen
     load_weights(path, network)
     about: dict[str, Any] = {"run": folder.resolve().name, "model": name, "training": path.parents[1].name}
     about |= {"checkpoint": path.name, "asked_for": checkpoint, "step": read_state(path)["step"], "seed": job.seed}
-    about |= {"job": job.name, "dataset": job.data.dataset}
+    about |= {"job": job.name, "dataset": job.data.dataset, "is_last": path == newest_checkpoint(path.parent)}
     return TrainedModel(method, network, _preprocessing(job, method), about)
 
 

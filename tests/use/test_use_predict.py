@@ -275,6 +275,7 @@ def test_the_command_prints_rows_or_keeps_them(trained: TrainedModels, digits: P
 
 @pytest.mark.slow
 @pytest.mark.chaos
+@pytest.mark.timeout(1200)
 def test_twenty_thousand_images_killed_twice_are_each_predicted_once(trained: TrainedModels, tmp_path: Path) -> None:
     """By SIGKILL, whenever some more of the rows are on the disk."""
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
