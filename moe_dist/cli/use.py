@@ -60,6 +60,9 @@ def predict(
     checkpoint: WhichCheckpoint = Checkpoint.chosen,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k experts of the largest gate weights.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that are computed at once.")] = 256,
+    reject: Annotated[
+        float, typer.Option(min=0, max=1, help="Mark a row whose class has a smaller probability as rejected.")
+    ] = 0.0,
     form: Annotated[RowsFormat, typer.Option("--format", help="csv, or json: an object a line.")] = RowsFormat.csv,
     out: Annotated[
         Path | None,
@@ -81,7 +84,9 @@ def predict(
     about = loaded.about
     shown.print(f"[bold]{about['model']}[/] of {about['run']}, {about['checkpoint']}, on {loaded.device.type}")
     with raising_disk_errors(None if out is None else out.parent, "the rows", "give the command again"):
-        score = predict_inputs(loaded, inputs, Show(shown), top_k=top_k, batch=batch, form=form.value, out=out)
+        score = predict_inputs(
+            loaded, inputs, Show(shown), top_k=top_k, batch=batch, reject=reject, form=form.value, out=out
+        )
     shown.print(score.sentence(), markup=False)
     if out is not None:
         shown.print(f"rows: {short(out)}")

@@ -93,10 +93,11 @@ def _what(model: TrainedModel) -> str:
     parameters = sum(parameter.numel() for parameter in model.network.parameters())
     experts = ", ".join(f"{size} experts{f' at {name}' if name else ''}" for name, size in model.gate_sizes.items())
     of = f" with {experts}" if experts else ""
+    about = model.about
+    which = "the run's last one" if about["is_last"] else "which validation chose"
     return (
-        f"A {model.method.config.name} model{of}, {parameters:,} parameters, that tells {len(model.classes)} "
-        f"{model.predicts} apart. Checkpoint {model.about['checkpoint']} of run {model.about['run']}"
-        f"{' (chosen on validation)' if not model.about['is_last'] else ''}.\n"
+        f"A model of the method {model.method.config.name}{of}, {parameters:,} parameters, that tells "
+        f"{len(model.classes)} {model.predicts} apart. {about['checkpoint']} of run {about['run']}, {which}.\n"
     )
 
 

@@ -56,10 +56,9 @@ def export(
 
 
 def _of_graph(graph: Graph) -> str:
-    return (
-        f"`samples` [B, ...] float32, preprocessed, any B -> {', '.join(graph.outputs)}; all experts are computed, "
-        "top-k is not a part of it"
-    )
+    outputs = ", ".join(graph.outputs)
+    experts = "; all experts are computed, top-k is not a part of it" if graph.model.gate_sizes else ""
+    return f"`samples` [B, ...] float32, preprocessed, any B -> {outputs}{experts}"
 
 
 def _samples(run: Path, empty: Tensor) -> tuple[Tensor, str]:

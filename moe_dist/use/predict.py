@@ -19,6 +19,8 @@ from moe_dist.use.preprocess import Preprocessing
 from moe_dist.use.rows import BEST, Format, KeptRows, Row, ShownRows, format_of
 from moe_dist.use.score import Score
 
+DIGITS = 6
+"""Decimals of a probability in a row: what is read back from a file is what was counted and compared."""
 DECODERS = 4
 """Threads that read and decode the next batch while one is computed."""
 
@@ -41,11 +43,13 @@ def predict_inputs(
     *,
     top_k: int | None = None,
     batch: int = 256,
+    reject: float = 0.0,
     form: Format = "csv",
     out: Path | None = None,
 ) -> Score:
     """Write a row for every sample of `paths` to `out` (None: standard output), and return their score.
 
+    reject: a sample whose likeliest class has a smaller probability is marked as rejected.
     Samples that `out` has from a command before are not predicted again. Raises UserError where an input is missing or
     the model does not take it, or `out` is of another model.
     """
@@ -58,7 +62,7 @@ def predict_inputs(
     model.require_top_k(top_k)
     written = format_of(form, len(model.classes), model.gate_sizes)
     about = {name: value for name, value in model.about.items() if name != "card"}
-    made_by = {"model": about, "top_k": top_k, "format": form}
+    made_by = {"model": about, "top_k": top_k, "reject": reject, "format": form}
     rows = ShownRows(written) if out is None else KeptRows(out, written, made_by)
     score = Score(model.predicts, model.classes, training_classes)
     done = set()
@@ -67,7 +71,7 @@ def predict_inputs(
         done.add(row.image)
     missing = [item for item in inputs.items if item.name not in done]
     with show.working("predictions"):
-        for part in _predicted(model, missing, top_k, batch, show):
+        for part in _predicted(model, missing, top_k, batch, reject, show):
             rows.add(part)
             score.add(part)
     rows.finish(score.values())
@@ -75,7 +79,7 @@ def predict_inputs(
 
 
 def _predicted(
-    model: TrainedModel, items: Sequence[Item], top_k: int | None, batch: int, show: Show
+    model: TrainedModel, items: Sequence[Item], top_k: int | None, batch: int, reject: float, show: Show
 ) -> Iterator[list[Row]]:
     """The rows of `items`, a batch at a time."""
     # A gate of top-k has the weights of all experts only where more than one sample is computed.
@@ -89,14 +93,16 @@ def _predicted(
         if number == 0:
             full[: len(samples)] = samples
         predictions = model.predict_samples(samples, full, top_k)
-        best = predictions.best(BEST)
+        best = [[(name, round(share, DIGITS)) for name, share in row] for row in predictions.best(BEST)]
         gates = {name: gate.tolist() for name, gate in predictions.gates.items()}
-        yield [
-            Row(item.name, best[row], {name: gate[row] for name, gate in gates.items()}, item.label)
-            if isinstance(read[row], Tensor)
-            else Row(item.name, label=item.label, reason=str(read[row]))
-            for row, item in enumerate(part)
-        ]
+        rows = []
+        for row, item in enumerate(part):
+            if isinstance(read[row], Tensor):
+                own = {name: gate[row] for name, gate in gates.items()}
+                rows.append(Row(item.name, best[row], own, item.label, rejected=best[row][0][1] < reject))
+            else:
+                rows.append(Row(item.name, label=item.label, reason=str(read[row])))
+        yield rows
         done = number * size + len(part)
         rate = done / max(time.monotonic() - started, 1e-9)
         show.update(done, len(items), f"{done:,}/{len(items):,}, {rate:,.0f}/s")

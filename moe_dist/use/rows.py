@@ -33,7 +33,7 @@ class Row:
     """The prediction for one sample, or the reason why there is none.
 
     best: the likeliest classes with their probabilities. gates: the weights of experts by the gate's name. label: the
-    true class, where it is known.
+    true class, where it is known. rejected: whether the first probability is below the threshold.
     """
 
     image: str
@@ -41,10 +41,11 @@ class Row:
     gates: Mapping[str, Sequence[float]] = field(default_factory=dict)
     label: str | None = None
     reason: str | None = None
+    rejected: bool = False
 
     @property
     def predicted(self) -> str | None:
-        """The likeliest class."""
+        """The likeliest class, rejected or not."""
         return self.best[0][0] if self.best else None
 
 
@@ -62,7 +63,7 @@ class RowFormat(Protocol):
 
 
 class CsvRows:
-    """image,class,probability,class_2,probability_2,...,gate_0,...,label,reason."""
+    """image,class,probability,class_2,probability_2,...,gate_0,...,label,reason,rejected."""
 
     def __init__(self, classes: int, gate_sizes: Mapping[str, int]) -> None:
         self._best = min(BEST, classes)
@@ -70,7 +71,7 @@ class CsvRows:
         heads = {f"gate_{name}" if name else "gate": size for name, size in gate_sizes.items()}
         gates = [f"{head}_{expert}" for head, size in heads.items() for expert in range(size)]
         further = [f"{what}_{place}" for place in range(2, self._best + 1) for what in ("class", "probability")]
-        self.columns = ["image", "class", "probability", *further, *gates, "label", "reason"]
+        self.columns = ["image", "class", "probability", *further, *gates, "label", "reason", "rejected"]
 
     def heading(self) -> str:
         """The names of the columns."""
@@ -80,18 +81,18 @@ class CsvRows:
         """A row; what is not known is empty."""
         best = [value for name, share in row.best for value in (name, f"{share:.6g}")]
         gates = [f"{weight:.6g}" for name in self._gates for weight in row.gates.get(name, ())]
-        missing = [""] * (len(self.columns) - 3 - len(best) - len(gates))
-        return _csv_line([row.image, *best, *gates, *missing, row.label or "", row.reason or ""])
+        missing = [""] * (len(self.columns) - 4 - len(best) - len(gates))
+        return _csv_line([row.image, *best, *gates, *missing, row.label or "", row.reason or "", "yes" * row.rejected])
 
     def read(self, file: IO[str]) -> Iterator[Row]:
         """The rows of a file."""
         for line in csv.DictReader(file):
             best = [(line["class"], float(line["probability"]))] if line["class"] else []
-            yield Row(line["image"], best, {}, line["label"] or None, line["reason"] or None)
+            yield Row(line["image"], best, {}, line["label"] or None, line["reason"] or None, line["rejected"] == "yes")
 
 
 class JsonRows:
-    """One JSON object a line: image, class, probability, best, gates, label, reason."""
+    """One JSON object a line: image, class, probability, best, gates, label, reason, rejected."""
 
     def heading(self) -> str:
         """Nothing."""
@@ -107,7 +108,8 @@ class JsonRows:
         """The rows of a file."""
         for line in file:
             content = json.loads(line)
-            yield Row(content["image"], content["best"], {}, content["label"], content["reason"])
+            best, label, reason = content["best"], content["label"], content["reason"]
+            yield Row(content["image"], best, {}, label, reason, content["rejected"])
 
 
 def _csv_line(values: Sequence[str]) -> str:

@@ -94,9 +94,7 @@ def test_a_method_whose_way_depends_on_the_samples_says_so(
         return predict(self, network, images * 2 if images.mean() > 0 else images)
 
     monkeypatch.setattr(Idec, "predict", depending)
-    with pytest.raises(
-        UserError, match=r"idec cannot be exported as a graph, .* depends on the samples \(.*\)"
-    ):
+    with pytest.raises(UserError, match=r"idec cannot be exported as a graph, .* depends on the samples \(.*\)"):
         export(trained.run("idec"), "torch", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -26,6 +26,7 @@ import moe_dist.use.rows as rows_module
 from moe_dist.data.image.decode import decode_resized
 from moe_dist.data.image.vectors import decode_vector
 from moe_dist.errors import UserError
+from moe_dist.metrics.classification import calibration_error
 from moe_dist.use.model import TrainedModel
 from moe_dist.use.predict import predict_inputs
 
@@ -144,6 +145,22 @@ def test_json_rows_have_five_best_classes_and_the_gates_of_top_k(
     alone = predict_inputs(mixture, [image], quiet(), top_k=2, form="json", out=tmp_path / "alone.jsonl")
     assert alone.samples == 1
     assert np.allclose(json.loads((tmp_path / "alone.jsonl").read_text())["gates"][""], wanted.gates[""][0])
+
+
+def test_a_threshold_marks_rows_and_says_what_it_covers(mixture: TrainedModel, digits: Path, tmp_path: Path) -> None:
+    whole = predict_inputs(mixture, [digits], quiet(), out=tmp_path / "all.csv").values()
+    rows = rows_of(tmp_path / "all.csv")
+    shares = np.array([float(row["probability"]) for row in rows])
+    right = np.array([row["class"] == row["label"] for row in rows])
+    threshold = float(np.median(shares))
+    score = predict_inputs(mixture, [digits], quiet(), reject=threshold, out=tmp_path / "some.csv")
+    marked = np.array([row["rejected"] == "yes" for row in rows_of(tmp_path / "some.csv")])
+    assert 0 < marked.sum() == score.rejected < 60 and shares[marked].max() <= threshold <= shares[~marked].min() + 1e-6
+    values = score.values()
+    assert values["coverage"] == pytest.approx(1 - marked.mean()) and whole["coverage"] == 1
+    assert values["top1"] == whole["top1"] and values["top1_accepted"] == right[~marked].mean()
+    assert values["ece"] == pytest.approx(calibration_error(shares, right), abs=1e-5)
+    assert f"{marked.sum()} rejected, coverage" in score.sentence()
 
 
 def killed_in(batch: int, predict: Callable[..., Any]) -> Callable[..., Any]:
