@@ -10,11 +10,11 @@ __version__ = "0.1.0"
 # A convolution network's step on a CPU then takes about half the time, with the same numbers to the last bit.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_ESTIMATORS = ("EDCWRN", "IDEC", "DEC")
+_WHERE = dict.fromkeys(("EDCWRN", "IDEC", "DEC"), "moe_dist.estimators") | {"load": "moe_dist.use.load"}
 
 
 def __getattr__(name: str) -> Any:
-    """The scikit-learn estimators, imported when they are asked for: everything else of the package does without."""
-    if name in _ESTIMATORS:
-        return getattr(import_module("moe_dist.estimators"), name)
+    """The scikit-learn estimators, and `load` for trained models, imported when they are asked for: they need torch."""
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

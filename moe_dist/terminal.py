@@ -28,8 +28,9 @@ FAILED_LOOKS_TOLD = 10
 
 console = Console(highlight=False)
 errors = Console(highlight=False, stderr=True)
-if not console.is_terminal:
-    console.width = LOG_COLUMNS
+for _of_a_log in (console, errors):
+    if not _of_a_log.is_terminal:
+        _of_a_log.width = LOG_COLUMNS
 
 
 def say(console: Console, *parts: str | tuple[str, str]) -> None:

@@ -30,7 +30,7 @@ FLOORS = (
     ("launch",),
     ("tune",),
     ("report",),
-    ("run",),
+    ("run", "use"),
     ("grid",),
     ("cli",),
 )
@@ -188,6 +188,7 @@ def test_the_package_imports_without_ray_and_deepspeed() -> None:
         "moe_dist.methods.baselines.sparse_moe",
         "moe_dist.data.shards.build.build",
         "moe_dist.report.build",
+        "moe_dist.use.load",
     ]
     script = hidden + "\n".join(f"import {module}" for module in modules)
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -15,6 +15,7 @@ import typer.core
 
 from moe_dist import __version__
 from moe_dist.cli.shards import shards
+from moe_dist.cli.use import export, predict
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
@@ -267,6 +268,8 @@ def submit(
     raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, out=out, resume=resume))
 
 
+app.command()(predict)
+app.command()(export)
 app.add_typer(shards, name="shards")
 
 

@@ -47,6 +47,8 @@ class Method(ABC):
     looks_at_shares: ClassVar[bool] = False
     """Whether the result depends on how a batch is divided into shares of ranks and micro-batches not only by
     batch normalisation and dropout, which are found in the network."""
+    heeds_top_k: ClassVar[bool] = False
+    """Whether `predict` computes only `top_k` experts where it is asked to."""
     takes_vectors: ClassVar[bool] = False
     """Whether its samples may be vectors as well as images."""
     predicts: ClassVar[Literal["classes", "clusters"]] = "classes"

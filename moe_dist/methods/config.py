@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.schema import Strict
@@ -15,6 +16,13 @@ class MethodConfig(Strict):
 
     def check(self, classes: int) -> None:
         """Raise UserError where this configuration cannot work with a dataset of `classes` classes."""
+
+    def untrained(self) -> Self:
+        """These settings without pretrained weights, for a network whose own weights are loaded afterwards.
+
+        Default: a field called `weights` becomes null, so that nothing has to be fetched.
+        """
+        return self.model_copy(update={"weights": None}) if "weights" in type(self).model_fields else self
 
     def notices(self) -> Sequence[str]:
         """What the user should know of settings that are allowed and do nothing: a sentence each."""

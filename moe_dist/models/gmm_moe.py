@@ -115,7 +115,7 @@ class GaussianGate(nn.Module):
 
     def log_prior(self, features: Tensor) -> Tensor:
         """log pi(x) [B, E] (Eq 16) of features [B, s, s, D]."""
-        logits = self.prior.expand(len(features), -1)
+        logits = self.prior.expand(features.shape[0], -1)  # not len(), which torch.export takes for a constant
         if self.conditional is not None:
             blend = self.raw_blend.sigmoid()
             logits = (1 - blend) * logits + blend * self.conditional(features.mean((1, 2)))
@@ -162,7 +162,7 @@ class SoftmaxGate(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B, s, s, E], and zeros [B]: it has no likelihood."""
-        return self.linear(features), features.new_zeros(len(features))
+        return self.linear(features), features.new_zeros(features.shape[0])
 
 
 class ConvolutionalExpert(nn.Module):

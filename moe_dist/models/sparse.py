@@ -53,7 +53,7 @@ class Routes:
 
     def by_expert(self, experts: int) -> Tensor:
         """The weights as [T, E], 0 for experts that were not chosen."""
-        return self.weights.new_zeros(len(self.weights), experts).scatter(1, self.choices, self.weights)
+        return self.weights.new_zeros(self.weights.shape[0], experts).scatter(1, self.choices, self.weights)
 
 
 class SparseExperts(nn.Module):

@@ -158,5 +158,6 @@ def _facts(job: Job, data: OpenedData) -> dict[str, Any]:
         },
         "classes": list(data.info.class_names),
         "class_counts": list(data.info.class_counts),
+        "vector_size": data.info.vector_size,
         "superclasses": data.info.superclasses and list(data.info.superclasses),
     }

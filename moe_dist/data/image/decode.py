@@ -83,15 +83,23 @@ def decode_resized(data: bytes, size: int, region: Region | None = None, frame: 
     """
     x1, y1, x2, y2 = region or (0, 0, *image_size(data))
     width, height = x2 - x1, y2 - y1
-    across, down = (size, size) if frame == "stretch" else resized_sides(width, height, size)
+    across, down = _resized_to(width, height, size, frame)
     spare = min(width / across, height / down) if data.startswith(_JPEG) else 1
     shrink = next((divisor for divisor in (8, 4, 2) if spare >= divisor), 1)  # at 5/8 a JPEG takes longer than whole
     pixels = decode(data, shrink)
     if region is not None:
         left, top, right, bottom = (round(edge / shrink) for edge in region)
         pixels = pixels[top:bottom, left:right]
-    left, top, right, bottom = centre_square(across, down, size)
-    return resize(pixels, across, down)[:, top:bottom, left:right]
+    return _square(pixels, across, down, size)
+
+
+def squared(pixels: np.ndarray, size: int, frame: Frame = "stretch") -> np.ndarray:
+    """A decoded image [H, W, 3] uint8 as [3, size, size] uint8, in the frame of `decode_resized`.
+
+    Raises ValueError where it has no centre square.
+    """
+    height, width = pixels.shape[:2]
+    return _square(pixels, *_resized_to(width, height, size, frame), size)
 
 
 def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -100,6 +108,17 @@ def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
         return pixels.transpose(2, 0, 1)
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # uint8, channels last: torch has a fast kernel for it
     return functional.interpolate(image, size=(height, width), mode="bilinear", antialias=True)[0].numpy()
+
+
+def _resized_to(width: int, height: int, size: int, frame: Frame) -> tuple[int, int]:
+    """The (width, height) to which an image is resized before its square is cut."""
+    return (size, size) if frame == "stretch" else resized_sides(width, height, size)
+
+
+def _square(pixels: np.ndarray, across: int, down: int, size: int) -> np.ndarray:
+    """The centre square [3, size, size] of an image that is resized to `across` x `down` pixels."""
+    left, top, right, bottom = centre_square(across, down, size)
+    return resize(pixels, across, down)[:, top:bottom, left:right]
 
 
 def image_size(data: bytes) -> tuple[int, int]:
@@ -154,11 +173,16 @@ def _open_with_pillow(data: bytes) -> Image.Image:
 def _decode_with_pillow(data: bytes, shrink: int) -> np.ndarray:
     """The pixels as `decode` gives them. Raises ValueError."""
     image = _open_with_pillow(data)
+    if shrink > 1:
+        image.draft("RGB", (image.width // shrink, image.height // shrink))
+    return pixels_of(image)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """The pixels [H, W, 3] uint8 of an image that Pillow has opened, as `decode` gives them. Raises ValueError."""
     if image.mode in _WIDE_MODES:
         raise ValueError("more than 8 bits a channel: convert the image to 8 bits")
     try:
-        if shrink > 1:
-            image.draft("RGB", (image.width // shrink, image.height // shrink))
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise ValueError(f"damaged image: {error}") from None

@@ -48,6 +48,7 @@ class TraditionalMoe(Method):
     Config = TraditionalMoeConfig
     mixes_labels = True
     config: TraditionalMoeConfig
+    heeds_top_k = True
 
     @property
     def experts(self) -> tuple[ExpertConfig, ...]:

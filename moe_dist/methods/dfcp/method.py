@@ -26,6 +26,7 @@ class Dfcp(Method):
 
     Config = DfcpConfig
     config: DfcpConfig
+    heeds_top_k = True
 
     @property
     def experts(self) -> tuple[Any, ...]:

@@ -53,10 +53,11 @@ def nearest_in_batch(codes: Tensor, valid: Tensor, count: int) -> Tensor:
 
 
 def nearest_known(codes: Tensor, known: Tensor, count: int) -> Tensor:
-    """The rows [B, k] in `known` [N, D] that are nearest to new codes [B, D], by blocks of distances."""
+    """The rows [B, k] in `known` [N, D] that are nearest to new codes [B, D], by blocks of distances.
+
+    An exported graph, which is of any B, computes all distances at once.
+    """
     at_once = max(1, DISTANCES_AT_ONCE // len(known))
-    blocks = [
-        torch.cdist(block, known, compute_mode=EXACT).topk(count, largest=False).indices
-        for block in codes.split(at_once)
-    ]
-    return torch.cat(blocks)
+    blocks = (codes,) if torch.compiler.is_exporting() else codes.split(at_once)
+    nearest = [torch.cdist(block, known, compute_mode=EXACT).topk(count, largest=False).indices for block in blocks]
+    return torch.cat(nearest)

@@ -44,6 +44,7 @@ class GmmMoe(Method):
 
     Config = GmmMoeConfig
     config: GmmMoeConfig
+    heeds_top_k = True
     mixes_labels = True
 
     def __init__(self, config: GmmMoeConfig, info: DatasetInfo) -> None:

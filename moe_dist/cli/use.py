@@ -1,0 +1,106 @@
+"""The commands that use what was trained: predict, export."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moe_dist.disk import raising_disk_errors
+from moe_dist.paths import FOR_RUNS, typed
+from moe_dist.terminal import Show, console, errors, say, short
+
+
+class Checkpoint(StrEnum):
+    """The checkpoint of a training."""
+
+    chosen = "chosen"
+    last = "last"
+
+
+class RowsFormat(StrEnum):
+    """The format of predictions."""
+
+    csv = "csv"
+    json = "json"
+
+
+class ExportTo(StrEnum):
+    """What a model is exported to."""
+
+    folder = "folder"
+    onnx = "onnx"
+    torch = "torch"
+
+
+RunDirectory = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN_DIR", help="A run directory, or an exported folder.", parser=typed("RUN_DIR", FOR_RUNS)
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="The model's name, in a run of several.")]
+WhichCheckpoint = Annotated[Checkpoint, typer.Option(help="The checkpoint chosen on validation, or the last one.")]
+
+
+def predict(
+    run: RunDirectory,
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Images, folders and tars of images; for methods of vectors .csv, .npz or .npy.",
+            parser=typed("INPUT", "download it"),
+        ),
+    ],
+    model: Model = None,
+    checkpoint: WhichCheckpoint = Checkpoint.chosen,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only the k experts of the largest gate weights.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images that are computed at once.")] = 256,
+    reject: Annotated[
+        float, typer.Option(min=0, max=1, help="Mark a row whose class has a smaller probability as rejected.")
+    ] = 0.0,
+    form: Annotated[RowsFormat, typer.Option("--format", help="csv, or json: an object a line.")] = RowsFormat.csv,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file of the rows; the same command goes on with it. Default: standard output.",
+            parser=typed("--out", "name a file of this machine"),
+        ),
+    ] = None,
+) -> None:
+    """Predict images, or vectors: a row each, also for one that cannot be read. Subfolders called as the classes are
+    scored."""
+    from moe_dist.use.load import load
+    from moe_dist.use.predict import best_device, predict_inputs
+
+    shown = console if out is not None else errors  # standard output is the rows'
+    loaded = load(run, model, checkpoint.value).to(best_device())
+    about = loaded.about
+    say(shown, (about["model"], "bold"), f" of {about['run']}, {about['checkpoint']}, on {loaded.device.type}")
+    with raising_disk_errors(None if out is None else out.parent, "the rows", "give the command again"):
+        score = predict_inputs(
+            loaded, inputs, Show(shown), top_k=top_k, batch=batch, reject=reject, form=form.value, out=out
+        )
+    say(shown, score.sentence())
+    if out is not None:
+        say(shown, f"rows: {short(out)}")
+
+
+def export(
+    run: RunDirectory,
+    to: Annotated[ExportTo, typer.Option(help="folder: for moe_dist.load; onnx; torch: torch.export's .pt2.")],
+    out: Annotated[Path, typer.Option(help="The folder.", parser=typed("--out", "name a folder of this machine"))],
+    model: Model = None,
+    checkpoint: WhichCheckpoint = Checkpoint.chosen,
+    licence: Annotated[str | None, typer.Option(help="The licence of the weights, for the model card.")] = None,
+) -> None:
+    """Write a trained model for others, with a model card: a folder that moe_dist.load reads, ONNX, or torch's .pt2."""
+    from moe_dist.use.export import export as export_model
+
+    with raising_disk_errors(out, "the exported model", "give the command again"):
+        checked = export_model(run, to.value, out, model=model, checkpoint=checkpoint.value, licence=licence)
+    say(console, checked)
+    say(console, f"model: {short(out)}")
