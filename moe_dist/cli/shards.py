@@ -167,12 +167,7 @@ def stats(
     say_table(console, plain_table(["", *(split.name for split in splits)], rows))
     say(console, f"widths and heights: smallest, median, largest of {splits[0].sides.images:,} images")
     path = plot or Path(place) / "stats.png"
-    try:
-        save_class_profile(path, splits[0].headline(), splits[0].counts)
-    except OSError as error:
-        raise UserError(
-            f"{path}: the picture cannot be written there ({error.strerror}); name another file with --plot"
-        ) from None
+    save_class_profile(path, splits[0].headline(), splits[0].counts)
     say(console, f"picture: {short(path.absolute())}")
 
 

@@ -454,7 +454,7 @@ def test_a_picture_that_cannot_be_written_is_one_sentence_below_the_statistics(
     in_process("shards", "image_folder", "packed", "--from", "own")
     result = CliRunner().invoke(app, ["shards", "stats", "packed", "--plot", place])
     assert isinstance(result.exception, UserError) and "imbalance factor" in result.output
-    assert f"{place}: the picture cannot be written there (" in str(result.exception)
+    assert f"{place}: cannot be written (" in str(result.exception)
     assert str(result.exception).endswith("; name another file with --plot")
 
 
