@@ -455,7 +455,7 @@ def test_a_picture_that_cannot_be_written_is_one_sentence_below_the_statistics(
     result = CliRunner().invoke(app, ["shards", "stats", "packed", "--plot", place])
     assert isinstance(result.exception, UserError) and "imbalance factor" in result.output
     assert f"{place}: cannot be written (" in str(result.exception)
-    assert str(result.exception).endswith("; name another file with --plot")
+    assert str(result.exception).endswith("; choose another place")
 
 
 def test_the_datasets_and_their_shards_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
