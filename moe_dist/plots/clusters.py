@@ -46,6 +46,6 @@ def by_refresh(heading: str, models: Mapping[str, Mapping[str, tuple[Sequence[in
                 axes.plot(*curves[measure], color=colour, marker=dots, label=title)
         axes.set_title(measure)
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # steps are long numbers in a narrow plot
     figure.axes[0].legend()
     return figure

@@ -83,7 +83,8 @@ def _gate_load(run: RunDirectory, model: ModelRun, name: str, gate: np.ndarray, 
 
 def _training(run: RunDirectory, model: ModelRun, stage: str, log: Sequence[dict[str, Any]]) -> Drawing:
     validation = run.record["counts"]["val"]
-    heading = f"{model.title}: training ({run.record['dataset']}, validation n = {validation:,})"
+    of = f", validation n = {validation:,}" if validation else ""
+    heading = f"{model.title}: training ({run.record['dataset']}{of})"
     terms = "the loss terms as they enter the objective, averaged over each epoch's logged steps"
     name, last = f"training_{model.name}", "; the test split saw the last epoch's model"
     if stage:
