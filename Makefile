@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Test files beside each other, as many as there are cores, and never more than four: Ray tests start several processes.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-avx2 check setup clean
+.PHONY: demo test test-avx2 test-chaos check setup clean
 
 demo: $(VENV)/.installed
 	$(BIN)/moe-dist run jobs/demo.yaml
@@ -18,10 +18,14 @@ test: $(VENV)/.installed-dev
 test-avx2: $(VENV)/.installed-dev
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) tests/models tests/methods
 
+# Faults are caused and survived: workers, commands and disks.
+test-chaos: $(VENV)/.installed-dev
+	$(PYTEST) -m "chaos and not slow and not gpu"
+
 # Everything a change must pass: style, types, tests.
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test test-chaos
 
 setup: $(VENV)/.installed-dev
 

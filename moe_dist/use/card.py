@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from moe_dist.metrics.classification import wilson_interval
 from moe_dist.report.run import Evaluation, RunDirectory
 from moe_dist.use.model import TrainedModel
+from moe_dist.yaml_core import dump_yaml
 
 NO_LICENCE = "not stated by whoever exported it; ask before you use it"
 BASIC = ("dataset", "split_digest", "counts", "seed", "command", "hardware", "code", "torch", "started")
@@ -86,7 +86,7 @@ def _front(model: TrainedModel, facts: Mapping[str, Any], licence: str | None) -
         "datasets": [facts["dataset"]],
         "model-index": [{"name": f"{facts['title']}: {model.about['model']}", "results": [result]}],
     }
-    return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n"
+    return f"---\n{dump_yaml(content)}---\n"
 
 
 def _what(model: TrainedModel) -> str:
