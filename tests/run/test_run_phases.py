@@ -99,15 +99,21 @@ def test_killed_after_every_step_it_ends_bit_identical(
     assert losses(model) == losses(unbroken)
 
 
+DEATHS = [
+    *((1, place) for place in ("prepare:1", "refresh:1", "refresh:3", "cluster:9")),
+    *((2, place) for place in ("prepare:1", "refresh:3")),
+    *(pytest.param(2, f"refresh:{number}", marks=pytest.mark.slow) for number in (1, 2, 4)),
+    *(pytest.param(2, f"cluster:{number}", marks=pytest.mark.slow) for number in range(1, 17)),
+]
+"""How many workers, and in which call of what they die."""
+
+
 @pytest.mark.chaos
-@pytest.mark.parametrize("place", ["prepare:1", "refresh:1", "refresh:3", "cluster:9"])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "place"), DEATHS)
 def test_a_process_that_dies_inside_prepare_or_refresh_costs_nothing(
-    place: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process, or both ranks, are killed; after a resume the run ends like an uninterrupted one."""
-    if workers == 2 and place not in ("prepare:1", "refresh:3"):
-        pytest.skip("one process shows it")
     job = made_up(*CLUSTERS, workers=workers, parallel={"micro_batches": 2}, checkpoint={"every_steps": 4})
     unbroken = run(job, tmp_path / "unbroken")
     monkeypatch.setenv("MADE_UP_DIE", place)
