@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Test files beside each other, as many as there are cores, and never more than four: Ray tests start several processes.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Test files beside each other, one more than there are cores, since Ray's tests wait for its processes half of the time; never
+# more than four, since each of them starts several.
+BESIDE = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
+PYTEST = $(BIN)/python -m pytest --numprocesses $(BESIDE) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-avx2 test-chaos check setup clean
 
