@@ -16,6 +16,7 @@ import yaml
 from moe_dist.errors import UserError
 from moe_dist.files import read_text
 from moe_dist.paths import from_home
+from moe_dist.shipped import OVERRIDES, found
 from moe_dist.yaml_core import CoreLoader, load_yaml
 
 _COMMENT = re.compile(r"\s{2,}#.*")
@@ -35,7 +36,8 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def _lines(override: str) -> Iterator[tuple[str, str]]:
     """The overrides in the file of `@FILE`, without what is nothing but a comment, and where each is, for errors."""
-    text = read_text(from_home(Path(override[1:])), f"--set {override}", "file of overrides")
+    path = found(from_home(Path(override[1:])), OVERRIDES)
+    text = read_text(path, f"--set {override}", "file of overrides")
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             yield line.strip(), f"--set {override}: line {number}: {line.strip()}"

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors.py", "__init__.py", "files.py", "vision.py", "processor.py", "yaml_core.py"),
     ("paths.py", "places.py", "terminal.py", "disk.py", "signals.py", "ray_address.py"),
-    ("settings",),
+    ("settings", "shipped.py"),
     ("optimisers.py", "data"),
     ("plots", "metrics"),
     ("models",),

@@ -19,8 +19,9 @@ from moe_dist.cli.use import export, predict
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
+from moe_dist.shipped import job_file, shipped, title
 from moe_dist.signals import GO_ON, Stopped, catch_signals, exit_code, stoppable
-from moe_dist.terminal import console, errors, say, say_table, short
+from moe_dist.terminal import console, errors, plain_facts, say, say_table, short
 
 if TYPE_CHECKING:
     from moe_dist.job import Job
@@ -65,7 +66,9 @@ RUN_FOLDER = typed("--out", FOR_RUNS)
 JobFile = Annotated[
     Path,
     typer.Argument(
-        metavar="JOB.yaml", help="The job, a YAML file as under jobs/.", parser=typed("JOB.yaml", "download the job")
+        metavar="JOB",
+        help="The job: a YAML file, or the name of one that comes with the package (`moe-dist show` lists them).",
+        parser=job_file,
     ),
 ]
 Overrides = Annotated[
@@ -213,7 +216,7 @@ def report(
 
 @app.command()
 def show(
-    job_file: JobFile,
+    job_file: Annotated[Path | None, JobFile.__metadata__[0]] = None,
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[
         Path | None,
@@ -221,11 +224,14 @@ def show(
     ] = None,
 ) -> None:
     """Show a job resolved: every setting, sizes, placement of experts and an estimate; of a grid, its cells and which
-    are done. Runs nothing."""
+    are done. Without a job: list those that come with the package. Runs nothing."""
     from moe_dist.grid.preview import preview_grid
     from moe_dist.places import RUNS
     from moe_dist.run.preview import preview
 
+    if job_file is None:
+        list_jobs()
+        return
     job = load(job_file, overrides)
     if job.grid is not None:
         preview_grid(job, out or RUNS / job.name / "latest", console)
@@ -233,6 +239,12 @@ def show(
         raise UserError(f"--out {out}: is for a grid, whose cells may be done there; {job.name} is none")
     else:
         preview(job, console)
+
+
+def list_jobs() -> None:
+    """List the jobs that come with the package, with what each is for."""
+    say_table(console, plain_facts({name: title(path) for name, path in shipped().items()}))
+    say(console, "\nmoe-dist run NAME --set FIELD=VALUE; each file begins with what its data is and how it is run")
 
 
 @app.command()
