@@ -31,7 +31,7 @@ FLOORS = (
     ("tune",),
     ("report",),
     ("run", "use"),
-    ("grid",),
+    ("grid", "history"),
     ("cli",),
 )
 """From the ground up: a room, or a file at the package's top, imports only from floors below its own."""

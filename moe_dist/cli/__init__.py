@@ -14,6 +14,7 @@ import typer
 import typer.core
 
 from moe_dist import __version__
+from moe_dist.cli.runs import runs
 from moe_dist.cli.shards import shards
 from moe_dist.cli.use import export, predict
 from moe_dist.disk import raising_disk_errors
@@ -283,6 +284,7 @@ def submit(
 app.command()(predict)
 app.command()(export)
 app.add_typer(shards, name="shards")
+app.add_typer(runs, name="runs")
 
 
 def main() -> None:
