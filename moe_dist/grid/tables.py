@@ -9,8 +9,8 @@ from moe_dist.grid.record import Record
 from moe_dist.grid.summary import MCNEMAR, PAIRED_T, T_INTERVAL, WILSON, Figure, combinations, figures_of
 from moe_dist.methods.registry import method_report
 from moe_dist.places import FINISHED
-from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table
-from moe_dist.report.tables import GROUPS_NOTE, SECTIONS, percent
+from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table, percent
+from moe_dist.report.tables import GROUPS_NOTE, SECTIONS
 from moe_dist.settings.grid import METHOD, SEED
 from moe_dist.terminal import duration
 
