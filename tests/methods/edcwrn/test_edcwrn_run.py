@@ -271,4 +271,4 @@ def test_the_report_has_the_curves_the_weights_and_the_numbers(unbroken: Path) -
     assert metrics["edcwrn/clustering_steps"] == 9 and metrics["edcwrn/inter_cluster_variance"] > 0
     assert 0 < metrics["edcwrn/training_labels_accuracy"] <= 1
     figures = {path.stem for path in (unbroken.parent / "figures").iterdir()}
-    assert {"target_edcwrn", "weights_edcwrn"} <= figures
+    assert {"target_edcwrn", "weights_edcwrn", "tsne", "clusters_edcwrn"} <= figures
