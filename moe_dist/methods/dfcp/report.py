@@ -27,11 +27,11 @@ class DfcpReport(MethodReport):
         "conv2": "Conv2",
     }
     rows = (
-        ("purity_stage1", "Purity of the first stage's clusters", percent),
-        ("davies_bouldin_stage1", "Davies-Bouldin index after the first stage", "{:.3f}".format),
-        ("davies_bouldin_stage2", "Davies-Bouldin index after the second stage", "{:.3f}".format),
+        ("purity_stage1", "Purity, first stage", percent),
+        ("davies_bouldin_stage1", "Davies-Bouldin, first stage", "{:.3f}".format),
+        ("davies_bouldin_stage2", "Davies-Bouldin, second stage", "{:.3f}".format),
         ("pseudo_label_accuracy", "Pseudo-labels right", percent),
-        ("purity", "Purity of the merged clusters", percent),
+        ("purity", "Purity, merged clusters", percent),
     )
 
     def numbers(self, run: ReportedRun, model: ReportedModel) -> Iterator[tuple[str, float]]:
