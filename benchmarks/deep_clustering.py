@@ -1,14 +1,18 @@
-"""Deep clustering: our training step beside the bare PyTorch step, and the neighbours of 437,513 codes.
+"""Deep clustering: our step beside bare PyTorch's, an update of 437,513 codes' target, and time to 97 % on MNIST-test.
 
-    python benchmarks/deep_clustering.py [--threads 1] [--codes CODES.npy]
+    python benchmarks/deep_clustering.py [--parts step update] [--threads 1] [--codes CODES.npy]
+    python benchmarks/deep_clustering.py --parts to_accuracy --mnist FOLDER   (t10k-*.gz; time_to_accuracy.py)
 
-Step: made-up images of MNIST's size, batch 256, autoencoder 784-500-500-2000-10. bare: inputs that lie in memory, the
+Each part writes its own section of results/deep_clustering.json, with what it was measured on.
+
+step: made-up images of MNIST's size, batch 256, autoencoder 784-500-500-2000-10. bare: inputs that lie in memory, the
 same network and loss written out, torch.optim.SGD. ours: the stream's batches, what a refresh left beside them, and
 train/loop.py's step. EDCWRN's neighbours are among all samples. Both run in turn; a ratio is the median of rounds.
 There are two clocks: the wall's and this process's CPU time, in which other programs on the machine do not count.
 
-Neighbours: k = 2 of N x 10 codes, exact. Without --codes (arrays of a trained model) they are made up: a mixture of
-1,000 normal distributions in ten dimensions. Peak: what the search adds to the process's memory.
+update: of the target, of N x 10 codes and 10 clusters, with k = 2 neighbours among all: the neighbours alone, and all
+of it. Without --codes (arrays of a trained model) they are made up: a mixture of 1,000 normal distributions in ten
+dimensions. Peak: what it adds to the process's memory. Recall: of the neighbours of 200 codes, by all their distances.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from machine import machine
+from time_to_accuracy import CONTENDERS, time_to_accuracy
 from torch import Tensor
 
 from moe_dist.data.batch import DatasetInfo, TrainingSet
@@ -37,6 +43,7 @@ from moe_dist.methods.edcwrn.config import EdcwrnConfig, IdecConfig
 from moe_dist.methods.edcwrn.method import Edcwrn
 from moe_dist.methods.edcwrn.neighbours import nearest_of_all
 from moe_dist.methods.edcwrn.network import ClusteringNetwork
+from moe_dist.methods.edcwrn.update import update
 from moe_dist.methods.phases import Progress
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.resources import ParallelConfig
@@ -55,19 +62,33 @@ Train = Callable[[int], None]
 def main() -> None:
     """Measure, print and write results/deep_clustering.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["step", "update"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=6, help="a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--codes", type=Path, help="an .npy of codes [N, 10], repeated with noise to the full number")
+    parser.add_argument("--mnist", type=Path, help="the folder of MNIST's files")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--pretrain-steps", type=int, default=12_000)
+    parser.add_argument("--cluster-steps", type=int, default=6_000, help="at most")
+    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if "to_accuracy" in options.parts and options.mnist is None:
+        parser.error("to_accuracy needs --mnist")
     torch.set_num_threads(options.threads)
-    result = machine() | {"threads": options.threads, "batch": BATCH}
-    result["step"] = {
-        config.name: step_ratio(config, options.steps, options.rounds) for config in (EdcwrnConfig(), IdecConfig())
-    }
-    result["neighbours"] = neighbour_search(options.codes)
-    print(json.dumps(result, indent=1))
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for part in options.parts:
+        measured_on = machine() | {"threads": options.threads}
+        content[part] = measured_on | PARTS[part](options)
+        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+        print(json.dumps({part: content[part]}, indent=1))
+
+
+def steps(options: argparse.Namespace) -> dict[str, Any]:
+    """The ratio of EDCWRN's and of IDEC's step."""
+    configs = (EdcwrnConfig(), IdecConfig())
+    ratios = {config.name: step_ratio(config, options.steps, options.rounds) for config in configs}
+    return {"batch": BATCH} | ratios
 
 
 def step_ratio(config: EdcwrnConfig, steps: int, rounds: int) -> dict[str, float]:
@@ -179,8 +200,21 @@ def bare(method: Edcwrn, pixels: Tensor) -> Train:
     return train
 
 
-def neighbour_search(path: Path | None) -> dict[str, object]:
-    """Seconds and added memory of the search among all codes of a set as large as iNaturalist 2018's."""
+def update_of_all(options: argparse.Namespace) -> dict[str, Any]:
+    """The neighbours among as many codes as iNaturalist 2018 has images, and the whole update of their target."""
+    codes = codes_like(options.codes)
+    found: dict[str, np.ndarray] = {}
+    neighbours = measured(lambda: found.update(neighbours=nearest_of_all(codes, 2)))
+    centres = torch.from_numpy(codes[:: len(codes) // CLUSTERS][:CLUSTERS])
+    halves = {"own": codes / 2, "beside": codes / 2}
+    whole = measured(lambda: update(EdcwrnConfig(), centres, torch.full(centres.shape, 0.1), halves, None))
+    made = options.codes.name + ", repeated with noise" if options.codes else "made up"
+    about = {"codes": made, "samples": INAT_SAMPLES, "k": 2, "recall": recall(codes, found["neighbours"])}
+    return about | {"neighbours": neighbours, "whole": whole}
+
+
+def codes_like(path: Path | None) -> np.ndarray:
+    """INAT_SAMPLES codes [N, 10]: those of a file, repeated with noise, or made-up ones."""
     draws = np.random.default_rng(0)
     if path is None:
         centres = draws.normal(scale=5, size=(1000, 10))
@@ -189,7 +223,11 @@ def neighbour_search(path: Path | None) -> dict[str, object]:
         known = np.load(path, allow_pickle=False)
         rows = draws.integers(0, len(known), INAT_SAMPLES)
         codes = known[rows] + 0.05 * known.std(0) * draws.normal(size=(INAT_SAMPLES, known.shape[1]))
-    codes = codes.astype(np.float32)
+    return codes.astype(np.float32)
+
+
+def measured(function: Callable[[], object]) -> dict[str, float]:
+    """Seconds by both clocks, and the megabytes that it adds to this process's memory at its peak."""
     process, stop, highest = psutil.Process(), threading.Event(), [0]
     before = process.memory_info().rss
 
@@ -200,14 +238,29 @@ def neighbour_search(path: Path | None) -> dict[str, object]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     wall, cpu = time.perf_counter(), time.process_time()
-    nearest_of_all(codes, 2)
-    found = {"wall_seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    function()
+    seconds = {"wall_seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     stop.set()
     watcher.join()
-    made = "made up" if path is None else f"{path.name}, repeated with noise"
-    added = round((highest[0] - before) / 1e6)
-    return {"codes": made, "samples": INAT_SAMPLES, "k": 2, **found, "added_megabytes": added, "exact": True}
+    return seconds | {"added_megabytes": round((highest[0] - before) / 1e6)}
 
+
+def recall(codes: np.ndarray, neighbours: np.ndarray) -> float:
+    """The share of the neighbours found of 200 codes that are as near as the nearest by all distances, in float64."""
+    rows, as_near = np.random.default_rng(1).choice(len(codes), 200, replace=False), 0
+    for row in rows:
+        distances = np.square(codes.astype(np.float64) - codes[row]).sum(1)
+        distances[row] = np.inf
+        farthest = np.partition(distances, neighbours.shape[1] - 1)[neighbours.shape[1] - 1]
+        as_near += int((distances[neighbours[row]] <= farthest * (1 + 1e-6)).sum())
+    return as_near / (len(rows) * neighbours.shape[1])
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "step": steps,
+    "update": update_of_all,
+    "to_accuracy": time_to_accuracy,
+}
 
 if __name__ == "__main__":
     main()

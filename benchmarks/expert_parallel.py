@@ -172,7 +172,7 @@ def gradient_bytes(ranks: int) -> dict[str, int]:
 
 def summarise(parts: list[dict[str, Any]], ranks: int, batch: int) -> dict[str, Any]:
     """The ranks' measurements as one row per case."""
-    least = exchanged_bytes(place(COSTS, ranks), batch, 3 * SIDE * SIDE, [CLASSES] * EXPERTS, input_gradient=False)
+    least = exchanged_bytes(ranks, batch, 3 * SIDE * SIDE, [CLASSES] * EXPERTS, input_gradient=False)
     gradients, rows = gradient_bytes(ranks), {}
     processor = {name: sum(part["times"][name]["processor"] for part in parts) for name in CASES}
     for name in CASES:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.metrics import adjusted_rand_score
@@ -17,6 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from moe_dist import DEC, EDCWRN, IDEC
 from moe_dist.errors import UserError
+from moe_dist.methods.edcwrn.config import EdcwrnConfig
 
 SMALL: dict[str, Any] = {"hidden": (16,), "code": 4, "pretrain_steps": 80, "max_steps": 20, "random_state": 0}
 EXPECTED: dict[str, str] = {}
@@ -70,6 +72,16 @@ def test_images_are_clustered_as_they_are(colour: bool) -> None:
     assert model.labels_.shape == (200,) and model.predict(images[:7]).shape == (7,)
     with pytest.raises(ValueError, match="images of 4 pixels"):
         model.predict(images[:, :4, :4])
+
+
+def test_a_training_grows_with_its_samples_up_to_the_paper_s_interval() -> None:
+    """Batches of 256: 2 and 20 an epoch; a target every 3.5 epochs, 140 steps at most."""
+    small, large = (EDCWRN(3)._job(torch.zeros(count, 4)).method for count in (512, 5120))
+    assert isinstance(small, EdcwrnConfig) and isinstance(large, EdcwrnConfig)
+    assert (small.pretrain.steps, large.pretrain.steps) == (600, 6000)
+    assert (small.refresh_every, large.refresh_every) == (10, 70)
+    assert (small.steps, large.steps) == (1000, 10_000)
+    assert EDCWRN(3, pretrain_steps=7)._job(torch.zeros(5120, 4)).method.pretrain.steps == 7  # type: ignore[union-attr]
 
 
 def test_it_is_a_part_of_a_pipeline(blobs: tuple[np.ndarray, np.ndarray]) -> None:

@@ -9,14 +9,15 @@ from moe_dist.grid.record import Record
 from moe_dist.grid.summary import MCNEMAR, PAIRED_T, T_INTERVAL, WILSON, Figure, combinations, figures_of
 from moe_dist.methods.registry import method_report
 from moe_dist.places import FINISHED
-from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table
-from moe_dist.report.tables import GROUPS_NOTE, SECTIONS, percent
+from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table, percent
+from moe_dist.report.tables import GROUPS_NOTE, SECTIONS
 from moe_dist.settings.grid import METHOD, SEED
 from moe_dist.terminal import duration
 
 DIGITS = 12
 """So many digits of a digest are shown."""
 NOT_COMPARABLE = "not comparable"
+CLUSTERING = ("accuracy", "nmi", "ari")
 
 Format = Callable[[float], str]
 
@@ -108,11 +109,17 @@ class _Place:
 
 
 def heading_and_format(record: Record, metric: str) -> tuple[str, Format]:
-    """The heading of a metric and how its values are written, as in the report of a run."""
+    """The heading of a metric and how its values are written, as in the report of a run; top1_k2 is top1 at k = 2."""
     methods = {method["name"] for method in record["job"]["methods"].values()}
     own = [row for name in sorted(methods) if (report := method_report(name)) for row in report.rows]
     known = {key: (heading, write) for key, heading, write in [*own, *(row for rows in SECTIONS for row in rows)]}
-    return known.get(metric, (metric, "{:.4g}".format))
+    if metric in known:
+        return known[metric]
+    whole, _, k = metric.rpartition("_k")
+    if whole in known and k.isdecimal():
+        heading, write = known[whole]
+        return f"{heading}, k = {k}", write
+    return metric, "{:.4g}".format
 
 
 def _key(record: Record, row: Sequence[str], column: Sequence[str]) -> tuple[str, ...]:
@@ -138,8 +145,15 @@ def _ours(figure: Figure, write: Format) -> str:
     text = write(figure.mean)
     if figure.interval:
         text += f" ({write(figure.interval.low)} to {write(figure.interval.high)})"
+    if _worst_is_told(figure):
+        text += f", worst {write(min(figure.values.values()))}"
     missing = len(figure.cells) - len(figure.values)
     return text + (f", {missing} of {len(figure.cells)} seeds {figure.status}" if missing else "")
+
+
+def _worst_is_told(figure: Figure) -> bool:
+    """Of clusterings over seeds, one of which may lose a cluster."""
+    return figure.metric in CLUSTERING and len(figure.values) > 1
 
 
 def _difference(figure: Figure, write: Format) -> str:
@@ -167,6 +181,8 @@ def _notes(record: Record, figures: Sequence[Figure]) -> Iterator[str]:
     yield f"Test split; seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}."
     if T_INTERVAL in kinds:
         yield "In brackets behind a mean: its 95 % Student-t interval over seeds."
+    if any(map(_worst_is_told, figures)):
+        yield "Worst: the lowest of the seeds."
     if WILSON in kinds:
         yield "In brackets behind one seed's accuracy: Wilson's 95 % interval over test images."
     if PAIRED_T in kinds:

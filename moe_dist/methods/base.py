@@ -98,10 +98,6 @@ class Method(ABC):
         """The cost of each expert (multiply-adds of a forward pass), for their placement; empty without experts."""
         return ()
 
-    def expert_outputs(self) -> int:
-        """The number of outputs of an expert for a sample; 0 without experts."""
-        return 0
-
     def set_training(self, network: nn.Module, stage: str) -> None:
         """Set the network's mode for the stage called `stage`. It is called before every epoch."""
         network.train()

@@ -36,20 +36,21 @@ def loads(costs: Sequence[float], placement: Placement) -> list[float]:
 
 
 def exchanged_bytes(
-    placement: Placement,
+    ranks: int,
     samples: int,
     input_elements: int,
     output_elements: Sequence[int],
     *,
     input_gradient: bool,
 ) -> int:
-    """Bytes in fp32 that one expert-parallel group moves in a training step over `samples` samples, as many per rank.
+    """Bytes in fp32 that a group of `ranks` moves in a training step over `samples` samples, as many per rank.
 
     Every sample's input, of `input_elements`, goes to the other ranks; every expert's output, of `output_elements` [E],
-    for the samples of other ranks comes back. The backward pass moves the outputs' gradients and, with
+    for the samples of other ranks comes back; where ranks add up their experts' outputs first, these are one for every
+    rank. The backward pass moves the outputs' gradients and, with
     `input_gradient` (something before the experts is trained), the inputs' too.
     """
-    others = len(placement) - 1
+    others = ranks - 1
     inputs = samples * others * input_elements
-    outputs = samples * others * sum(output_elements) // len(placement)
+    outputs = samples * others * sum(output_elements) // ranks
     return 4 * (inputs * (2 if input_gradient else 1) + outputs * 2)

@@ -18,6 +18,11 @@ ABSENT = "–"
 """Text of a cell whose figure does not exist."""
 
 
+def percent(share: float) -> str:
+    """A fraction in per cent, with two decimals as in the papers' tables."""
+    return f"{100 * share:.2f} %"
+
+
 @dataclass(frozen=True)
 class Column:
     """A column `name` below a heading `group` that neighbouring columns may share.

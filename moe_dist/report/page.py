@@ -11,9 +11,9 @@ from string import Template
 
 from moe_dist import __version__
 from moe_dist.plots.drawing import Picture
-from moe_dist.plots.tables import Table, to_html
+from moe_dist.plots.tables import Table, percent, to_html
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
-from moe_dist.report.tables import class_table, percent, steps_table
+from moe_dist.report.tables import class_table, steps_table
 from moe_dist.terminal import duration
 
 KINDS = {"train": "Training", "reproduce": "Reproduction", "tune": "Search"}

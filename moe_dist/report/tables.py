@@ -8,17 +8,12 @@ from typing import Any
 
 from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE
 from moe_dist.metrics.classification import LONG_TAIL_FROM
-from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table
+from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table, percent
 from moe_dist.report.run import RunDirectory
 from moe_dist.terminal import duration
 
 Metrics = Mapping[str, float]
 """A run's flat metrics: <model>/<metric> -> value."""
-
-
-def percent(share: float) -> str:
-    """A fraction in per cent, with two decimals as in the papers' tables."""
-    return f"{100 * share:.2f} %"
 
 
 def milliseconds(value: float) -> str:

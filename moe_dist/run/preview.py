@@ -19,8 +19,9 @@ from moe_dist.job import Job, dump_job
 from moe_dist.methods.base import Method
 from moe_dist.methods.phases import Progress, Stage, phase_name
 from moe_dist.methods.registry import method_class
-from moe_dist.parallel.placement import exchanged_bytes, loads, place
+from moe_dist.parallel.placement import loads, place
 from moe_dist.places import cache_folder
+from moe_dist.run.exchanged import bytes_between_ranks
 from moe_dist.run.notices import notices
 from moe_dist.terminal import plain_table, say, say_table
 
@@ -120,15 +121,10 @@ def _placement_table(job: Job, method: Method) -> Table:
         (str(rank), ", ".join(map(str, experts)), f"{share:.1%}")
         for rank, (experts, share) in enumerate(zip(placement, shares))
     ]
-    batch = method.stages()[0].batch_size * job.parallel.expert // job.workers
-    moved = exchanged_bytes(
-        placement,
-        batch,
-        3 * method.info.image_size**2,
-        [method.expert_outputs()] * len(costs),
-        input_gradient=False,
-    )
-    title = f"{len(costs)} experts over {job.parallel.expert} ranks"
+    ranks = job.parallel.expert
+    batch = method.stages()[0].batch_size * ranks // job.workers
+    moved = bytes_between_ranks(method, job.seed, ranks, batch) if ranks > 1 else 0
+    title = f"{len(costs)} experts over {ranks} ranks"
     caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step"
     return plain_table(("rank", "experts", "load"), rows, title, caption)
 

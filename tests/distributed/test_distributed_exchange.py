@@ -13,7 +13,7 @@ from training import ADAM
 from worlds import World
 
 from moe_dist.engine.choose import make_engine
-from moe_dist.parallel.placement import exchanged_bytes, place
+from moe_dist.run.exchanged import Call, CountedExperts, bytes_of, calls_of
 from moe_dist.settings.resources import ParallelConfig
 
 SIZES = {"even": [2, 2, 2], "uneven": [3, 0, 2]}
@@ -73,20 +73,21 @@ def test_tie_runs_a_backward_path_without_changing_gradients() -> None:
     assert ran == [True]
 
 
-CASES: list[tuple[str, int, list[int], list[float], bool]] = [
-    # network, elements of an expert's input, of each expert's output, costs, inputs have a gradient
-    ("icl", 4 * 16, [CLASSES + width for width in (3, 5, 4)], [3, 5, 4], True),
-    ("gmm", 4 * 16, [6 * 16] * 10, [1] * 10, True),
-    ("dfcp5", SIDE * SIDE, [CLASSES] * 5, [2, 3, 4, 5, 6], False),
+CASES: list[tuple[str, Call]] = [
+    ("icl", Call(4 * 16, [CLASSES + width for width in (3, 5, 4)], gradient=True, summed=False)),
+    ("gmm", Call(4 * 16, [6 * 16] * 10, gradient=True, summed=False)),
+    ("gmm_module", Call((4 + 5) * 16, [4 * 16], gradient=True, summed=True)),
+    ("dfcp5", Call(SIDE * SIDE, [CLASSES] * 5, gradient=False, summed=False)),
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
-def test_moves_the_bytes_that_were_estimated(worlds: dict[int, World], case: Any) -> None:
-    """Summed over ranks, apart from the batch sizes."""
-    name, inputs, outputs, costs, gradient = case
-    estimate = exchanged_bytes(place(costs, 3), 6, inputs, outputs, input_gradient=gradient)
-    assert sum(worlds[3].run(count_bytes, name)) == estimate
+@pytest.mark.parametrize(("name", "call"), CASES, ids=[name for name, _ in CASES])
+def test_moves_the_bytes_that_were_estimated(worlds: dict[int, World], name: str, call: Call) -> None:
+    """Summed over ranks, apart from the batch sizes. The estimate counts in one process what goes in and out."""
+    network = build(name, CountedExperts)
+    network(torch.rand(1, 1, SIDE, SIDE))
+    assert calls_of(network) == [call]
+    assert sum(worlds[3].run(count_bytes, name)) == bytes_of(call, 3, 6)
 
 
 def count_bytes(rank: int, ranks: int, name: str) -> int:

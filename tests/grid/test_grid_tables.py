@@ -16,7 +16,7 @@ from moe_dist.grid.cells import cells_of
 from moe_dist.grid.paper import printed_for
 from moe_dist.grid.report import csv_text
 from moe_dist.grid.summary import figures_of
-from moe_dist.grid.tables import cells_table, result_tables
+from moe_dist.grid.tables import cells_table, heading_and_format, result_tables
 from moe_dist.plots.latex import escaped, to_latex
 from moe_dist.plots.tables import to_markdown
 
@@ -193,3 +193,26 @@ def test_a_table_of_a_paper_is_found_by_model_then_by_method() -> None:
     assert "data digits, the paper's cifar100" in found["moe"]["not_comparable"]
     assert "data.imbalance None, the paper's 100" in found["moe"]["not_comparable"]
     assert PRINTED.keys() == found["moe"].keys()
+
+
+def test_accuracy_and_time_of_few_experts_are_written_as_those_of_all() -> None:
+    written = {name: heading_and_format(over_seeds(), name) for name in ("top1_k2", "latency_median_ms_k1", "own_k2")}
+    assert [heading for heading, _ in written.values()] == [
+        "Top-1 accuracy, k = 2",
+        "Time per image, median, k = 1",
+        "own_k2",
+    ]
+    assert [write(0.25) for _, write in written.values()] == ["25.00 %", "0.250 ms", "0.25"]
+
+
+def test_of_clusterings_the_worst_seed_is_told() -> None:
+    scores = {"one": (0.9, 0.5, 0.7), "two": (0.8, 0.8, 0.8)}
+    cells = [
+        cell(at(method, seed), [], metrics={"accuracy": of_seed[seed], "purity": 0.5})
+        for method, of_seed in scores.items()
+        for seed in range(3)
+    ]
+    (table,) = result_tables(record(cells, metrics=["accuracy", "purity"]))
+    lines = to_markdown(table).splitlines()
+    assert "70.00 % (20.32 % to 119.68 %), worst 50.00 %" in lines[4]
+    assert "Worst: the lowest of the seeds." in table.notes and "worst" not in lines[4].split("|")[4]

@@ -18,9 +18,9 @@ from built_data import built_data
 from run_folders import checkpoints_of, evaluation_of, log_of, training_of
 from small_jobs import dfcp, quiet, traditional
 
-from moe_dist.engine.checkpoint import read_state
+from moe_dist.engine.checkpoint import load_arrays, read_state
 from moe_dist.errors import UserError
-from moe_dist.job import Job
+from moe_dist.job import Job, parse_job
 from moe_dist.launch.choose import open_launcher
 from moe_dist.launch.launcher import Launcher
 from moe_dist.launch.phases import Drive
@@ -86,6 +86,19 @@ def test_two_ray_workers_give_the_curve_of_one(ray: Launcher, tmp_path: Path) ->
     assert two == one
     left, right = (np.load(evaluation_of(tmp_path / name / "dfcp") / "predictions.npz") for name in ("one", "two"))
     assert np.allclose(left["log_probs"], right["log_probs"], atol=1e-4)
+
+
+def test_two_ray_workers_refresh_a_deep_clustering_as_one_does(ray: Launcher, tmp_path: Path) -> None:
+    """Targets, neighbours and labels of all samples, which the ranks' codes make together."""
+    method = {"name": "edcwrn", "network": {"hidden": [16], "code": 4}, "pretrain": {"steps": 8}, "batch_size": 24}
+    method |= {"steps": 9, "refresh_every": 4, "kmeans_restarts": 1}
+    data = {"dataset": "digits", "image_size": 8, "val_fraction": 0, "max_train_images": 120, "max_test_images": 40}
+    content = {"name": "small", "kind": "train", "data": data, "method": method, "parallel": {"micro_batches": 2}}
+    one, two = (parse_job(content | {"workers": workers}, "small.yaml") for workers in (1, 2))
+    assert run(two, tmp_path / "two", with_job(ray, two, tmp_path / "two")) == run_locally(one, tmp_path / "one")
+    found = [load_arrays(checkpoints(checkpoints_of(tmp_path / name / "edcwrn"))[-1]) for name in ("one", "two")]
+    assert found[0].keys() == found[1].keys() == {"label", "neighbours", "target"}
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_ray_keeps_the_epoch_chosen_on_validation(ray: Launcher, tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_bytes_of_every_output() -> None:
     Forward 60 + 36 floats, backward 36 for the outputs, and 60 more where the inputs have a gradient.
     """
     sizes = {"samples": 6, "input_elements": 10, "output_elements": [2, 4]}
-    assert exchanged_bytes([[0], [1]], **sizes, input_gradient=False) == 4 * (60 + 2 * 18)
-    assert exchanged_bytes([[0], [1]], **sizes, input_gradient=True) == 4 * (120 + 2 * 18)
+    assert exchanged_bytes(2, **sizes, input_gradient=False) == 4 * (60 + 2 * 18)
+    assert exchanged_bytes(2, **sizes, input_gradient=True) == 4 * (120 + 2 * 18)
 
 
 def test_one_rank_exchanges_nothing() -> None:
-    assert exchanged_bytes([[0, 1]], 6, 10, [2, 4], input_gradient=True) == 0
+    assert exchanged_bytes(1, 6, 10, [2, 4], input_gradient=True) == 0

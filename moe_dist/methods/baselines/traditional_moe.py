@@ -71,10 +71,6 @@ class TraditionalMoe(Method):
         """Multiply-adds of each expert."""
         return expert_costs(self.experts, self.info.classes, self.info.image_size)
 
-    def expert_outputs(self) -> int:
-        """A logit per class."""
-        return self.info.classes
-
     def phases(self) -> Sequence[Stage]:
         """One stage, end to end."""
         config = self.config

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, TrainingSet
 from moe_dist.methods.edcwrn.config import EdcwrnConfig
-from moe_dist.methods.edcwrn.method import NEIGHBOURS, Edcwrn
+from moe_dist.methods.edcwrn.method import Edcwrn
 from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
+from moe_dist.methods.edcwrn.update import NEIGHBOURS
 from moe_dist.methods.phases import Results, Stage, Workspace
 from moe_dist.models.makers import Makers
 

@@ -76,10 +76,6 @@ class Dfcp(Method):
         """Multiply-adds of each expert."""
         return expert_costs(self.experts, 1, self.info.image_size)
 
-    def expert_outputs(self) -> int:
-        """One logit."""
-        return 1
-
     def _joint_stage(self) -> Stage:
         joint = self.config.joint
         return Stage(

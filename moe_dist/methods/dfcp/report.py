@@ -9,6 +9,7 @@ from typing import ClassVar
 from moe_dist.methods.reporting import MethodReport, ReportedModel, ReportedRun, ReportedStep
 from moe_dist.plots import charts
 from moe_dist.plots.drawing import Drawing
+from moe_dist.plots.tables import percent
 
 
 class DfcpReport(MethodReport):
@@ -25,6 +26,13 @@ class DfcpReport(MethodReport):
         "conv1": "Conv1",
         "conv2": "Conv2",
     }
+    rows = (
+        ("purity_stage1", "Purity, first stage", percent),
+        ("davies_bouldin_stage1", "Davies-Bouldin, first stage", "{:.3f}".format),
+        ("davies_bouldin_stage2", "Davies-Bouldin, second stage", "{:.3f}".format),
+        ("pseudo_label_accuracy", "Pseudo-labels right", percent),
+        ("purity", "Purity, merged clusters", percent),
+    )
 
     def numbers(self, run: ReportedRun, model: ReportedModel) -> Iterator[tuple[str, float]]:
         """How good the clusters and the pseudo-labels are, as far as the steps are finished."""

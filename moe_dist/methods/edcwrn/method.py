@@ -29,6 +29,14 @@ from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
 from moe_dist.methods.edcwrn.floor import kmeans_floor
 from moe_dist.methods.edcwrn.neighbours import nearest_in_batch, nearest_of_all, require_neighbours
 from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
+from moe_dist.methods.edcwrn.update import (
+    NEIGHBOURS,
+    inter_cluster_variance,
+    log_assignments,
+    scores,
+    sum_of_codes,
+    update,
+)
 from moe_dist.methods.phases import (
     Losses,
     Phase,
@@ -43,14 +51,9 @@ from moe_dist.methods.phases import (
     Workspace,
 )
 from moe_dist.methods.ranks import gather, own_rows
-from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.models.experts import seeded
 from moe_dist.models.makers import Makers
 from moe_dist.settings.schema import settings_of
-
-NEIGHBOURS = "neighbours"
-SMALLEST_DEVIATION = 1e-8
-"""Of an input over all samples; one that is the same in all of them stays 0."""
 
 
 class Edcwrn(Method):
@@ -170,13 +173,7 @@ class Edcwrn(Method):
             return
         assert isinstance(network, AutoEncoder)
         inputs = samples.outputs(lambda batch: {"inputs": self._inputs(network, batch)})["inputs"]
-        if self.config.network.scaling == "power":
-            network.scale.fill_(1 / max(float(np.sqrt(np.square(inputs, dtype=np.float64).mean())), SMALLEST_DEVIATION))
-            return
-        deviation = inputs.std(0, dtype=np.float64)
-        scale = np.where(deviation > SMALLEST_DEVIATION, 1 / np.maximum(deviation, SMALLEST_DEVIATION), 0)
-        network.shift.copy_(torch.from_numpy(inputs.mean(0, dtype=np.float64)))
-        network.scale.copy_(torch.from_numpy(scale))
+        network.scale_inputs(self.config.network.scaling, inputs)
 
     def _reconstruction(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The mean squared error of the changed image, which is also the input."""
@@ -186,7 +183,7 @@ class Edcwrn(Method):
 
     def _centres_by_kmeans(self, network: nn.Module, samples: StageSamples) -> None:
         assert isinstance(network, ClusteringNetwork)
-        codes = _sum_of_codes(self._encoded(network, samples), None)
+        codes = sum_of_codes(self._encoded(network, samples), None)
 
         def kmeans() -> dict[str, np.ndarray]:
             found = KMeans(self.clusters, n_init=self.config.kmeans_restarts, random_state=samples.seed).fit(codes)
@@ -203,7 +200,9 @@ class Edcwrn(Method):
         """
         assert isinstance(network, ClusteringNetwork)
         encoded = self._encoded(network, samples)
-        found = samples.on_one_rank(lambda: self._updated(network, encoded, arrays.get(NEIGHBOURS)))
+        centres, weights = network.centres.detach().cpu(), network.weights.cpu()
+        before = arrays.get(NEIGHBOURS)
+        found = samples.on_one_rank(lambda: update(self.config, centres, weights, encoded, before))
         network.weights.copy_(torch.from_numpy(found.pop("weights")))
         codes = found.pop("codes")
         if self.config.neighbours.count:
@@ -211,7 +210,7 @@ class Edcwrn(Method):
             network.known_beside.copy_(torch.from_numpy(encoded["beside"]))
         labels = found["label"]
         changed = float((labels != arrays["label"]).mean()) if "label" in arrays else 1.0
-        values = {"changed": changed} | _scores(labels, samples.labels) | _inter_cluster_variance(codes, labels)
+        values = {"changed": changed} | scores(labels, samples.labels) | inter_cluster_variance(codes, labels)
         still = "label" in arrays and changed < self.config.tolerance
         return Refreshed(found, values, done=still, reason="the labels stand still")
 
@@ -222,37 +221,6 @@ class Edcwrn(Method):
             raise UserError("the codes are not finite any more: lower the learning rate, or scale the samples")
         return encoded
 
-    @torch.no_grad()
-    def _updated(
-        self, network: ClusteringNetwork, encoded: Mapping[str, np.ndarray], before: np.ndarray | None
-    ) -> dict[str, np.ndarray]:
-        """What a refresh finds of the encoders' outputs [N, D]; before [N, k]: the neighbours until now."""
-        found: dict[str, np.ndarray] = {}
-        codes = _sum_of_codes(encoded, before)
-        if self.config.neighbours.count:
-            found[NEIGHBOURS] = nearest_of_all(codes, self.config.neighbours.count)
-            codes = _sum_of_codes(encoded, found[NEIGHBOURS])
-        centres, of_all = network.centres.detach().cpu(), torch.from_numpy(codes)
-        weights = network.weights.cpu()
-        assignments = self._log_assignments(of_all, centres, weights).exp()
-        if self.config.weighting.enabled and self.config.weighting.scope == "all":
-            spreads = equations.spreads(assignments, of_all, centres, self.config.weighting.alpha)
-            weights = equations.feature_weights(spreads)
-            assignments = self._log_assignments(of_all, centres, weights).exp()
-        target = equations.target_distribution(assignments)
-        label = assignments.argmax(1)
-        return found | {"codes": codes, "weights": weights.numpy(), "target": target.numpy(), "label": label.numpy()}
-
-    def _log_assignments(self, codes: Tensor, centres: Tensor, weights: Tensor) -> Tensor:
-        """log q [B, Q] of codes [B, D]."""
-        weighting = self.config.weighting
-        distances = equations.weighted_distances(codes, centres, weights if weighting.enabled else None)
-        if weighting.enabled and weighting.total == "size":
-            distances = distances * codes.shape[1]
-        if self.config.formulation == "idec":
-            return equations.log_student(distances)
-        return equations.log_proposed(distances, self.config.a, self.config.b)
-
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq 12: the reconstruction and lambda L_c."""
         assert isinstance(network, ClusteringNetwork)
@@ -261,7 +229,7 @@ class Edcwrn(Method):
         codes = self._codes(network, inputs, batch)
         if config.weighting.enabled and config.weighting.scope == "batch":
             self._update_weights(network, gather(codes.detach()), gather(batch.weight) > 0)
-        logs = self._log_assignments(codes, network.centres, network.weights)
+        logs = log_assignments(config, codes, network.centres, network.weights)
         if config.formulation == "idec":
             apart = equations.divergence(batch.columns["target"], logs)
         else:
@@ -287,7 +255,7 @@ class Edcwrn(Method):
     @torch.no_grad()
     def _update_weights(self, network: ClusteringNetwork, codes: Tensor, valid: Tensor) -> None:
         """Eq 15 over the global batch: codes [R * B, D] and which of them count."""
-        assignments = self._log_assignments(codes[valid], network.centres, network.weights).exp()
+        assignments = log_assignments(self.config, codes[valid], network.centres, network.weights).exp()
         spreads = equations.spreads(assignments, codes[valid], network.centres, self.config.weighting.alpha)
         network.weights.copy_(equations.feature_weights(spreads))
 
@@ -299,15 +267,15 @@ class Edcwrn(Method):
         """Codes [B, D] and log q [B, Q] of new samples, whose neighbours are among the training samples."""
         assert isinstance(network, ClusteringNetwork)
         codes = network.codes_of_new(network.inputs(images))
-        return codes, self._log_assignments(codes, network.centres, network.weights)
+        return codes, log_assignments(self.config, codes, network.centres, network.weights)
 
     def assign_all(self, network: ClusteringNetwork, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [N, D] and log q [N, Q] of the training samples, by the neighbours that they have among each other."""
         encoded = {name: output.cpu().numpy() for name, output in network.encoded(inputs).items()}
         count = self.config.neighbours.count
         neighbours = nearest_of_all(network.known_codes.cpu().numpy(), count) if count else None
-        codes = torch.from_numpy(_sum_of_codes(encoded, neighbours)).to(inputs.device)
-        return codes, self._log_assignments(codes, network.centres, network.weights)
+        codes = torch.from_numpy(sum_of_codes(encoded, neighbours)).to(inputs.device)
+        return codes, log_assignments(self.config, codes, network.centres, network.weights)
 
     def measure(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """The cluster of each sample."""
@@ -315,7 +283,7 @@ class Edcwrn(Method):
 
     def score(self, measured: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """Accuracy under the best matching of clusters and classes, and normalised mutual information."""
-        return _scores(measured["cluster"], labels)
+        return scores(measured["cluster"], labels)
 
     def features(self, network: nn.Module, images: Tensor) -> Tensor:
         """The codes."""
@@ -350,25 +318,3 @@ class Dec(Edcwrn):
 def _squared_error(reconstructed: Tensor, inputs: Tensor) -> Tensor:
     """Of each sample [B], the mean over its inputs."""
     return (reconstructed - inputs).square().mean(1)
-
-
-def _sum_of_codes(encoded: Mapping[str, np.ndarray], neighbours: np.ndarray | None) -> np.ndarray:
-    """Eq 9, f [N, D]; neighbours [N, k], or None: every sample is its own."""
-    if "beside" not in encoded:
-        return encoded["own"]
-    beside = encoded["beside"]
-    return encoded["own"] + (beside if neighbours is None else beside[neighbours].max(1))
-
-
-def _scores(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """ACC and NMI; nothing where samples have no labels, or all the same one."""
-    if not len(labels) or labels.min() < 0 or labels.min() == labels.max():
-        return {}
-    metrics = clustering_metrics(clusters, labels)
-    return {"accuracy": metrics["accuracy"], "nmi": metrics["nmi"]}
-
-
-def _inter_cluster_variance(codes: np.ndarray, clusters: np.ndarray) -> dict[str, float]:
-    """Table 4: the mean squared distance of the clusters' means to the mean of these means."""
-    means = np.stack([codes[clusters == cluster].mean(0, dtype=np.float64) for cluster in np.unique(clusters)])
-    return {"inter_cluster_variance": float(np.square(means - means.mean(0)).sum(1).mean())}

@@ -9,11 +9,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_dist.methods.edcwrn.neighbours import nearest_known
+
+SMALLEST_DEVIATION = 1e-8
+"""Of an input over all samples; one that is the same in all of them stays 0."""
 
 
 def layers(widths: Sequence[int]) -> nn.Sequential:
@@ -44,6 +49,17 @@ class AutoEncoder(nn.Module):
         if samples.dim() == 4 and not self.colour:
             samples = samples.mean(1)
         return (samples.flatten(1) - self.shift) * self.scale
+
+    @torch.no_grad()
+    def scale_inputs(self, scaling: Literal["standard", "power"], inputs: np.ndarray) -> None:
+        """Set shift and scale from all samples' inputs [N, I], which are not scaled yet; see AutoEncoderConfig."""
+        if scaling == "power":
+            self.scale.fill_(1 / max(float(np.sqrt(np.square(inputs, dtype=np.float64).mean())), SMALLEST_DEVIATION))
+            return
+        deviation = inputs.std(0, dtype=np.float64)
+        scale = np.where(deviation > SMALLEST_DEVIATION, 1 / np.maximum(deviation, SMALLEST_DEVIATION), 0)
+        self.shift.copy_(torch.from_numpy(inputs.mean(0, dtype=np.float64)))
+        self.scale.copy_(torch.from_numpy(scale))
 
 
 class ClusteringNetwork(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from moe_dist.methods.reporting import MethodReport, ReportedModel, ReportedRun
 from moe_dist.plots import clusters as plots
 from moe_dist.plots.drawing import Drawing
-from moe_dist.plots.tables import Column, Row, Table
+from moe_dist.plots.tables import Column, Row, Table, percent
 
 MEASURES = {
     "accuracy": "Clustering accuracy",
@@ -27,9 +27,9 @@ class EdcwrnReport(MethodReport):
     rows = (
         ("inter_cluster_variance", "Inter-cluster variance", "{:.3f}".format),
         ("clustering_steps", "Steps of clustering", "{:,.0f}".format),
-        ("kmeans_pixels_accuracy", "ACC of k-means on the samples", "{:.2%}".format),
-        ("kmeans_pca_accuracy", "ACC of k-means on principal components", "{:.2%}".format),
-        ("kmeans_codes_accuracy", "ACC of k-means on pretrained codes", "{:.2%}".format),
+        ("kmeans_pixels_accuracy", "ACC of k-means on the samples", percent),
+        ("kmeans_pca_accuracy", "ACC of k-means on principal components", percent),
+        ("kmeans_codes_accuracy", "ACC of k-means on pretrained codes", percent),
     )
 
     def numbers(self, run: ReportedRun, model: ReportedModel) -> Iterator[tuple[str, float]]:

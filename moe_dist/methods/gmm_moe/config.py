@@ -14,7 +14,7 @@ from moe_dist.models.multi_scale import Modules, Tap
 from moe_dist.models.tapped import expected_input
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
-from moe_dist.settings.schema import Count, Fraction, NonNegative, Part, Positive, Strict
+from moe_dist.settings.schema import Count, NonNegative, Part, Positive, Strict
 from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig, Weights
 
 # Table 1.
@@ -27,6 +27,10 @@ CONV4 = Tap(
 CONV5 = Tap(
     at="features.denseblock4", dim=512, kernel=1, temperature=1.4, nll_weight=0.10, balance_weight=0.03, experts=10
 )
+
+
+ResidualWeight = Annotated[float, Field(gt=0, le=1)]
+"""w_r of Eq 14; at 1 the experts' map takes the place of the tap's."""
 
 
 class StageConfig(Strict):
@@ -90,8 +94,8 @@ class GmmMoeConfig(MethodConfig):
     """Channels of the fused map, and units of the head's hidden layer."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Of the head; the paper gives no value."""
-    residual_start: Fraction = 0.5
-    residual_end: Fraction = 0.8
+    residual_start: ResidualWeight = 0.5
+    residual_end: ResidualWeight = 0.8
     """w_r (Eq 14): in stage one, and after the first `anneal_epochs` epochs of stage two, in between linearly."""
     anneal_epochs: Count = 10
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -104,10 +104,6 @@ class GmmMoe(Method):
         one = self.config.modules in ("one_expert", "one_wide_expert")
         return [1.0] * (1 if one else min(tap.experts for tap in self.config.taps))
 
-    def expert_outputs(self) -> int:
-        """The numbers of all its maps: D features at every place of every tap."""
-        return sum(tap.dim * side**2 for tap, (_, side) in zip(self.config.taps, self._shapes))
-
     def set_training(self, network: nn.Module, stage: str) -> None:
         """In stage one the backbone keeps its batch statistics."""
         network.train()

@@ -12,7 +12,7 @@ from moe_dist.methods.reporting import MethodReport, ReportedModel, ReportedRun
 from moe_dist.metrics.classification import confusion_counts
 from moe_dist.plots import charts, routing
 from moe_dist.plots.drawing import Drawing
-from moe_dist.plots.tables import ABSENT, Column, Row, Table
+from moe_dist.plots.tables import ABSENT, Column, Row, Table, percent
 
 COLUMNS = {"entropy": "entropy", "separation": "separation", "blend": "a", "residual": "w_r", "weight": "its weight"}
 """Number in the log, after its tap -> its column's heading."""
@@ -22,7 +22,7 @@ class GmmMoeReport(MethodReport):
     """Superclass accuracy and confusion (Figure 6), responsibilities (Figure 7), and the gates' numbers."""
 
     papers = Path(__file__).with_name("paper.yaml")
-    rows = (("superclass_top1", "Top-1 of superclasses", "{:.2%}".format),)
+    rows = (("superclass_top1", "Top-1 of superclasses", percent),)
 
     def numbers(self, run: ReportedRun, model: ReportedModel) -> Iterator[tuple[str, float]]:
         """How often the predicted class is of the true superclass."""

@@ -79,10 +79,6 @@ class BranchMethod(Method):
         """Multiply-adds of each branch."""
         return branch_costs(self.config.network, self.info.classes, self.info.image_size, self.config.experts)
 
-    def expert_outputs(self) -> int:
-        """Features and the logits of two sets of classifiers."""
-        return self.config.network.features + 2 * self.info.classes
-
     def phases(self) -> Sequence[Stage]:
         """Features and, if there is a second stage, the fresh classifiers."""
         features, classifiers = self.config.features, self.config.classifiers

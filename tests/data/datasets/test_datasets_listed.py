@@ -237,6 +237,7 @@ def test_crops_of_a_file_go_before_the_papers(tmp_path: Path):
     ("text", "reason"),
     [
         ("1-2 Rice\n4-5 Corn\n", r"superclasses.txt line 2: expected `3-LAST name`, LAST at most 5, got '4-5 Corn'"),
+        ("1-3 Rice\n2-5 Corn\n", "line 2: expected `4-LAST name`"),  # they overlap
         ("1-6 Rice\n", "line 1: expected `1-LAST name`, LAST at most 5"),
         ("1-2 Rice\n3-2 Corn\n", "line 2: expected `3-LAST name`"),
         ("rice\n", "line 1: expected"),

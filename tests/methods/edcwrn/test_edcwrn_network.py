@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from moe_dist.data.batch import DatasetInfo
 from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
-from moe_dist.methods.edcwrn.method import Edcwrn
 from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
+from moe_dist.methods.edcwrn.update import log_assignments
 from tests.reference import edcwrn as slow
 
 NEIGHBOURS = 2
@@ -74,7 +73,6 @@ def test_a_sample_that_is_its_own_neighbour_is_decoded_as_before() -> None:
 
 @pytest.mark.parametrize("formulation", ["proposed", "idec"])
 def test_equal_weights_that_add_up_to_the_codes_size_leave_the_distance_as_it_is(formulation: str) -> None:
-    info = DatasetInfo(3, tuple("abc"), 4, 20)
     config = {"clusters": 3, "formulation": formulation, "network": {"hidden": [8], "code": 5}}
     codes, centres = torch.randn(7, 5), torch.randn(3, 5)
     logs = {}
@@ -83,8 +81,8 @@ def test_equal_weights_that_add_up_to_the_codes_size_leave_the_distance_as_it_is
         "size": {"total": "size"},
         "one": {"total": "one"},
     }.items():
-        method = Edcwrn(EdcwrnConfig.model_validate(config | {"weighting": weighting}), info)
-        logs[name] = method._log_assignments(codes, centres, torch.full((3, 5), 1 / 5))
+        weighted = EdcwrnConfig.model_validate(config | {"weighting": weighting})
+        logs[name] = log_assignments(weighted, codes, centres, torch.full((3, 5), 1 / 5))
     torch.testing.assert_close(logs["size"], logs["unweighted"])
     assert not torch.allclose(logs["one"], logs["unweighted"], atol=1e-2)
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from small_jobs import quiet
 from torch import Tensor
 
-import moe_dist.methods.edcwrn.method as method_module
+import moe_dist.methods.edcwrn.update as update_module
 import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.errors import UserError
@@ -130,7 +130,7 @@ def test_killed_inside_a_refresh_it_ends_bit_identical(
     number: int, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second, and the one after the last step, each before its result is anywhere."""
-    real, job, seen = method_module.nearest_of_all, small(checkpoint={"every_steps": 2}), [0]
+    real, job, seen = update_module.nearest_of_all, small(checkpoint={"every_steps": 2}), [0]
 
     def find_or_die(codes: np.ndarray, count: int) -> np.ndarray:
         seen[0] += 1
@@ -139,7 +139,7 @@ def test_killed_inside_a_refresh_it_ends_bit_identical(
         return real(codes, count)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(method_module, "nearest_of_all", find_or_die)
+        patch.setattr(update_module, "nearest_of_all", find_or_die)
         run(job, tmp_path)
     assert_same(run(job, tmp_path), unbroken)
 
@@ -271,4 +271,4 @@ def test_the_report_has_the_curves_the_weights_and_the_numbers(unbroken: Path) -
     assert metrics["edcwrn/clustering_steps"] == 9 and metrics["edcwrn/inter_cluster_variance"] > 0
     assert 0 < metrics["edcwrn/training_labels_accuracy"] <= 1
     figures = {path.stem for path in (unbroken.parent / "figures").iterdir()}
-    assert {"target_edcwrn", "weights_edcwrn"} <= figures
+    assert {"target_edcwrn", "weights_edcwrn", "tsne", "clusters_edcwrn"} <= figures

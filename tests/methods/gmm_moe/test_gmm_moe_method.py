@@ -19,7 +19,7 @@ import moe_dist.train.loop as loop
 from moe_dist.data.batch import DatasetInfo
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
-from moe_dist.job import Job
+from moe_dist.job import Job, load_job
 from moe_dist.methods.gmm_moe.config import GmmMoeConfig
 from moe_dist.methods.gmm_moe.kept import CHUNK
 from moe_dist.methods.gmm_moe.method import FROZEN, WHOLE, GmmMoe
@@ -30,6 +30,7 @@ from moe_dist.train.checkpoints import newest_checkpoint
 from tests.methods.gmm_moe.small_gmm_moe import METHOD, STAGE, TAPS, job
 
 pytest.importorskip("timm")
+JOBS = Path(__file__).parents[3] / "jobs" / "gmm_moe"
 INFO = DatasetInfo(10, tuple("abcdefghij"), 32, 108)
 
 
@@ -242,6 +243,20 @@ def test_defaults_are_the_paper_s() -> None:
         assert (stage.schedule.kind, stage.schedule.factor, stage.schedule.patience_epochs) == ("plateau", 0.2, 10)
     assert first.optimisers["backbone."] is None and "backbone." not in second.optimisers
     assert method._shapes == [(512, 28), (1024, 14), (1024, 7)]
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_job_s_taps_are_there_and_have_room_for_their_modules(path: Path) -> None:
+    job = load_job(path)
+    for config in job.models.values():
+        if isinstance(config, GmmMoeConfig):
+            GmmMoe(config, DatasetInfo(2, ("a", "b"), job.data.image_size, 10))
+
+
+def test_without_a_residual_the_experts_map_takes_the_place_of_the_tap_s() -> None:
+    assert GmmMoeConfig.model_validate(METHOD | {"residual_start": 1, "residual_end": 1}).residual_end == 1
+    with pytest.raises(ValidationError, match="residual_end"):
+        GmmMoeConfig.model_validate(METHOD | {"residual_end": 1.1})
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def test_superclasses_responsibilities_and_gates_are_in_the_report(tmp_path: Pat
     top1 = next(value for name, value in flat(metrics).items() if name.endswith("top1") and "superclass" not in name)
     assert top1 <= superclass <= 1
     figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
-    assert {"superclasses_gmm_moe", "responsibilities_gmm_moe", "gates_gmm_moe"} <= figures
+    assert {"superclasses_gmm_moe", "responsibilities_gmm_moe", "gates_gmm_moe", "training_gmm_moe"} <= figures
+    assert {"gate_load_gmm_moe_blocks.2", "gate_load_gmm_moe_blocks.4"} <= figures, "classes x experts, at every tap"
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Top-1 of superclasses" in page and "gates" in page and "blocks.2" in page
 
