@@ -60,8 +60,9 @@ class DataConfig(Strict):
     """Noise that every image has, the same whenever it is read: to study what noisy data does to a method."""
     imbalance: Annotated[float | None, Field(ge=1, allow_inf_nan=False), Part.NONE] = None
     """Long-tailed form: class c of C keeps int(n (1 / imbalance)^(c / (C - 1))) training images, n the largest's."""
-    imbalance_choice: Annotated[Literal["first", "random"], Part.NONE] = "first"
-    """Which images a class keeps: its first ones, or random ones, drawn with `imbalance_seed`."""
+    imbalance_choice: Annotated[Literal["auto", "first", "random"], Part.NONE] = "auto"
+    """Which images a class keeps: its first ones; random ones, drawn with `imbalance_seed`; auto: the first ones where
+    the dataset's own order is known to be shuffled (CIFAR's pickles), else random ones."""
     imbalance_seed: Annotated[int, Field(ge=0, lt=2**31), Part.NONE] = 0
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Side of the square images the networks see, in pixels."""
