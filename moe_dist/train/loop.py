@@ -85,7 +85,8 @@ class Loop:
             values |= {f"val/{name}": value for name, value in scores.items()}
             values |= {"rate_factor": session.rate.factor} | session.gradients.take()
             session.epoch_done(scores.get("loss"))
-            self._log("epoch", session, epoch, values)
+            steps_by = {} if session.captured is None else {"steps_by": session.captured.how}
+            self._log("epoch", session, epoch, values, **steps_by)
             if (epoch + 1) % self._every.every_epochs == 0 or session.over:
                 self._save(session, scores.get(session.method.chosen_by))
 
@@ -154,15 +155,23 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
     """Take one optimiser step on this rank's share of a global batch, and return the losses, detached."""
     terms: dict[str, Tensor] = {}
     logged: dict[str, Tensor] = {}
+    engine, captured = session.engine, session.captured
     loss_of = session.stage.loss or method.loss
+    phase = method.loss_phase(progress) if captured is not None and session.stage.loss is None else None
+
+    def passes(part: Batch) -> dict[str, Tensor]:
+        """Forward and backward pass of a micro-batch: its losses."""
+        with engine.autocast(together=phase is not None):
+            losses = loss_of(engine.network, part, progress)
+        engine.backward(torch.stack(list(losses.values())).sum())
+        return losses
+
     parts = batch.micro_batches(session.accumulate)
     for part in parts:
-        with session.engine.autocast():
-            losses = loss_of(session.engine.network, part, progress)
-        session.engine.backward(torch.stack(list(losses.values())).sum())
+        losses = passes(part) if captured is None else captured(phase, part, passes)
         if part is parts[-1]:  # gradients of earlier parts are incomplete, and not averaged over ranks
-            session.gradients.add(session.engine.gradient_sizes(method.compared_parameters(session.engine.network)))
-        session.engine.step()
+            session.gradients.add(engine.gradient_sizes(method.compared_parameters(engine.network)))
+        engine.step()
         for name, value in losses.items():
             terms[name] = terms.get(name, torch.zeros_like(value)) + value.detach()
         for name, value in getattr(losses, "logged", {}).items():

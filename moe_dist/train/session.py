@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, TrainingSet
 from moe_dist.data.stream.stream import Stream
+from moe_dist.engine.captured import CapturedPasses, CudaRecorder
 from moe_dist.engine.choose import make_engine
 from moe_dist.engine.engine import Engine
 from moe_dist.engine.optimisers import RateFactor
@@ -85,6 +86,7 @@ class Session:
         self.validation = _validation_stream(training, stage, worker, beside=self.stream)
         self.gradients = GradientShares(worker.rank, worker.ranks)
         self.accumulate = parallel.accumulate(worker.ranks)
+        self.captured = _captured_passes(training, self.engine, self.accumulate)
         self.log_every = LOG_EVERY_STEPS[worker.device.type]
         self.step, self.over = 0, ""
         self.by_step = stage.rate_by == "step" or stage.steps is not None
@@ -186,6 +188,20 @@ class Session:
         self.rate.load(state["rate"])
         self._lowest_loss, self._epochs_since_lowest = state["early_stop"]["lowest"], state["early_stop"]["epochs"]
         self.gradients.load(state["gradients"], self.device)
+
+
+def _captured_passes(training: Training, engine: Engine, accumulate: int) -> CapturedPasses | None:
+    """What captures the steps of a stage as CUDA graphs; None where they cannot be, or the job does not want it.
+
+    DeepSpeed reduces gradients by hooks and collectives in the backward pass, torch.compile captures graphs of its own,
+    and a graph writes gradients where several parts of a batch would have to be added.
+    """
+    resources = training.task.job.resources
+    if engine.device.type != "cuda" or not resources.graphs or resources.compile:
+        return None
+    if training.deepspeed or accumulate > 1:
+        return None
+    return CapturedPasses(list(engine.network.parameters()), CudaRecorder(engine.device))
 
 
 def _training_stream(training: Training, stage: Stage, worker: Worker) -> Stream:

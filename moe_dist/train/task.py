@@ -121,6 +121,8 @@ class Training:
 def open_training(task: TrainingTask, worker: Worker) -> Training:
     """Open the data and the results of steps, and build the network on the worker's device."""
     job = task.job
+    if job.resources.deterministic and worker.device.type == "cuda":
+        compute_the_same_bits()
     data = open_data(job.data, job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.run / BAD_SAMPLES)
     method = open_method(job, task.model, data)
@@ -154,6 +156,13 @@ def open_method(job: Job, model: str, data: OpenedData) -> Method:
     """The method of the job's model `model`. Raises UserError if it does not fit the dataset."""
     config = job.models[model]
     return method_class(config.name)(config, data.info)
+
+
+def compute_the_same_bits() -> None:
+    """Let this process use only deterministic CUDA kernels from now on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def compile_calls(network: nn.Module, device: torch.device) -> None:

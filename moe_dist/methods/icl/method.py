@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, cast
 
 import torch
@@ -48,6 +48,10 @@ class Icl(BranchMethod):
             "contrast_weight": {"low": 0.0, "high": 2.0},
             "temperature": {"low": 0.03, "high": 0.3, "log": True},
         }
+
+    def feature_phase(self, progress: Progress) -> tuple[Hashable, ...]:
+        """Whether AD and whether CCL is on."""
+        return progress.epoch < self.config.t_ad, progress.epoch >= self.config.t_cl
 
     def feature_loss(
         self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
