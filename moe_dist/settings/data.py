@@ -88,8 +88,9 @@ class DataConfig(Strict):
     decode: Annotated[Literal["auto", "once", "each_time"], Part.NONE] = "auto"
     """When images are decoded: once, into an array that all processes of a node share; each_time they are read; auto:
     once where the array takes at most 2 GiB, else each time."""
-    loader_workers: Annotated[int, Field(ge=0, le=64), Part.NONE] = 0
-    """each_time: decoding processes per rank."""
+    loader_workers: Annotated[Annotated[int, Field(ge=0, le=64)] | None, Part.NONE] = None
+    """Processes per rank that load batches ahead: they decode (each_time) and, where a GPU trains, augment. null: four
+    for images that are augmented for a GPU, else none."""
     remote: Annotated[RemoteConfig, Part.NONE] = DEFAULT_REMOTE
     window_shards: Annotated[int, Field(ge=0)] = 0
     """each_time: shuffle inside a window of so many shuffled shards (slow storage); 0 shuffles the whole epoch."""

@@ -126,9 +126,10 @@ class Loop:
 
     def _save(self, session: Session, score: float | None) -> None:
         """Save a checkpoint, with its validation score and the code and machines that made it."""
-        for name, parameter in session.engine.network.named_parameters():
-            if not torch.isfinite(parameter).all():  # a finite loss can still have had an infinite update
-                require_finite(name, math.nan, self.step, session.stage.name)
+        parameters = dict(session.engine.network.named_parameters())
+        finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).tolist()
+        if not all(finite):  # a finite loss can still have had an infinite update
+            require_finite(list(parameters)[finite.index(False)], math.nan, self.step, session.stage.name)
         number = self._stages.index(session.stage.name)
         state: dict[str, Any] = {"step": self.step, "seconds": time.perf_counter() - self._began, "score": score}
         state |= session.state() | {"made": self._made.up_to(self.step)}
