@@ -142,11 +142,11 @@ def _scheduler(unit: torch.optim.Optimizer, config: ScheduleConfig, epochs: int)
     if config.kind == "step":
         return StepLR(unit, step_size=config.step_epochs, gamma=config.factor)
     if config.kind == "cosine":
-        return LambdaLR(unit, lambda epoch: _cosine(epoch, epochs, config.warmup_epochs))
+        return LambdaLR(unit, lambda epoch: _cosine(epoch, epochs, config.warmup_epochs, config.warmup_start))
     return LambdaLR(unit, lambda epoch: 1.0)
 
 
-def _cosine(epoch: int, epochs: int, warmup: int) -> float:
+def _cosine(epoch: int, epochs: int, warmup: int, start: float | None) -> float:
     if epoch < warmup:
-        return (epoch + 1) / (warmup + 1)
+        return (epoch + 1) / (warmup + 1) if start is None else start + (1 - start) * epoch / warmup
     return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe_dist.data.bad_samples import require_readable
 from moe_dist.data.batch import Batch
+from moe_dist.data.stream.stream import Stream
 from moe_dist.engine.checkpoint import load_arrays, load_checkpoint, read_state, save_checkpoint, seed_random
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method
@@ -79,10 +80,13 @@ class Loop:
             epoch = session.stream.position.epoch
             losses = self._train_epoch(session, epoch)
             values = checked(losses, self.worker.ranks, self.step, session.stage.name) if losses else {}
-            scores = validate(session, self.worker.ranks)
+            scores = validate(session, session.validation, self.worker.ranks)
             if "loss" in scores:
                 require_finite("val/loss", scores["loss"], self.step, session.stage.name)
             values |= {f"val/{name}": value for name, value in scores.items()}
+            if self._every.test_every_epochs and ((epoch + 1) % self._every.test_every_epochs == 0 or session.over):
+                tested = validate(session, session.test, self.worker.ranks)
+                values |= {f"test/{name}": value for name, value in tested.items()}
             values |= {"rate_factor": session.rate.factor} | session.gradients.take()
             session.epoch_done(scores.get("loss"))
             steps_by = {} if session.captured is None else {"steps_by": session.captured.how}
@@ -204,16 +208,16 @@ def require_finite(term: str, value: float, step: int, stage: str) -> None:
 
 
 @torch.no_grad()
-def validate(session: Session, ranks: int) -> dict[str, float]:
-    """The method's scores on the validation split, by name; empty if the stage is not validated. Collective."""
-    if session.validation is None:
+def validate(session: Session, stream: Stream | None, ranks: int) -> dict[str, float]:
+    """The method's scores on the split of `stream`, by name; empty without one. Collective."""
+    if stream is None:
         return {}
     measure = session.stage.measure or session.method.measure
     session.engine.network.eval()
-    count = session.validation.samples_count
+    count = stream.samples_count
     measured: dict[str, np.ndarray] = {}
     labels, read = np.zeros(count, np.int64), np.zeros(count, bool)
-    for batch in session.validation.epoch():
+    for batch in stream.epoch():
         with session.engine.autocast():
             outputs = measure(session.engine.network, batch)
         valid = (batch.weight > 0).cpu().numpy()
@@ -224,6 +228,6 @@ def validate(session: Session, ranks: int) -> dict[str, float]:
             measured.setdefault(name, np.zeros((count, *values.shape[1:]), values.dtype))[rows] = values[valid]
     everything = sum_into_all({"labels": labels, "read": read.astype(np.int64), **measured}, ranks, session.device)
     readable = everything.pop("read") > 0
-    require_readable(int(readable.sum()), "validation")
+    require_readable(int(readable.sum()), "test" if stream is session.test else "validation")
     whole = {name: values[readable] for name, values in everything.items()}
     return session.method.score(whole, whole.pop("labels"))

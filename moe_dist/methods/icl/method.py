@@ -35,7 +35,8 @@ class Icl(BranchMethod):
         """The branches and, with DOL, their memory."""
         network = super().build(make, results, seed)
         if self.config.dol:
-            memory = Memory(self.config.experts, self.info.classes, self.config.network.features)
+            with_diagonal = self.config.contrast_classes == "largest"
+            memory = Memory(self.config.experts, self.info.classes, self.config.network.features, with_diagonal)
             network.add_module("memory", memory)
         return network
 
@@ -97,6 +98,7 @@ class Icl(BranchMethod):
                 config.confused_classes,
                 config.temperature,
                 config.contrast_negatives,
+                config.contrast_classes,
             )
             terms["contrast"] = config.contrast_weight * batch.mean(contrast)
         return terms
