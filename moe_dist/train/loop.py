@@ -27,7 +27,7 @@ from moe_dist.record.provenance import Made
 from moe_dist.train.checkpoints import checkpoint_score
 from moe_dist.train.log import Log, TrainingLog
 from moe_dist.train.session import Session
-from moe_dist.train.task import Training, TrainingTask, open_training
+from moe_dist.train.task import Training, TrainingTask, open_training, refusing_other_kernels
 from moe_dist.train.worker import Worker, sum_into_all, sum_over_ranks
 
 BEGINNING: dict[str, Any] = {"stage": "", "step": 0, "seconds": 0.0, "made": []}
@@ -39,7 +39,8 @@ def train(worker: Worker, task: TrainingTask) -> None:
     training = open_training(task, worker)
     restored = worker.restore()
     state = read_state(restored) if restored else BEGINNING
-    train_stages(worker, training, TrainingLog(task.folder, worker.rank, state["step"]), restored)
+    with refusing_other_kernels():
+        train_stages(worker, training, TrainingLog(task.folder, worker.rank, state["step"]), restored)
 
 
 def train_stages(worker: Worker, training: Training, log: Log, restored: Path | None) -> None:
