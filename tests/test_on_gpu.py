@@ -13,7 +13,9 @@ from PIL import Image
 from benchmarks.on_gpu.__main__ import main
 from benchmarks.on_gpu.prepare import pack_images
 from benchmarks.on_gpu.running import Options, Outcome, Part, _in_child, run_parts
+from benchmarks.on_gpu.trainings import recipes
 from moe_dist.data.datasets.catalog import open_contents
+from moe_dist.errors import UserError
 
 
 def results(folder: Path) -> dict[str, dict]:
@@ -67,6 +69,19 @@ def test_an_unknown_part_is_refused_with_the_choices(tmp_path: Path, capsys: pyt
     with pytest.raises(SystemExit):
         main(["stepps", "--out", str(tmp_path)])
     assert "no part is called stepps; choose of tests, steps, " in capsys.readouterr().err
+
+
+def test_without_a_gpu_and_without_images_it_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["steps", "--out", str(tmp_path)])
+    assert "torch sees no GPU here; --dry-run" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no images; `prepare --source PATH` packs them"):
+        recipes(Options(tmp_path, dry=False, source=tmp_path / "none.tar"))
+    assert main(["prepare", "--source", str(tmp_path / "none"), "--folder", str(tmp_path / "to"), "--no-wheels"]) == 1
+    assert "no such folder or tar" in capsys.readouterr().err
 
 
 def test_packed_images_are_those_of_the_long_tail(tmp_path: Path) -> None:

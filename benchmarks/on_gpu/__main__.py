@@ -21,15 +21,22 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).parents[1]
 sys.path.insert(0, str(BENCHMARKS))  # the other benchmarks are scripts that import each other by their names
 
+import torch  # noqa: E402
+
 from benchmarks.on_gpu.prepare import FOLDER, prepare  # noqa: E402
 from benchmarks.on_gpu.running import Options, run_child, run_parts  # noqa: E402
+from moe_dist.errors import UserError  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the parts that are named, or prepare the folder that they need. Returns the number of parts that failed."""
     given = sys.argv[1:] if arguments is None else arguments
     if given[:1] == ["prepare"]:
-        prepare(given[1:])
+        try:
+            prepare(given[1:])
+        except UserError as error:
+            print(error, file=sys.stderr)
+            return 1
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help="default: all")
@@ -57,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if unknown := [name for name in parsed.parts if name not in PARTS]:
         parser.error(f"no part is called {unknown[0]}; choose of {', '.join(PARTS)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; --dry-run does all of it on a CPU")
     return run_parts(parsed.parts or list(PARTS), PARTS, options)
 
 

@@ -14,7 +14,7 @@ import time
 import torch
 
 from benchmarks.on_gpu.running import ROOT, Options, Outcome, Part
-from benchmarks.on_gpu.steps import cifar_stream, joint, recipe_steps, same_bits, sizes_of
+from benchmarks.on_gpu.steps import cifar_stream, compiled, joint, recipe_steps, same_bits, sizes_of
 from benchmarks.on_gpu.trainings import recipes
 
 
@@ -144,7 +144,8 @@ def _wait(device: torch.device) -> None:
 
 PARTS = {
     "tests": Part("pytest -m gpu", tests),
-    "steps": Part("ICL's and SHIKE's step, eager, as CUDA graphs and compiled: images/s, kernels, idle", recipe_steps),
+    "steps": Part("ICL's and SHIKE's step, eager and as CUDA graphs: ms, images/s, kernels, idle share", recipe_steps),
+    "compiled": Part("ICL's step through torch.compile", compiled),
     "bits": Part("two runs beside each other: how far they differ, and what `deterministic` costs", same_bits),
     "stream": Part("batches of CIFAR by number of loader processes, through pinned memory", stream),
     "joint": Part("DFCP-MoE's joint step of 43 experts, in eager mode and as CUDA graphs", joint),

@@ -109,11 +109,13 @@ def _in_child(name: str, options: Options) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     child = subprocess.Popen(command, cwd=Path.cwd(), env=environment, start_new_session=True)
     try:
-        code: int | None = child.wait(options.seconds + GRACE_SECONDS)
+        code = child.wait(options.seconds + GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        code = child.wait()
         return {"failed": f"was not over after {options.seconds:g} seconds"}
+    finally:  # also when this process is interrupted: the child has a session of its own
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
     found = read_json(left)
     left.unlink(missing_ok=True)
     return found or {"failed": f"ended with code {code} and no result"}

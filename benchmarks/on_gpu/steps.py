@@ -147,8 +147,19 @@ def recipe_steps(options: Options) -> Outcome:
 
 
 def ways(options: Options) -> tuple[Launched, ...]:
-    """How steps are launched; graphs need a GPU, and compiling takes longer than a dry run."""
-    return ("eager",) if options.device == "cpu" else ("eager", "graph", "compiled")
+    """How steps are launched; graphs need a GPU."""
+    return ("eager",) if options.device == "cpu" else ("eager", "graph")
+
+
+def compiled(options: Options) -> Outcome:
+    """ICL's step through torch.compile, a part of its own because compiling alone takes a minute."""
+    if options.dry:
+        return Outcome("not in a dry run: compiling takes longer than all of it")
+    sizes, device = sizes_of(options), torch.device(options.device)
+    config = IclConfig.model_validate({"experts": 3, "t_ad": 200, "t_cl": 0})
+    method, batches = Icl(config, cifar_info(sizes)[0]), kept_batches(options, device, 4)
+    found = measured(method, FEATURES, device, True, "compiled", batches, sizes)
+    return Outcome(f"icl bf16, ms a step of {sizes.batch}: {found.get('ms', found)}", {"step": found})
 
 
 def kept_batches(options: Options, device: torch.device, count: int) -> list[Batch]:
@@ -236,11 +247,7 @@ def joint(options: Options) -> Outcome:
     config = DfcpConfig.model_validate({} if not options.dry else {"gate": {"filters": [4, 8], "hidden": [16]}})
     method = Dfcp(config, info)
     batch = made_batch(32 if not options.dry else 4, sizes.side, classes, device)
-    found = {
-        way: measured(method, "joint", device, not options.dry, way, [batch], sizes)
-        for way in ways(options)
-        if way != "compiled"
-    }
+    found = {way: measured(method, "joint", device, not options.dry, way, [batch], sizes) for way in ways(options)}
     told = ", ".join(f"{way} {about.get('ms', about)}" for way, about in found.items())
     return Outcome(f"{classes} experts, ms a step of {len(batch.labels)}: {told}", {"steps": found})
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.on_gpu.running import ROOT, Options, Outcome
+from moe_dist.errors import UserError
 from moe_dist.files import read_json
 
 TINY = (
@@ -37,6 +38,8 @@ def recipes(options: Options) -> Outcome:
 
     A training that was stopped has its checkpoints in OUT/recipes/, and the same command goes on with it.
     """
+    if not (options.dry or options.source.exists()):
+        raise UserError(f"{options.source}: no images; `prepare --source PATH` packs them, or name them by --source")
     named = options.recipes or (DEFAULT_RECIPE,)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with _sharing(options) as shared:
