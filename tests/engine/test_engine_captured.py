@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.engine.captured import WARM_UP, CapturedPasses, CudaRecorder, Recorder
+from moe_dist.engine.checkpoint import load_checkpoint, save_checkpoint
 from moe_dist.engine.choose import IN_ONE_PROCESS, make_engine
 from moe_dist.engine.optimisers import build_optimiser, choose_optimisers
 from moe_dist.methods.icl.config import IclConfig
@@ -104,10 +106,12 @@ def session_of(method: Icl | LdamDrw, device: torch.device, bf16: bool = False) 
     return SimpleNamespace(engine=engine, stage=method.stages()[0], gradients=shares, accumulate=1, captured=None)
 
 
-def trained(session: Any, method: Icl | LdamDrw, device: torch.device, steps: int) -> list[dict[str, float]]:
-    """The losses of every step."""
+def trained(
+    session: Any, method: Icl | LdamDrw, device: torch.device, steps: int, first: int = 0
+) -> list[dict[str, float]]:
+    """The losses of the steps from `first` on, up to `steps`."""
     told = []
-    for step, batch in enumerate(batches(steps, device)):
+    for step, batch in list(enumerate(batches(steps, device)))[first:]:
         progress = Progress(FEATURES, step // STEPS_OF_AN_EPOCH, 4, step + 1, step, steps)
         losses = train_step(method, cast(Session, session), batch, progress)
         told.append({name: float(value) for name, value in losses.items()})
@@ -153,6 +157,27 @@ def test_a_capture_that_fails_is_said_once_and_the_steps_are_ordinary_ones(caplo
     assert recorder.recorded == 1 and passes.how == "eager"
     (record,) = caplog.records
     assert "not captured as CUDA graphs" in record.getMessage() and record.getMessage().endswith("capturing")
+
+
+@pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_training_that_is_resumed_goes_on_as_an_unbroken_one(kind: str, tmp_path: Path) -> None:
+    """After 8 steps of 16: optimiser, memory and statistics go on, and graphs are captured anew. Bits on a CPU."""
+    device, method = torch.device(kind), icl(t_ad=0, t_cl=0)
+
+    def fresh() -> Any:
+        session = session_of(method, device)
+        captured(session, RunsAgain(session.engine.network) if kind == "cpu" else CudaRecorder(device))
+        return session
+
+    expected = trained(fresh(), method, device, 16)[8:]
+    broken, resumed = fresh(), fresh()
+    trained(broken, method, device, 8)
+    save_checkpoint(tmp_path / "checkpoint", broken.engine, rank=0, ranks=1, state={"step": 8}, arrays={})
+    load_checkpoint(tmp_path / "checkpoint", resumed.engine, rank=0, ranks=1)
+    told = trained(resumed, method, device, 16, first=8)
+    assert resumed.captured.how == "graph"
+    for one, other in zip(expected, told, strict=True):
+        assert other == (one if kind == "cpu" else pytest.approx(one, rel=2e-3))
 
 
 def test_how_a_step_was_run_is_known() -> None:
