@@ -81,12 +81,12 @@ class Loop:
             epoch = session.stream.position.epoch
             losses = self._train_epoch(session, epoch)
             values = checked(losses, self.worker.ranks, self.step, session.stage.name) if losses else {}
-            scores = validate(session, session.validation, self.worker.ranks)
+            scores = validate(session, self.worker.ranks)
             if "loss" in scores:
                 require_finite("val/loss", scores["loss"], self.step, session.stage.name)
             values |= {f"val/{name}": value for name, value in scores.items()}
             if self._every.test_every_epochs and ((epoch + 1) % self._every.test_every_epochs == 0 or session.over):
-                tested = validate(session, session.test, self.worker.ranks)
+                tested = scores_of(session, session.test, self.worker.ranks)
                 values |= {f"test/{name}": value for name, value in tested.items()}
             values |= {"rate_factor": session.rate.factor} | session.gradients.take()
             session.epoch_done(scores.get("loss"))
@@ -208,8 +208,13 @@ def require_finite(term: str, value: float, step: int, stage: str) -> None:
         )
 
 
+def validate(session: Session, ranks: int) -> dict[str, float]:
+    """The method's scores on the validation split, by name; empty if the stage is not validated. Collective."""
+    return scores_of(session, session.validation, ranks)
+
+
 @torch.no_grad()
-def validate(session: Session, stream: Stream | None, ranks: int) -> dict[str, float]:
+def scores_of(session: Session, stream: Stream | None, ranks: int) -> dict[str, float]:
     """The method's scores on the split of `stream`, by name; empty without one. Collective."""
     if stream is None:
         return {}
