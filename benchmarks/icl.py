@@ -135,7 +135,9 @@ def opened(method: Icl, stage: Stage, device: torch.device, bf16: bool) -> Any:
     )
     engine.optimiser.scale_rates(RATE / method.config.features.learning_rate)
     gradients, log_every = GradientShares(0, 1), LOG_EVERY_STEPS[device.type]
-    return SimpleNamespace(engine=engine, stage=stage, gradients=gradients, accumulate=1, log_every=log_every)
+    return SimpleNamespace(
+        engine=engine, stage=stage, gradients=gradients, accumulate=1, captured=None, log_every=log_every
+    )
 
 
 def endless(stream: Stream) -> Iterator[Batch]:

@@ -35,6 +35,7 @@ class BuildByDefault(typer.core.TyperGroup):
 class ImbalanceChoice(StrEnum):
     """The images that a class of a long tail keeps."""
 
+    auto = "auto"
     first = "first"
     random = "random"
 
@@ -57,8 +58,9 @@ def build(
     ] = None,
     imbalance: Annotated[float | None, typer.Option(min=1, help="Long-tailed form of this imbalance factor.")] = None,
     imbalance_choice: Annotated[
-        ImbalanceChoice, typer.Option(help="Images a class keeps: its first, or random ones.")
-    ] = ImbalanceChoice.first,
+        ImbalanceChoice,
+        typer.Option(help="Images a class keeps: its first, random ones, or by the source's order (CIFAR's pickles)."),
+    ] = ImbalanceChoice.auto,
     imbalance_seed: Annotated[int, typer.Option(min=0, help="Seed that draws the random ones.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Shards written at a time; above 1 on Ray.")] = 1,
     short_side: Annotated[int | None, typer.Option(min=8, help="Shrink images to this short side, as JPEGs.")] = None,
@@ -69,6 +71,7 @@ def build(
     from moe_dist.data.longtail import LongTail
     from moe_dist.data.shards.build.build import build_shards
     from moe_dist.data.shards.index import Shrink
+    from moe_dist.data.shards.inspect.kept import how_images_were_kept
     from moe_dist.data.shards.inspect.repeated import repeated_images
     from moe_dist.data.storage.store import is_url
     from moe_dist.places import cache_folder
@@ -95,7 +98,7 @@ def build(
     for split, index in indexes.items():
         content = f"{len(index.rows):,} images in {_number(len(index.shards), 'shard')}"
         say(console, f"{split}: {content}, split hash {index.digest}")
-    for sentence in repeated_images(out):
+    for sentence in [*how_images_were_kept(indexes["train"], imbalance_choice.value), *repeated_images(out)]:
         progress.notice(sentence)
     say(console, f"shards: {_place(out)}")
 
@@ -117,6 +120,7 @@ def list_datasets() -> None:
             "get": entry.where,
             "read": entry.reads,
             "checked": entry.checked,
+            "order": entry.order,
             "shards": ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states))) or "none",
         }
         say(console, (entry.name, "bold"))

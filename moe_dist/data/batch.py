@@ -6,7 +6,7 @@ Letters: B samples of a batch, N samples of a set, n of them, C classes, S image
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -69,6 +69,17 @@ class Batch:
             return self.mean(per_sample_loss(self.labels))
         own, other = per_sample_loss(self.labels), per_sample_loss(self.partner)
         return self.mean(self.share * own + (1 - self.share) * other)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All its tensors, by name; a column's is columns.NAME."""
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "columns"}
+        columns = {f"columns.{name}": column for name, column in self.columns.items()}
+        return {name: tensor for name, tensor in (own | columns).items() if tensor is not None}
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch of `function` of each of its tensors."""
+        own = {name: function(tensor) for name, tensor in self.tensors().items() if not name.startswith("columns.")}
+        return replace(self, **own, columns={name: function(column) for name, column in self.columns.items()})
 
     def micro_batches(self, parts: int) -> list[Batch]:
         """The batch in `parts` micro-batches, whose `mean`s add up to the whole's.

@@ -7,7 +7,7 @@ Only NumPy is imported here.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,12 +22,20 @@ class LongTail:
     """A long-tailed form: its imbalance factor, and which images a class keeps.
 
     choice: "first" keeps a class's first images; "random" shuffles each class in turn with NumPy's legacy generator,
-    seeded once with `seed` (the recipe of Cao et al. 2019, whose released sets are those of seed 0).
+    seeded once with `seed` (the recipe of Cao et al. 2019, whose released sets are those of seed 0); "auto" is one of
+    the two, by the set's own order (`decided`).
     """
 
     imbalance: float
-    choice: Literal["first", "random"] = "first"
+    choice: Literal["auto", "first", "random"] = "first"
     seed: int = 0
+
+    def decided(self, shuffled: bool) -> LongTail:
+        """The same with "auto" decided: "first" for a set whose own order is known to be shuffled, else "random".
+
+        First images by name are no draw: names carry where an image was found, or when it was taken.
+        """
+        return replace(self, choice="first" if shuffled else "random") if self.choice == "auto" else self
 
 
 def imbalance_factor(counts: np.ndarray) -> float:
@@ -73,6 +81,7 @@ def kept_numbers(labels: np.ndarray, classes: int, long_tail: LongTail) -> np.nd
 
     Raises ValueError as `profile` does, and where a class has fewer images than the profile asks for.
     """
+    assert long_tail.choice != "auto", "it is decided by who knows the set's order"
     counts = np.bincount(labels, minlength=classes)
     sizes = profile(int(counts.max()), long_tail.imbalance, classes)
     if (short := np.flatnonzero(counts < sizes)).size:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from moe_dist.engine.casts import WeightCasts
 from moe_dist.engine.optimisers import MixedOptimiser, build_optimiser, choose_optimisers
 from moe_dist.settings.training import OptimiserConfig
 
@@ -30,17 +31,34 @@ class Engine(ABC):
     """Norm of the last update's gradient over all parameters of all ranks, before clipping; None without clipping."""
 
     def __init__(
-        self, network: nn.Module, optimisers: Mapping[str, OptimiserConfig | None], device: torch.device, bf16: bool
+        self,
+        network: nn.Module,
+        optimisers: Mapping[str, OptimiserConfig | None],
+        device: torch.device,
+        bf16: bool,
+        fused: bool = False,
     ) -> None:
+        """fused: let the optimiser update all parameters by one kernel, where torch has one for its kind."""
         self.network = network
         self.configs = choose_optimisers((name for name, _ in network.named_parameters()), optimisers)
-        self.optimiser: MixedOptimiser = build_optimiser(network, self.configs)
+        self.optimiser: MixedOptimiser = build_optimiser(network, self.configs, fused)
         self.device = device
         self.bf16 = bf16
+        self._casts = WeightCasts(network)
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """A context for forward passes: bfloat16 autocast if the engine was made with bf16."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+    @contextmanager
+    def autocast(self, together: bool = False) -> Iterator[None]:
+        """A context for forward passes: bfloat16 autocast if the engine was made with bf16.
+
+        together: cast the convolutions' weights all at once (casts.py). The network must not compute with them in
+        float32 anywhere.
+        """
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            if not (together and self.bf16):
+                yield
+                return
+            with self._casts.used():
+                yield
 
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
@@ -81,8 +99,9 @@ class Engine(ABC):
         self.optimiser.state.clear()
         for name, parameter in self.network.named_parameters():
             if state.get(name):
+                stays = set() if self.optimiser.is_fused(parameter) else {"step"}  # else counted on the CPU
                 self.optimiser.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                    key: value.clone() if key in stays else value.to(parameter.device, copy=True)
                     for key, value in state[name].items()
                 }
 
@@ -107,7 +126,7 @@ class LocalEngine(Engine):
         bf16: bool,
     ) -> None:
         network.to(device)
-        super().__init__(network, optimisers, device, bf16)
+        super().__init__(network, optimisers, device, bf16, fused=device.type == "cuda")
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self._micro_batches = 0

@@ -14,6 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 from moe_dist.optimisers import KINDS, hyper_parameters
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
 
+FUSED_KINDS = ("sgd", "adam", "adamw")
+"""Kinds for which torch has a fused kernel."""
+
 
 class MixedOptimiser(Optimizer):
     """An optimiser with one child of each kind, such as SGD and AdamW, which share its groups and its state.
@@ -39,6 +42,11 @@ class MixedOptimiser(Optimizer):
             if child.param_groups:
                 child.step()
 
+    def is_fused(self, parameter: nn.Parameter) -> bool:
+        """Whether the parameter is updated by a fused kernel, whose state is all on the parameter's device."""
+        groups = (group for group in self.param_groups if any(parameter is each for each in group["params"]))
+        return bool(next(groups).get("fused"))
+
     def scale_rates(self, factor: float) -> None:
         """Set the rate of every group to `factor` times its initial rate."""
         for group in self.param_groups:
@@ -59,12 +67,13 @@ def choose_optimisers(
     return chosen
 
 
-def build_optimiser(network: nn.Module, chosen: Mapping[str, OptimiserConfig]) -> MixedOptimiser:
+def build_optimiser(network: nn.Module, chosen: Mapping[str, OptimiserConfig], fused: bool = False) -> MixedOptimiser:
     """The optimiser of `network`, given the configuration of each parameter by name.
 
     Parameters without a configuration are frozen, all others are not. Dense parameters have one group for each
     configuration. Experts that are spread over ranks have groups of their own, marked "moe" and named after their
-    process group, because DeepSpeed averages their gradients over fewer ranks.
+    process group, because DeepSpeed averages their gradients over fewer ranks. fused: use torch's fused kernels for the
+    kinds that have one, whose results are equal up to rounding.
     """
     groups: dict[tuple[str, OptimiserConfig], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
@@ -77,6 +86,7 @@ def build_optimiser(network: nn.Module, chosen: Mapping[str, OptimiserConfig]) -
         if key not in groups:
             groups[key] = {"params": [], "kind": config.kind, "initial_lr": config.learning_rate}
             groups[key] |= hyper_parameters(config)
+            groups[key] |= {"fused": True} if fused and config.kind in FUSED_KINDS else {}
             groups[key] |= {"name": process_group, "moe": True} if process_group else {}
         groups[key]["params"].append(parameter)
     assert groups, "the stage trains nothing on this rank: no parameter has an optimiser"
@@ -132,11 +142,11 @@ def _scheduler(unit: torch.optim.Optimizer, config: ScheduleConfig, epochs: int)
     if config.kind == "step":
         return StepLR(unit, step_size=config.step_epochs, gamma=config.factor)
     if config.kind == "cosine":
-        return LambdaLR(unit, lambda epoch: _cosine(epoch, epochs, config.warmup_epochs))
+        return LambdaLR(unit, lambda epoch: _cosine(epoch, epochs, config.warmup_epochs, config.warmup_start))
     return LambdaLR(unit, lambda epoch: 1.0)
 
 
-def _cosine(epoch: int, epochs: int, warmup: int) -> float:
+def _cosine(epoch: int, epochs: int, warmup: int, start: float | None) -> float:
     if epoch < warmup:
-        return (epoch + 1) / (warmup + 1)
+        return (epoch + 1) / (warmup + 1) if start is None else start + (1 - start) * epoch / warmup
     return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))

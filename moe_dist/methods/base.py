@@ -7,7 +7,7 @@ S image side.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -105,6 +105,14 @@ class Method(ABC):
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The weighted loss terms by name, whose sum is minimised; a Losses also has values for the log."""
+
+    def loss_phase(self, progress: Progress) -> Hashable | None:
+        """All that `loss` takes from the progress: where it is equal, one CUDA graph of the loss serves.
+
+        Default: None, the loss is not captured. A loss that is captured decides nothing by the values of tensors, and
+        draws no random numbers but torch's.
+        """
+        return None
 
     def measure(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """What `score` needs to know of each sample of a validation batch, tensors [B, ...] by name.

@@ -52,6 +52,9 @@ class NetworkConfig(Strict):
     """resnet32: channels of stage 1; stages 2 and 3 have two and four times as many."""
     aligned: bool = True
     """Expert e multiplies its deep map by an aligned shallow one, of stage 1 + e mod (number of shared stages)."""
+    alignment_start: Literal["he", "torch"] = "he"
+    """aligned: the blocks that align start as all other convolutions do, or by torch's own narrower distribution, as in
+    SHIKE's public code, which makes them after it has drawn the others."""
     classifier: ClassifierKind = "cosine"
     scale: Positive = 30.0
     """cosine: the factor of the cosines."""
@@ -238,7 +241,8 @@ def _branch(config: NetworkConfig, parts: Parts, classes: int, expert: int) -> B
     """Expert number `expert`, initialised by torch's current random state."""
     shared = len(config.channels)
     shallow = expert % shared
-    align = alignment(config.channels[shallow], shared - shallow) if config.aligned else None
+    drawn = config.alignment_start
+    align = alignment(config.channels[shallow], shared - shallow, drawn) if config.aligned else None
     kind = partial(CosineClassifier, scale=config.scale) if config.classifier == "cosine" else LinearClassifier
     classifiers = [kind(config.features, classes) for _ in range(SETS)]
     return Branch(parts.stage(), align, shallow, classifiers)

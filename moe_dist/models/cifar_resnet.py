@@ -7,6 +7,7 @@ Letters in shapes: B samples of a batch, K channels of a map, S image side, s ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -56,18 +57,19 @@ def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     return kaiming(nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(BLOCKS - 1))))
 
 
-def alignment(channels: int, halvings: int) -> nn.Sequential:
+def alignment(channels: int, halvings: int, start: Literal["he", "torch"] = "he") -> nn.Sequential:
     """Strided 3x3 convolutions that bring a shallow map to a deep one's shape.
 
     Maps [B, K, s, s] -> [B, K * 2^halvings, s / 2^halvings, s / 2^halvings]. A ReLU follows every convolution but the
     second, as in the code that the authors of SHIKE and ICL released: maps aligned from stage 1 may be negative.
+    start: whether weights are drawn by `kaiming`, or stay as torch draws them.
     """
     parts: list[nn.Module] = []
     for halving in range(halvings):
         inputs, outputs = channels << halving, channels << (halving + 1)
         parts += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outputs)]
         parts += [nn.ReLU(inplace=True)] if halving != 1 else []
-    return kaiming(nn.Sequential(*parts))
+    return kaiming(nn.Sequential(*parts)) if start == "he" else nn.Sequential(*parts)
 
 
 def shared_trunk(width: int) -> Trunk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,10 +66,21 @@ def flat_metrics(run: RunDirectory) -> dict[str, float]:
             else:
                 values |= dict(_cluster_metrics(evaluation))
             values |= dict(_cost_metrics(evaluation))
+        values |= dict(_best_on_test(model.log))
         metrics |= {f"{model.name}/{name}": value for name, value in values.items()}
     if run.bad_samples.count:
         metrics["bad_samples"] = run.bad_samples.count
     return metrics
+
+
+def _best_on_test(log: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+    """The highest test top-1 of the epochs that were tested while training, and its number among all, from 1."""
+    epochs = [line for line in log if line["kind"] == "epoch"]
+    tested = [(line["test/top1"], -number) for number, line in enumerate(epochs, 1) if "test/top1" in line]
+    if tested:
+        top1, place = max(tested)
+        yield "top1_best_on_test", top1
+        yield "best_on_test_epoch", -place
 
 
 def _class_metrics(evaluation: Evaluation) -> Iterator[tuple[str, float]]:

@@ -12,7 +12,10 @@ from typing import Any
 from moe_dist.data.bad_samples import read_bad_samples
 from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.data.opened.opened import OpenedData, open_data
+from moe_dist.data.shards.index import read_index
+from moe_dist.data.shards.inspect.kept import how_images_were_kept
 from moe_dist.data.shards.inspect.repeated import repeated_images
+from moe_dist.data.storage.store import join
 from moe_dist.engine.checkpoint import damaged_file, read_state
 from moe_dist.errors import UserError
 from moe_dist.evaluate.predictions import evaluate_task, save_evaluation
@@ -58,7 +61,8 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool
             names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
             show.notice(f"{len(absent)} of {data.info.classes} classes have no {split} image ({names}) and {then}")
     repeated = repeated_images(place, job.data.remote) if job.data.use == "split" else []
-    for sentence in [*repeated, *notices(job)]:
+    kept = how_images_were_kept(read_index(join(place, "train"), job.data.remote), job.data.imbalance_choice)
+    for sentence in [*kept, *repeated, *notices(job)]:
         show.notice(sentence)
     for model, config in job.models.items():
         for sentence in config.notices():

@@ -37,7 +37,10 @@ class AugmentConfig(Strict):
     contrast: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Factors in [1 - v, 1 + v], of the value v of either."""
     cutout: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Side of one grey square, as a fraction of the image side."""
+    """Side of one square that is cut out, as a fraction of the image side."""
+    cutout_fill: Literal["grey", "black"] = "grey"
+    """What takes its place: grey, near 0 once images are normalised (the Cutout paper); black, 0 before they are, as
+    the public code of SHIKE, ICL and NCL has it."""
     pad_crop: Annotated[int, Field(ge=0)] = 0
     """A crop of the image's own size from the image with this many black pixels added on every side."""
     resized_crop: AreaShares | None = None

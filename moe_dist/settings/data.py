@@ -60,8 +60,9 @@ class DataConfig(Strict):
     """Noise that every image has, the same whenever it is read: to study what noisy data does to a method."""
     imbalance: Annotated[float | None, Field(ge=1, allow_inf_nan=False), Part.NONE] = None
     """Long-tailed form: class c of C keeps int(n (1 / imbalance)^(c / (C - 1))) training images, n the largest's."""
-    imbalance_choice: Annotated[Literal["first", "random"], Part.NONE] = "first"
-    """Which images a class keeps: its first ones, or random ones, drawn with `imbalance_seed`."""
+    imbalance_choice: Annotated[Literal["auto", "first", "random"], Part.NONE] = "auto"
+    """Which images a class keeps: its first ones; random ones, drawn with `imbalance_seed`; auto: the first ones where
+    the dataset's own order is known to be shuffled (CIFAR's pickles), else random ones."""
     imbalance_seed: Annotated[int, Field(ge=0, lt=2**31), Part.NONE] = 0
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Side of the square images the networks see, in pixels."""
@@ -87,8 +88,9 @@ class DataConfig(Strict):
     decode: Annotated[Literal["auto", "once", "each_time"], Part.NONE] = "auto"
     """When images are decoded: once, into an array that all processes of a node share; each_time they are read; auto:
     once where the array takes at most 2 GiB, else each time."""
-    loader_workers: Annotated[int, Field(ge=0, le=64), Part.NONE] = 0
-    """each_time: decoding processes per rank."""
+    loader_workers: Annotated[Annotated[int, Field(ge=0, le=64)] | None, Part.NONE] = None
+    """Processes per rank that load batches ahead: they decode (each_time) and, where a GPU trains, augment. null: four
+    for images that are augmented for a GPU, else none."""
     remote: Annotated[RemoteConfig, Part.NONE] = DEFAULT_REMOTE
     window_shards: Annotated[int, Field(ge=0)] = 0
     """each_time: shuffle inside a window of so many shuffled shards (slow storage); 0 shuffles the whole epoch."""

@@ -50,6 +50,12 @@ class ResourceConfig(Strict):
     """GPUs of such a task; with a fraction, several tasks share one."""
     precision: Annotated[Literal["auto", "fp32", "bf16"], Part.NONE] = "auto"
     """auto: bf16 autocast on a GPU, fp32 on a CPU. The fingerprint counts what it comes to."""
+    graphs: Annotated[bool, Part.NONE] = True
+    """On a GPU, run a step's passes as CUDA graphs where the method's loss can be captured and one process trains the
+    network. They launch the same kernels; docs/on_a_gpu.md says where they are not used."""
+    deterministic: bool = False
+    """On a GPU, use only kernels that give the same bits in every run. Slower; an operation without such a kernel ends
+    the run. On a CPU, runs are the same bits without it."""
     compile: bool = False
     """Run the training's passes through torch.compile, on a GPU as captured CUDA graphs. It pays off where launching
     kernels takes longer than running them, as with small images. Equal to eager up to rounding."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from moe_dist.paths import from_home, local_path
-from moe_dist.settings.schema import Count, NonNegative, Part, Positive, Strict
+from moe_dist.settings.schema import Count, Fraction, NonNegative, Part, Positive, Strict
 
 Weights = Annotated[
     str, AfterValidator(lambda name: str(from_home(local_path(name)).absolute()) if "." in name else name)
@@ -41,6 +41,8 @@ class ScheduleConfig(Strict):
     """step: epochs between two drops."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """cosine: epochs of linear warm-up."""
+    warmup_start: Fraction | None = None
+    """cosine: the share of the rate in the first of them; null: 1 / (warmup_epochs + 1)."""
 
 
 class CheckpointConfig(Strict):
@@ -49,6 +51,9 @@ class CheckpointConfig(Strict):
     every_epochs: Annotated[Count, Part.EVALUATION] = 1
     every_steps: Annotated[int, Field(ge=0), Part.NONE] = 0
     """Steps between two checkpoints inside an epoch; 0 saves at the ends of epochs only."""
+    test_every_epochs: Annotated[int, Field(ge=0), Part.NONE] = 0
+    """Epochs between two looks at the test split while training; 0: none before the end. Nothing is chosen by them:
+    they are for curves beside published ones. The report tells the best of them, and that it was chosen on test."""
     keep: Annotated[Count, Part.EVALUATION] = 2
     """Number of newest checkpoints that stay, beside the one that did best on the validation split. Under Ray Train:
     number of best ones that stay, beside the newest."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe_dist.data.bad_samples import require_readable
 from moe_dist.data.batch import Batch
+from moe_dist.data.stream.stream import Stream
 from moe_dist.engine.checkpoint import load_arrays, load_checkpoint, read_state, save_checkpoint, seed_random
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method
@@ -26,7 +27,7 @@ from moe_dist.record.provenance import Made
 from moe_dist.train.checkpoints import checkpoint_score
 from moe_dist.train.log import Log, TrainingLog
 from moe_dist.train.session import Session
-from moe_dist.train.task import Training, TrainingTask, open_training
+from moe_dist.train.task import Training, TrainingTask, open_training, refusing_other_kernels
 from moe_dist.train.worker import Worker, sum_into_all, sum_over_ranks
 
 BEGINNING: dict[str, Any] = {"stage": "", "step": 0, "seconds": 0.0, "made": []}
@@ -38,7 +39,8 @@ def train(worker: Worker, task: TrainingTask) -> None:
     training = open_training(task, worker)
     restored = worker.restore()
     state = read_state(restored) if restored else BEGINNING
-    train_stages(worker, training, TrainingLog(task.folder, worker.rank, state["step"]), restored)
+    with refusing_other_kernels():
+        train_stages(worker, training, TrainingLog(task.folder, worker.rank, state["step"]), restored)
 
 
 def train_stages(worker: Worker, training: Training, log: Log, restored: Path | None) -> None:
@@ -83,9 +85,13 @@ class Loop:
             if "loss" in scores:
                 require_finite("val/loss", scores["loss"], self.step, session.stage.name)
             values |= {f"val/{name}": value for name, value in scores.items()}
+            if self._every.test_every_epochs and ((epoch + 1) % self._every.test_every_epochs == 0 or session.over):
+                tested = scores_of(session, session.test, self.worker.ranks)
+                values |= {f"test/{name}": value for name, value in tested.items()}
             values |= {"rate_factor": session.rate.factor} | session.gradients.take()
             session.epoch_done(scores.get("loss"))
-            self._log("epoch", session, epoch, values)
+            steps_by = {} if session.captured is None else {"steps_by": session.captured.how}
+            self._log("epoch", session, epoch, values, **steps_by)
             if (epoch + 1) % self._every.every_epochs == 0 or session.over:
                 self._save(session, scores.get(session.method.chosen_by))
 
@@ -125,9 +131,10 @@ class Loop:
 
     def _save(self, session: Session, score: float | None) -> None:
         """Save a checkpoint, with its validation score and the code and machines that made it."""
-        for name, parameter in session.engine.network.named_parameters():
-            if not torch.isfinite(parameter).all():  # a finite loss can still have had an infinite update
-                require_finite(name, math.nan, self.step, session.stage.name)
+        parameters = dict(session.engine.network.named_parameters())
+        finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).tolist()
+        if not all(finite):  # a finite loss can still have had an infinite update
+            require_finite(list(parameters)[finite.index(False)], math.nan, self.step, session.stage.name)
         number = self._stages.index(session.stage.name)
         state: dict[str, Any] = {"step": self.step, "seconds": time.perf_counter() - self._began, "score": score}
         state |= session.state() | {"made": self._made.up_to(self.step)}
@@ -154,15 +161,23 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
     """Take one optimiser step on this rank's share of a global batch, and return the losses, detached."""
     terms: dict[str, Tensor] = {}
     logged: dict[str, Tensor] = {}
+    engine, captured = session.engine, session.captured
     loss_of = session.stage.loss or method.loss
+    phase = method.loss_phase(progress) if captured is not None and session.stage.loss is None else None
+
+    def passes(part: Batch) -> dict[str, Tensor]:
+        """Forward and backward pass of a micro-batch: its losses."""
+        with engine.autocast(together=phase is not None):
+            losses = loss_of(engine.network, part, progress)
+        engine.backward(torch.stack(list(losses.values())).sum())
+        return losses
+
     parts = batch.micro_batches(session.accumulate)
     for part in parts:
-        with session.engine.autocast():
-            losses = loss_of(session.engine.network, part, progress)
-        session.engine.backward(torch.stack(list(losses.values())).sum())
+        losses = passes(part) if captured is None else captured(phase, part, passes)
         if part is parts[-1]:  # gradients of earlier parts are incomplete, and not averaged over ranks
-            session.gradients.add(session.engine.gradient_sizes(method.compared_parameters(session.engine.network)))
-        session.engine.step()
+            session.gradients.add(engine.gradient_sizes(method.compared_parameters(engine.network)))
+        engine.step()
         for name, value in losses.items():
             terms[name] = terms.get(name, torch.zeros_like(value)) + value.detach()
         for name, value in getattr(losses, "logged", {}).items():
@@ -193,17 +208,22 @@ def require_finite(term: str, value: float, step: int, stage: str) -> None:
         )
 
 
-@torch.no_grad()
 def validate(session: Session, ranks: int) -> dict[str, float]:
     """The method's scores on the validation split, by name; empty if the stage is not validated. Collective."""
-    if session.validation is None:
+    return scores_of(session, session.validation, ranks)
+
+
+@torch.no_grad()
+def scores_of(session: Session, stream: Stream | None, ranks: int) -> dict[str, float]:
+    """The method's scores on the split of `stream`, by name; empty without one. Collective."""
+    if stream is None:
         return {}
     measure = session.stage.measure or session.method.measure
     session.engine.network.eval()
-    count = session.validation.samples_count
+    count = stream.samples_count
     measured: dict[str, np.ndarray] = {}
     labels, read = np.zeros(count, np.int64), np.zeros(count, bool)
-    for batch in session.validation.epoch():
+    for batch in stream.epoch():
         with session.engine.autocast():
             outputs = measure(session.engine.network, batch)
         valid = (batch.weight > 0).cpu().numpy()
@@ -214,6 +234,6 @@ def validate(session: Session, ranks: int) -> dict[str, float]:
             measured.setdefault(name, np.zeros((count, *values.shape[1:]), values.dtype))[rows] = values[valid]
     everything = sum_into_all({"labels": labels, "read": read.astype(np.int64), **measured}, ranks, session.device)
     readable = everything.pop("read") > 0
-    require_readable(int(readable.sum()), "validation")
+    require_readable(int(readable.sum()), "test" if stream is session.test else "validation")
     whole = {name: values[readable] for name, values in everything.items()}
     return session.method.score(whole, whole.pop("labels"))

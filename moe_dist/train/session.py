@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_dist.data.batch import Batch, TrainingSet
+from moe_dist.data.batch import Batch, Images, TrainingSet
 from moe_dist.data.stream.stream import Stream
+from moe_dist.engine.captured import CapturedPasses, CudaRecorder
 from moe_dist.engine.choose import make_engine
 from moe_dist.engine.engine import Engine
 from moe_dist.engine.optimisers import RateFactor
@@ -83,8 +84,10 @@ class Session:
         )
         self.stream = _training_stream(training, stage, worker)
         self.validation = _validation_stream(training, stage, worker, beside=self.stream)
+        self.test = _test_stream(training, stage, worker, beside=self.stream)
         self.gradients = GradientShares(worker.rank, worker.ranks)
         self.accumulate = parallel.accumulate(worker.ranks)
+        self.captured = _captured_passes(training, self.engine, self.accumulate)
         self.log_every = LOG_EVERY_STEPS[worker.device.type]
         self.step, self.over = 0, ""
         self.by_step = stage.rate_by == "step" or stage.steps is not None
@@ -188,6 +191,20 @@ class Session:
         self.gradients.load(state["gradients"], self.device)
 
 
+def _captured_passes(training: Training, engine: Engine, accumulate: int) -> CapturedPasses | None:
+    """What captures the steps of a stage as CUDA graphs; None where they cannot be, or the job does not want it.
+
+    DeepSpeed reduces gradients by hooks and collectives in the backward pass, torch.compile captures graphs of its own,
+    and a graph writes gradients where several parts of a batch would have to be added.
+    """
+    resources = training.task.job.resources
+    if engine.device.type != "cuda" or not resources.graphs or resources.compile:
+        return None
+    if training.deepspeed or accumulate > 1:
+        return None
+    return CapturedPasses(list(engine.network.parameters()), CudaRecorder(engine.device))
+
+
 def _training_stream(training: Training, stage: Stage, worker: Worker) -> Stream:
     """The training batches of a stage, for this rank."""
     return Stream(
@@ -219,11 +236,26 @@ def _validation_stream(training: Training, stage: Stage, worker: Worker, beside:
         validation_set = TrainingSet(samples, data.val.labels[samples])
     else:
         validation_set = stage.validation_set(training.results, data.val.labels, samples)
-    share = -(-len(validation_set.samples) // worker.ranks)
+    return _scored_stream(training, data.val.images, validation_set, worker, beside)
+
+
+def _test_stream(training: Training, stage: Stage, worker: Worker, beside: Stream) -> Stream | None:
+    """The batches of the test split; None where the job does not look at it, or the stage has scores of its own."""
+    own = (stage.build, stage.measure, stage.validation_set)
+    if not training.task.job.checkpoint.test_every_epochs or any(part is not None for part in own):
+        return None
+    data = training.data
+    test_set = TrainingSet(data.test_samples, data.test.labels[data.test_samples])
+    return _scored_stream(training, data.test.images, test_set, worker, beside)
+
+
+def _scored_stream(training: Training, images: Images, of: TrainingSet, worker: Worker, beside: Stream) -> Stream:
+    """The batches of a set that is scored, in its order and without augmentation, for this rank."""
+    share = -(-len(of.samples) // worker.ranks)
     return Stream(
-        data.val.images,
-        validation_set,
-        data.config,
+        images,
+        of,
+        training.data.config,
         seed=training.task.job.seed,
         global_batch=min(EVALUATION_BATCH, share) * worker.ranks,  # a small split is not padded to a whole batch
         rank=worker.rank,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,8 @@ class Training:
 def open_training(task: TrainingTask, worker: Worker) -> Training:
     """Open the data and the results of steps, and build the network on the worker's device."""
     job = task.job
+    if job.resources.deterministic and worker.device.type == "cuda":
+        compute_the_same_bits()
     data = open_data(job.data, job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.run / BAD_SAMPLES)
     method = open_method(job, task.model, data)
@@ -154,6 +157,27 @@ def open_method(job: Job, model: str, data: OpenedData) -> Method:
     """The method of the job's model `model`. Raises UserError if it does not fit the dataset."""
     config = job.models[model]
     return method_class(config.name)(config, data.info)
+
+
+def compute_the_same_bits() -> None:
+    """Let this process use only deterministic CUDA kernels from now on."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def refusing_other_kernels() -> Iterator[None]:
+    """Raise UserError if the block meets an operation without a deterministic kernel, where only such are allowed."""
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise UserError(
+            f"resources.deterministic: {operation} has no deterministic kernel on this device; set it to false"
+        ) from None
 
 
 def compile_calls(network: nn.Module, device: torch.device) -> None:

@@ -19,6 +19,7 @@ class Listed:
 
     class_names = ("ant", "bee")
     superclasses = None
+    shuffled = False
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples

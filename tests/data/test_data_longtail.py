@@ -49,6 +49,13 @@ def test_random_keeps_what_the_released_sets_keep(seed: int):
     assert (np.diff(kept) > 0).all()
 
 
+def test_auto_is_first_of_a_shuffled_order_and_random_of_any_other():
+    assert LongTail(10, "auto", 3).decided(shuffled=True) == LongTail(10, "first", 3)
+    assert LongTail(10, "auto", 3).decided(shuffled=False) == LongTail(10, "random", 3)
+    for choice in (LongTail(10, "first"), LongTail(10, "random", 1)):
+        assert choice.decided(shuffled=True) == choice.decided(shuffled=False) == choice
+
+
 def test_random_differs_with_the_seed_and_from_first():
     labels = np.repeat(np.arange(4), 50)
     choices = [LongTail(10), LongTail(10, "random", 0), LongTail(10, "random", 1)]

@@ -84,7 +84,9 @@ def take_steps(
     """Train as the loop does, but with batch normalisation as in evaluation: its statistics are a rank's own."""
     shares = GradientShares(rank, ranks)
     trained = method.stages()[stage]
-    session = cast(Session, SimpleNamespace(stage=trained, engine=engine, gradients=shares, accumulate=accumulate))
+    session = cast(
+        Session, SimpleNamespace(stage=trained, engine=engine, gradients=shares, accumulate=accumulate, captured=None)
+    )
     name = trained.name
     method.set_training(engine.network, name)
     engine.network.eval()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from moe_dist.engine.optimisers import build_optimiser, choose_optimisers, state_keys
-from moe_dist.settings.training import OptimiserConfig
+from moe_dist.engine.optimisers import RateFactor, build_optimiser, choose_optimisers, state_keys
+from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
 
 SGD = OptimiserConfig(kind="sgd", learning_rate=0.1, momentum=0.8, weight_decay=0.01)
 RMSPROP = OptimiserConfig(kind="rmsprop", learning_rate=0.01)
@@ -93,3 +94,14 @@ def test_state_keys_are_torch_s(config: OptimiserConfig) -> None:
     net(torch.ones(1, 2)).sum().backward()
     optimiser.step()
     assert optimiser.state[net.weight].keys() == state_keys(config)
+
+
+def test_a_warm_up_starts_where_it_is_told_to() -> None:
+    """SHIKE's public code: rates 0.0375, 0.05, ... 0.0875 of stage two's 0.1, then the cosine over the last 15."""
+    config = ScheduleConfig(kind="cosine", warmup_epochs=5, warmup_start=0.375)
+    schedule, rates = RateFactor(config, 20), []
+    for _ in range(20):
+        rates.append(0.1 * schedule.factor)
+        schedule.advance(None)
+    assert rates[:5] == pytest.approx([0.0375, 0.05, 0.0625, 0.075, 0.0875])
+    assert rates[5:] == pytest.approx([0.05 * (1 + math.cos(math.pi * epoch / 15)) for epoch in range(15)])

@@ -135,3 +135,12 @@ def test_backward_pass_survives_without_avx512() -> None:
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     command = [sys.executable, "-c", TRAINED_BLOCKS]
     subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], check=True, timeout=120)
+
+
+def test_alignments_may_start_as_torch_draws_convolutions() -> None:
+    """Uniform in +-1 / sqrt(fan-in), whose deviation is 1 / sqrt(3 fan-in); He's is sqrt(6) times as wide."""
+    fan_in = 32 * 9
+    drawn = alignment(32, 1, "torch").get_submodule("0").get_parameter("weight")
+    assert drawn.abs().max() <= 1 / math.sqrt(fan_in)
+    assert drawn.std().item() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.03)
+    assert alignment(32, 1).get_submodule("0").get_parameter("weight").std() > 2 * drawn.std()

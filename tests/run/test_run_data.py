@@ -130,6 +130,30 @@ def test_the_split_digest_covers_a_published_validation_split(pictures: Path, bu
     assert one.split_digest != other.split_digest
 
 
+@pytest.mark.parametrize(
+    ("choice", "sentence"),
+    [
+        ("auto", "keeps images that were drawn by imbalance_seed = 0: nothing is known of a shuffled order"),
+        ("first", "imbalance_choice = first: a class keeps its first images in the order of their names"),
+        ("random", ""),
+    ],
+)
+def test_a_run_says_which_images_a_long_tail_of_folders_keeps(tmp_path: Path, choice: str, sentence: str) -> None:
+    source = tmp_path / "even"
+    for split, count in (("train", 8), ("test", 2)):
+        for label, name in enumerate(CLASSES):
+            (source / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.full((16, 16, 3), 80 * label + number + (split == "test") * 20, np.uint8)
+                Image.fromarray(pixels).save(source / split / name / f"{number:02d}.png")
+    tail = {"imbalance": 2.0, "imbalance_choice": choice, "val_fraction": 0.0}
+    job = picture_job(source, tmp_path / "shards", {"epochs": 1}, **tail)
+    told = io.StringIO()
+    run_job(job, tmp_path / "run", "local", Show(Console(file=told, width=1000)))
+    assert ("imbalance" in told.getvalue()) == bool(sentence)
+    assert sentence in told.getvalue()
+
+
 @pytest.mark.parametrize("sampling", ["balanced", "progressive"])
 def test_sampled_classes_are_what_training_sees(
     pictures: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: str

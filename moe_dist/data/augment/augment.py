@@ -5,8 +5,8 @@ Letters: B images, S their side in pixels, F images loaded for a batch of B: the
 Pixels are 0 to 255. The order is: crop from the padded image, flip, a published policy (policies.py), move (shift,
 rotate, zoom in one bilinear interpolation), brightness, contrast, cutout; then images are joined with others.
 Padding is black. What a move brings in from outside repeats the image's border. What cutout removes becomes mid-grey,
-which normalisation brings near 0, the value the Cutout paper (DeVries and Taylor 2017) leaves; the public code of the
-long-tail recipes cuts out before it normalises and leaves black.
+which normalisation brings near 0, the value the Cutout paper (DeVries and Taylor 2017) leaves, or black, which the
+public code of the long-tail recipes leaves, as it cuts out before it normalises.
 
 MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) join an image with its partner: the one half a batch further on
 in the epoch's order (order.py), with the changes it has in its own place. Partners do not depend on the number of
@@ -62,7 +62,9 @@ def augment(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Tensor:
         changed.mul_(factors).add_((1 - factors) * mean).clamp_(0, 255)
     if config.cutout:
         removed = _cut_out(images, config.cutout, draws).float()
-        changed.mul_(1 - removed).add_(GREY * removed)  # exact, and several times faster than masked_fill_
+        changed.mul_(1 - removed)  # exact, and several times faster than masked_fill_
+        if config.cutout_fill == "grey":
+            changed.add_(GREY * removed)
     return changed
 
 
@@ -146,7 +148,7 @@ def _move(images: Tensor, config: AugmentConfig, draws: np.ndarray) -> Tensor:
 
 
 def _cut_out(images: Tensor, fraction: float, draws: np.ndarray) -> Tensor:
-    """Where each image's grey square lies, [B, 1, S, S] bool; its centre may be any pixel: borders cut it off."""
+    """Where each image's square lies, [B, 1, S, S] bool; its centre may be any pixel: borders cut it off."""
     side = images.shape[-1]
     length = round(fraction * side)
     first = np.floor(draws[:, (_CUTOUT_Y, _CUTOUT_X)] * side).astype(np.int64) - length // 2

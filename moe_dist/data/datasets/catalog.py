@@ -27,13 +27,16 @@ _LISTS_CHECKED = (
 )
 _ARRAYS_CHECKED = "sizes and types of all arrays, as many labels as images, labels inside the classes"
 
+_PICKLES_SHUFFLED = "the pickles are shuffled, so a long tail keeps a class's first images; of class folders it draws"
+
 
 @dataclass(frozen=True)
 class Dataset:
     """A named source of labelled images.
 
     where: what to download and from where; reads: the form its source must have; checked: what is checked when it is
-    opened (whether each image decodes is checked when its shards are built); expected: images of the published splits;
+    opened (whether each image decodes is checked when its shards are built); order: what is known of its own order of
+    images, where that is a shuffled one; expected: images of the published splits;
     open: returns its contents from a downloaded source (a folder or an archive), or from None where it is embedded;
     version: what its shards depend on beside the source: versions of packages, and of how it is read.
     """
@@ -46,6 +49,7 @@ class Dataset:
     open: Callable[[Path | None], Contents]
     expected: Mapping[str, int] = field(default_factory=dict)
     checked: str = ""
+    order: str = ""
     version: Callable[[], str] = lambda: ""
 
 
@@ -135,6 +139,7 @@ DATASETS = {
             open=partial(open_cifar, layout=CIFAR10),
             expected={"train": 50_000, "test": 10_000},
             checked=f"the pickles hold only plain arrays; {_ARRAYS_CHECKED}",
+            order=_PICKLES_SHUFFLED,
             version=encoder_version,
         ),
         Dataset(
@@ -146,6 +151,7 @@ DATASETS = {
             open=partial(open_cifar, layout=CIFAR100),
             expected={"train": 50_000, "test": 10_000},
             checked=f"the pickles hold only plain arrays; {_ARRAYS_CHECKED}",
+            order=_PICKLES_SHUFFLED,
             version=encoder_version,
         ),
         Dataset(
@@ -216,7 +222,7 @@ def dataset(name: str) -> Dataset:
 
 
 def open_contents(name: str, source: Path | None, long_tail: LongTail | None = None) -> Contents:
-    """The contents of the dataset `name` in `source`, its training split cut to `long_tail`.
+    """The contents of the dataset `name` in `source`, its training split cut to `long_tail`, decided by its order.
 
     Raises UserError where there is no such dataset, the source is bad, or it has too few images for that long tail.
     """
@@ -224,7 +230,8 @@ def open_contents(name: str, source: Path | None, long_tail: LongTail | None = N
     if long_tail is None:
         return contents
     try:
-        kept = kept_numbers(contents.labels("train"), len(contents.class_names), long_tail)
+        decided = long_tail.decided(contents.shuffled)
+        kept = kept_numbers(contents.labels("train"), len(contents.class_names), decided)
     except ValueError as error:
         raise UserError(f"dataset {name}: {error}") from None
     return KeptContents(contents, kept)

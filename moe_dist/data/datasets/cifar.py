@@ -81,7 +81,7 @@ def open_cifar(source: Path | None, layout: Layout) -> PixelContents | PathConte
     files = _find(source, layout)
     if files:
         names, splits = _class_names(source, files, layout), _splits(source, layout, files)
-        return PixelContents(source, names, splits, partial(_splits, layout=layout))
+        return PixelContents(source, names, splits, partial(_splits, layout=layout), shuffled=True)
     contents = class_folders(open_tree(source))
     if len(contents.class_names) != layout.classes:
         raise UserError(f"{source}: {layout.dataset} has {layout.classes} classes, got {len(contents.class_names)}")

@@ -23,6 +23,7 @@ class Digits:
 
     class_names = tuple(str(digit) for digit in range(10))
     superclasses = None
+    shuffled = False
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits  # takes a second to import

@@ -106,6 +106,7 @@ class SignContents:
 
     class_names = CLASS_NAMES
     superclasses = None
+    shuffled = False
 
     def __init__(self, tree: Tree, rows: Mapping[str, Sequence[_Row]]) -> None:
         self.counts = {split: len(of_split) for split, of_split in rows.items()}

@@ -24,7 +24,10 @@ class PixelSplit:
 
 
 class PixelContents:
-    """The `splits` of `source`. A pickled object leaves its pixels behind, and gets them again from `read(source)`."""
+    """The `splits` of `source`. A pickled object leaves its pixels behind, and gets them again from `read(source)`.
+
+    shuffled: whether the source's own order is known to be a shuffled one.
+    """
 
     superclasses = None
 
@@ -34,7 +37,9 @@ class PixelContents:
         class_names: Sequence[str],
         splits: Mapping[str, PixelSplit],
         read: Callable[[Path], Mapping[str, PixelSplit]],
+        shuffled: bool = False,
     ) -> None:
+        self.shuffled = shuffled
         self.class_names = tuple(class_names)
         self.counts = {split: len(of_split.labels) for split, of_split in splits.items()}
         self._source = source

@@ -54,6 +54,10 @@ class Contents(Protocol):
     def superclasses(self) -> tuple[str, ...] | None:
         """The superclass's name of every class, by label; None for a dataset without superclasses."""
 
+    @property
+    def shuffled(self) -> bool:
+        """Whether its own order is known to be a shuffled one, so that a class's first images are a fair draw."""
+
     def labels(self, split: str) -> np.ndarray:
         """The labels [N] int64 of `split`, in the dataset's own order."""
 
@@ -67,6 +71,8 @@ class PathContents:
     splits: for each split the paths of its files in `tree` and their labels [N], in the dataset's order.
     A sample's key is made of its class, its number in the class and the file's name.
     """
+
+    shuffled = False
 
     def __init__(
         self,
@@ -102,18 +108,19 @@ class KeptContents:
     def __init__(self, contents: Contents, kept: np.ndarray) -> None:
         self.class_names = contents.class_names
         self.superclasses = contents.superclasses
+        self.shuffled = contents.shuffled
         self.counts = {**contents.counts, "train": len(kept)}
         self._contents = contents
-        self._kept = kept
+        self.kept = kept
 
     def labels(self, split: str) -> np.ndarray:
         """The labels [N] of `split`."""
         labels = self._contents.labels(split)
-        return labels[self._kept] if split == "train" else labels
+        return labels[self.kept] if split == "train" else labels
 
     def sample(self, split: str, number: int) -> Sample:
         """The `number`-th sample of `split`, with the key it has in the whole dataset."""
-        return self._contents.sample(split, int(self._kept[number]) if split == "train" else number)
+        return self._contents.sample(split, int(self.kept[number]) if split == "train" else number)
 
 
 def is_image(path: str) -> bool:

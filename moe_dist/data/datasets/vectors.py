@@ -34,6 +34,7 @@ class VectorContents:
     """The splits of a source. A pickled object leaves its vectors behind, and gets them again from `read`."""
 
     superclasses = None
+    shuffled = False
 
     def __init__(self, source: Path, read: Callable[[Path], Mapping[str, Arrays]]) -> None:
         self._source, self._read = source, read

@@ -179,9 +179,10 @@ def _require_shards_of(config: DataConfig, train: ShardSet, where: str) -> None:
             f"{where}: these are shards of {train.dataset}, the job says data.dataset = {config.dataset}; "
             "change one or the other"
         )
-    if train.long_tail != long_tail_of(config):
+    asked = long_tail_of(config)
+    if train.long_tail != (None if asked is None else asked.decided(train.shuffled)):
         raise UserError(
-            f"{where}: these shards hold {_in_words(train.long_tail)}, the job says {_in_words(long_tail_of(config))} "
+            f"{where}: these shards hold {_in_words(train.long_tail)}, the job says {_in_words(asked)} "
             "(data.imbalance, data.imbalance_choice, data.imbalance_seed); change the job or data.shards"
         )
     missing = np.flatnonzero(np.bincount(train.labels, minlength=len(train.class_names)) == 0)
@@ -193,8 +194,12 @@ def _in_words(long_tail: LongTail | None) -> str:
     """A long tail for messages."""
     if long_tail is None:
         return "the dataset as it is"
-    seed = f" by seed {long_tail.seed}" if long_tail.choice == "random" else ""
-    return f"a long tail of imbalance {long_tail.imbalance:g} ({long_tail.choice} images{seed})"
+    images = {
+        "first": "first images",
+        "random": f"random images by seed {long_tail.seed}",
+        "auto": f"auto: random images by seed {long_tail.seed}, or the first of an order known to be shuffled",
+    }[long_tail.choice]
+    return f"a long tail of imbalance {long_tail.imbalance:g} ({images})"
 
 
 def _parts(splits: Mapping[str, OpenedSplit], config: DataConfig, seed: int) -> dict[str, np.ndarray]:

@@ -70,8 +70,9 @@ class Index:
     """A split's index: `rows` [N] of ROW in order of shard and place.
 
     image_kinds: images by file name extension; long_tail, shrink: how the dataset was made smaller, None where it was
-    not; dropped: what a repair left out of each shard, and why (check.py looks only at the rows that remain);
-    superclasses [C]: the superclass's name of every class, None for a dataset without.
+    not; shuffled: whether the dataset's own order is known to be a shuffled one; dropped: what a repair left out of
+    each shard, and why (check.py looks only at the rows that remain); superclasses [C]: the superclass's name of every
+    class, None for a dataset without.
     """
 
     dataset: str
@@ -81,6 +82,7 @@ class Index:
     rows: np.ndarray
     image_kinds: Mapping[str, int]
     long_tail: LongTail | None = None
+    shuffled: bool = False
     shrink: Shrink | None = None
     dropped: Mapping[str, Sequence[str]] = field(default_factory=dict)
     superclasses: tuple[str, ...] | None = None
@@ -107,6 +109,7 @@ def write_index(folder: Path, index: Index) -> None:
         "class_counts": index.class_counts.tolist(),
         "image_kinds": dict(sorted(index.image_kinds.items())),
         "long_tail": None if index.long_tail is None else asdict(index.long_tail),
+        "shuffled": index.shuffled,
         "shrink": None if index.shrink is None else asdict(index.shrink),
         "dropped": {shard: list(samples) for shard, samples in index.dropped.items()},
         "shards": [asdict(shard) for shard in index.shards],
@@ -155,6 +158,7 @@ def parse_index(where: str, content: bytes, rows: bytes) -> Index:
             rows=_parse_rows(rows),
             image_kinds=dict(fields["image_kinds"]),
             long_tail=LongTail(**tail) if (tail := fields.get("long_tail")) else None,
+            shuffled=fields.get("shuffled") is True,  # not known of shards from before it was recorded
             shrink=Shrink(**shrink) if (shrink := fields.get("shrink")) else None,
             dropped=dict(fields.get("dropped", {})),
             superclasses=tuple(map(str, found)) if (found := fields.get("superclasses")) else None,

@@ -33,14 +33,15 @@ _OPEN_FILES = 200
 class ShardSet:
     """One split's samples by number, read from its shards in any order. A pickled set leaves its open files behind.
 
-    dataset, long_tail: what it was built from; class_names [C]; superclasses [C], or None; holds_vectors: whether
-    samples are vectors, not images; labels, groups, shard_of [N] int64; rois [N, 4] int64 (-1: none); digest: the name
-    of the content.
+    dataset, long_tail, shuffled: what it was built from (index.py); class_names [C]; superclasses [C], or None;
+    holds_vectors: whether samples are vectors, not images; labels, groups, shard_of [N] int64; rois [N, 4] int64 (-1:
+    none); digest: the name of the content.
     """
 
     def __init__(self, place: str, index: Index, cache: ShardCache | None) -> None:
         self.dataset = index.dataset
         self.long_tail = index.long_tail
+        self.shuffled = index.shuffled
         self.class_names = index.class_names
         self.superclasses = index.superclasses
         self.holds_vectors = set(index.image_kinds) == {VECTOR}

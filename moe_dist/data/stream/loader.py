@@ -1,4 +1,4 @@
-"""Batches of decoded images: by this process or by several ahead of time, and on their way to a GPU.
+"""Batches of decoded images, changed or not: by this process or by several ahead of time, and on their way to a GPU.
 
 Letters: n images of a batch as they are loaded, S image side.
 """
@@ -13,20 +13,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from moe_dist.data.augment.augment import DRAWS, augment
 from moe_dist.data.batch import Images
 from moe_dist.data.image.crops import CROP_DRAWS, RandomCrop
 from moe_dist.data.order import CROPS, uniform
 from moe_dist.errors import UserError
+from moe_dist.settings.augment import AugmentConfig
 
 Wanted = tuple[int, np.ndarray, np.ndarray]
 """A batch to load: its epoch, its samples [n], and which of its sample's copies in the epoch each is [n]."""
 Loaded = tuple[Tensor, Tensor]
-"""Images [n, 3, S, S] uint8, and which of them are readable [n] bool."""
+"""Images [n, 3, S, S] uint8 (changed ones may be float32), and which of them are readable [n] bool."""
 Beside = TypeVar("Beside")
 
 
 class Loader:
-    """Decodes batches in `processes` ahead of time; with 0 in this process.
+    """Decodes, and where asked changes, batches in `processes` ahead of time; with 0 in this process.
 
     Streams that are read one after another share a loader: its processes start once and serve the images of all.
     """
@@ -46,14 +48,21 @@ class Loader:
             generator=torch.Generator(),  # the global one would move at every pass, and a resumed run differ
         )
 
-    def add(self, images: Images, seed: int, crop_scale: tuple[float, float] | None) -> int:
+    def add(
+        self,
+        images: Images,
+        seed: int,
+        crop_scale: tuple[float, float] | None,
+        changes: AugmentConfig | None = None,
+    ) -> int:
         """Add the images of a stream before the first batch is loaded; the number by which `load` knows them.
 
         crop_scale: shares of the area that random crops keep. A crop is drawn where its image is decoded, so that no
-        more of the image is decoded than it needs. None: no crops.
+        more of the image is decoded than it needs. None: no crops. changes: random changes that are made here, by the
+        processor; None: whoever takes the batch makes them.
         """
         assert not self._passes, "processes that have started know of no further images"
-        self._decoders.streams.append((images, seed, crop_scale))
+        self._decoders.streams.append((images, seed, crop_scale, changes))
         return len(self._decoders.streams) - 1
 
     def load(self, stream: int, batches: list[Wanted]) -> Iterator[Loaded]:
@@ -75,16 +84,19 @@ class _Decoders(Dataset[Loaded | UserError]):
     """Whole batches of several streams. An error is returned: one that a process raises would carry its traceback."""
 
     def __init__(self) -> None:
-        self.streams: list[tuple[Images, int, tuple[float, float] | None]] = []
+        self.streams: list[tuple[Images, int, tuple[float, float] | None, AugmentConfig | None]] = []
 
     def __getitem__(self, item: tuple[int, Wanted]) -> Loaded | UserError:
         stream, (epoch, samples, repeats) = item
-        images, seed, crop_scale = self.streams[stream]
+        images, seed, crop_scale, changes = self.streams[stream]
         crop = None
         if crop_scale is not None:
             crop = RandomCrop(crop_scale, uniform(seed, epoch, samples, CROP_DRAWS, repeats, CROPS))
         try:
-            return images.uint8(samples, crop), torch.from_numpy(images.readable(samples))
+            pixels = images.uint8(samples, crop)
+            if changes is not None:
+                pixels = augment(pixels, changes, uniform(seed, epoch, samples, DRAWS, repeats))
+            return pixels, torch.from_numpy(images.readable(samples))
         except UserError as error:
             return error
 

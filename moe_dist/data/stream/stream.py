@@ -7,7 +7,8 @@ batch: its own B first, then those partners for MixUp and CutMix that are not am
    (order.py), so any number of ranks sees the same global batches.
 2. Only finished steps move the position: what was decoded ahead and not trained on is read again after a restart.
 3. An image's augmentation is drawn from (seed, epoch, sample), so a resumed run sees the pixels that an unbroken one
-   sees. Where an epoch shows an image several times, each copy has draws of its own.
+   sees. Where an epoch shows an image several times, each copy has draws of its own. Where a GPU trains, loader
+   processes make the changes ahead of its steps, by the processor: to the bit the pixels that a CPU trains on.
 4. A bad sample that the job lets pass is a black image of weight 0. The other samples of its batch keep their weights,
    as only its own rank knows of it: the batch's mean counts it as a loss of 0, and the number of batches stays.
 """
@@ -15,6 +16,7 @@ batch: its own B first, then those partners for MixUp and CutMix that are not am
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +46,10 @@ from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.training import Sampling
 
+PROCESSES_BESIDE_A_GPU = 4
+"""Loader processes for a rank on a GPU where the job does not say: CIFAR's changes of a batch of 128 take one of them
+6.5 ms, about as long as the GPU takes for a step of ICL."""
+UNCHANGED = AugmentConfig()
 COMPANION_REPEATS = 2**40
 """Beyond the copies of any sample in an epoch."""
 
@@ -136,13 +142,15 @@ class Stream:
         self._own_steps: int | None = None
         self._device = torch.device(device)
         self._shard_of = None if shard_of is None else shard_of[training_set.samples]
-        processes = config.loader_workers if isinstance(images, EncodedImages) else 0
+        self._changed_ahead = self._device.type == "cuda" and augment is not None and augment != UNCHANGED
+        processes = _processes(config, images, self._changed_ahead, beside)
         self._loader: Loader
         if beside is not None and beside._loader.processes == processes:
             self._loader = beside._loader
         else:
             self._loader = Loader(processes, pin_memory=self._device.type == "cuda")
-        self._number = self._loader.add(images, seed, None if augment is None else augment.resized_crop)
+        crop_scale = None if augment is None else augment.resized_crop
+        self._number = self._loader.add(images, seed, crop_scale, augment if self._changed_ahead else None)
 
     def __len__(self) -> int:
         """Steps of one epoch, the same on every rank and in every epoch."""
@@ -254,10 +262,10 @@ class Stream:
     def _batch(
         self, epoch: int, share: _Share, images: Tensor, readable: np.ndarray, arrays: Mapping[str, np.ndarray]
     ) -> Batch:
-        """The batch of `share` from its images [F, 3, S, S] uint8; readable [F]: False for bad samples."""
+        """The batch of `share` from its images [F, 3, S, S] as loaded; readable [F]: False for bad samples."""
         size = len(share.weight)
         own_share = partner = companions = None
-        if self._augment is not None:
+        if self._augment is not None and not self._changed_ahead:
             loaded = self._set.samples[share.rows]
             images = augment(images, self._augment, uniform(self._seed, epoch, loaded, DRAWS, share.repeats))
         if share.companions is not None:
@@ -291,6 +299,17 @@ class Stream:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
+
+
+def _processes(config: DataConfig, images: Images, changed_ahead: bool, beside: Stream | None) -> int:
+    """The number of loader processes of a stream; those of `beside` if it can use them, too."""
+    if not (changed_ahead or isinstance(images, EncodedImages)):
+        return 0
+    if config.loader_workers is not None:
+        return config.loader_workers
+    if changed_ahead:
+        return min(PROCESSES_BESIDE_A_GPU, os.cpu_count() or 1)
+    return beside._loader.processes if beside is not None else 0
 
 
 def require_divisible(global_batch: int, ranks: int) -> None:

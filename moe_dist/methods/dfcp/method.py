@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,10 @@ class Dfcp(Method):
             "experts": joint.lambda_e * batch.mean(losses.expert_loss(expert_logits, batch.labels)),
             "gate": joint.lambda_g * batch.mean(losses.gate_loss(gate_logits, batch.labels)),
         }
+
+    def loss_phase(self, progress: Progress) -> Hashable | None:
+        """The joint stage; the loss takes nothing else from the progress."""
+        return progress.stage
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """Eq 3 over all experts, or over the `top_k` of largest gate weight.

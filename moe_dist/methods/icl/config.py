@@ -32,6 +32,9 @@ class IclConfig(BranchConfig):
     """From t_cl on, train with CCL alone (released code) instead of CoL + CCL (Eq 12)."""
     contrast_negatives: Literal["sum", "mean"] = "sum"
     """How N(c) enters the denominator of Eq 6; the released code takes the mean."""
+    contrast_classes: Literal["confused", "largest"] = "confused"
+    """N(c). confused: up to k other classes that c was mistaken for. largest: the k largest entries of c's row with its
+    diagonal, so always k: c itself and, where fewer were predicted, any others (released code)."""
     confused_classes: Count = 7
     """k of Eq 6."""
     temperature: Positive = 0.07

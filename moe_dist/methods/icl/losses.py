@@ -26,12 +26,21 @@ def diversity(features: Tensor) -> Tensor:
     return cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)
 
 
-def most_confused(confusion: Tensor, prototypes: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+Classes = Literal["confused", "largest"]
+"""What N(c) holds: see IclConfig.contrast_classes."""
+
+
+def most_confused(
+    confusion: Tensor, prototypes: Tensor, labels: Tensor, k: int, kind: Classes = "confused"
+) -> tuple[Tensor, Tensor]:
     """N(c) of Eq 6 for each sample's class: (classes [E, B, k], whether each belongs to N(c) [E, B, k]).
 
-    confusion [E, C, C]: rows are true classes, the diagonal is zero; prototypes [E, C, D]: zero where there is none
-    yet; labels [B]. Where k is more than the number of other classes, it is reduced to that.
+    confusion [E, C, C]: rows are true classes, the diagonal is zero but for the kind "largest"; prototypes [E, C, D]:
+    zero where there is none yet; labels [B]. Where k is more than the number of other classes, it is reduced to that.
     """
+    if kind == "largest":
+        classes = confusion[:, labels].topk(min(k, confusion.shape[2]), dim=2).indices
+        return classes, torch.ones_like(classes, dtype=torch.bool)
     met = prototypes.any(2)
     rows = confusion[:, labels] * met[:, None]
     times, classes = rows.topk(min(k, rows.shape[2] - 1), dim=2)
@@ -46,15 +55,16 @@ def contrast(
     k: int,
     tau: float,
     negatives: Literal["sum", "mean"] = "sum",
+    kind: Classes = "confused",
 ) -> Tensor:
     """CCL, Eq 6: [B], summed over the experts as in Eq 7; features and prototypes are L2-normalised.
 
     features [B, E, D], labels [B], confusion [E, C, C], prototypes [E, C, D], temperature tau. negatives: whether the
-    denominator has the sum over N(c), or the mean (released code).
+    denominator has the sum over N(c), or the mean (released code). kind: of the classes in N(c).
     """
     unit = functional.normalize(features, dim=2).transpose(0, 1)
     own = functional.normalize(prototypes[:, labels], dim=2)
-    classes, counted = most_confused(confusion, prototypes, labels, k)
+    classes, counted = most_confused(confusion, prototypes, labels, k, kind)
     experts = torch.arange(len(prototypes), device=labels.device)[:, None, None]
     others = functional.normalize(prototypes[experts, classes], dim=3)
     positive = (unit * own).sum(2) / tau

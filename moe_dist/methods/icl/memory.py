@@ -14,8 +14,9 @@ from moe_dist.methods.ranks import gather
 
 
 class Memory(nn.Module):
-    """Confusion matrices [E, C, C] (rows: true classes; the diagonal stays 0) and prototypes [E, C, D], initially 0.
+    """Confusion matrices [E, C, C] (rows: true classes) and prototypes [E, C, D], initially 0.
 
+    with_diagonal: whether samples that are classified rightly are counted, too; without, the diagonal stays 0.
     They are buffers, so that checkpoints hold them. Every rank updates them with the whole global batch, so that all
     ranks hold the same.
     """
@@ -23,8 +24,9 @@ class Memory(nn.Module):
     confusion: Tensor
     prototypes: Tensor
 
-    def __init__(self, experts: int, classes: int, width: int) -> None:
+    def __init__(self, experts: int, classes: int, width: int, with_diagonal: bool = False) -> None:
         super().__init__()
+        self.with_diagonal = with_diagonal
         self.register_buffer("confusion", torch.zeros(experts, classes, classes))
         self.register_buffer("prototypes", torch.zeros(experts, classes, width))
 
@@ -39,16 +41,18 @@ class Memory(nn.Module):
         seen = torch.cat([labels[:, None], valid[:, None].long(), logits.argmax(2)], 1)
         features, seen = gather(features.detach()), gather(seen)
         labels, valid, predicted = seen[:, 0], seen[:, 1].bool(), seen[:, 2:]
-        update_confusion(self.confusion, predicted, labels, valid, alpha)
+        update_confusion(self.confusion, predicted, labels, valid, alpha, self.with_diagonal)
         update_prototypes(self.prototypes, features, labels, valid, beta)
 
 
-def update_confusion(confusion: Tensor, predicted: Tensor, labels: Tensor, valid: Tensor, alpha: float) -> None:
+def update_confusion(
+    confusion: Tensor, predicted: Tensor, labels: Tensor, valid: Tensor, alpha: float, with_diagonal: bool = False
+) -> None:
     """Eq 4, in place: alpha * old + (1 - alpha) * how often each class was mistaken for each other one.
 
-    confusion [E, C, C], predicted [G, E], labels [G], valid [G].
+    confusion [E, C, C], predicted [G, E], labels [G], valid [G]; with_diagonal: also how often for itself.
     """
-    mistaken = valid[:, None] & (predicted != labels[:, None])
+    mistaken = valid[:, None] & ((predicted != labels[:, None]) | with_diagonal)
     experts = torch.arange(len(confusion), device=labels.device).expand_as(predicted)
     rows = labels[:, None].expand_as(predicted)
     confusion.mul_(alpha)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, cast
 
 import torch
@@ -35,7 +35,8 @@ class Icl(BranchMethod):
         """The branches and, with DOL, their memory."""
         network = super().build(make, results, seed)
         if self.config.dol:
-            memory = Memory(self.config.experts, self.info.classes, self.config.network.features)
+            with_diagonal = self.config.contrast_classes == "largest"
+            memory = Memory(self.config.experts, self.info.classes, self.config.network.features, with_diagonal)
             network.add_module("memory", memory)
         return network
 
@@ -48,6 +49,10 @@ class Icl(BranchMethod):
             "contrast_weight": {"low": 0.0, "high": 2.0},
             "temperature": {"low": 0.03, "high": 0.3, "log": True},
         }
+
+    def feature_phase(self, progress: Progress) -> tuple[Hashable, ...]:
+        """Whether AD and whether CCL is on."""
+        return progress.epoch < self.config.t_ad, progress.epoch >= self.config.t_cl
 
     def feature_loss(
         self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress
@@ -93,6 +98,7 @@ class Icl(BranchMethod):
                 config.confused_classes,
                 config.temperature,
                 config.contrast_negatives,
+                config.contrast_classes,
             )
             terms["contrast"] = config.contrast_weight * batch.mean(contrast)
         return terms

@@ -10,7 +10,7 @@ from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.phases import Stage
 from moe_dist.models.branches import NetworkConfig
 from moe_dist.settings.augment import AugmentConfig
-from moe_dist.settings.schema import Count, NonNegative, Positive, Strict
+from moe_dist.settings.schema import Count, Fraction, NonNegative, Positive, Strict
 from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig
 
 CIFAR_AUGMENT = AugmentConfig(pad_crop=4, flip=True, policy="autoaugment_cifar10", cutout=0.5)
@@ -29,6 +29,9 @@ class StageConfig(Strict):
     weight_decay: NonNegative = 5e-4
     warmup_epochs: Annotated[int, Field(ge=0)] = 5
     """Epoch e of these has (e + 1) / (warmup_epochs + 1) of the rate."""
+    warmup_start: Fraction | None = None
+    """The share of the rate in the first of them instead; linear from there. SHIKE's public code begins its second
+    stage with 0.375 (0.0375 of 0.1), and its first with the default."""
     clip_norm: Positive | None = None
     augment: AugmentConfig = CIFAR_AUGMENT
     sampling: Sampling = "instance"
@@ -46,7 +49,7 @@ class StageConfig(Strict):
             batch_size=self.batch_size,
             optimisers=trained,
             epochs=self.epochs,
-            schedule=ScheduleConfig(kind="cosine", warmup_epochs=self.warmup_epochs),
+            schedule=ScheduleConfig(kind="cosine", warmup_epochs=self.warmup_epochs, warmup_start=self.warmup_start),
             augment=self.augment,
             clip_norm=self.clip_norm,
             sampling=self.sampling,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -61,6 +61,10 @@ class LdamDrw(BranchMethod):
     config: MarginConfig
     needs_whole_batch = True
     counts_serve = "LDAM"
+
+    def feature_phase(self, progress: Progress) -> tuple[Hashable, ...]:
+        """Whether samples are weighed by their class."""
+        return (progress.epoch < self.config.reweight_from,)
 
     def feature_loss(
         self, network: nn.Module, outputs: BranchOutputs, batch: Batch, progress: Progress

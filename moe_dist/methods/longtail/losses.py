@@ -122,5 +122,9 @@ def target_biases(counts: Tensor, spread: float, experts: int) -> Tensor:
     The lambdas are evenly spaced from `spread` to -`spread`. Their mean is 0, so the mean of the experts' logits is
     trained for balanced classes. A single expert has lambda 0: balanced softmax.
     """
-    lambdas = torch.linspace(spread, -spread, experts) if experts > 1 else torch.zeros(1)
-    return (1 - lambdas.to(counts))[:, None] * counts.log()
+    # Made on the counts' device: a copy from the CPU could not be captured as a CUDA graph.
+    kind, device = counts.dtype, counts.device
+    lambdas = torch.zeros(1, dtype=kind, device=device)
+    if experts > 1:
+        lambdas = torch.linspace(spread, -spread, experts, dtype=kind, device=device)
+    return (1 - lambdas)[:, None] * counts.log()

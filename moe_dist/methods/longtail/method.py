@@ -9,7 +9,7 @@ Letters in shapes: B samples of a batch, C classes, D features, E experts.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -118,6 +118,14 @@ class BranchMethod(Method):
             log_counts = self.class_counts(network).log()
             loss = batch.mean_over_labels(lambda labels: balanced_softmax(outputs.logits, labels, log_counts).sum(1))
             return {"logit_adjusted": loss}
+
+    def loss_phase(self, progress: Progress) -> Hashable | None:
+        """The stage; not with a module, whose gate is looked at while it is trained."""
+        return None if self.config.network.module is not None else (progress.stage, *self.feature_phase(progress))
+
+    def feature_phase(self, progress: Progress) -> tuple[Hashable, ...]:
+        """All that `feature_loss` takes from the progress. Default: nothing."""
+        return ()
 
     def compared_parameters(self, network: nn.Module) -> Sequence[nn.Parameter | None]:
         """Each branch's last convolution."""

@@ -148,3 +148,14 @@ def test_normalised_pixels_are_what_the_config_says(kind: torch.dtype):
     found = normalise(images.to(kind), mean, std)
     assert found.dtype == torch.float32
     assert np.abs(found.numpy() - expected).max() < 1e-6
+
+
+def test_what_is_cut_out_is_grey_or_black_at_the_same_place():
+    """After normalisation by mean and deviation 0.5, grey is 0 and black -1."""
+    images, draws = torch.full((3, 3, 8, 8), 200, dtype=torch.uint8), np.random.default_rng(0).random((3, DRAWS))
+    grey = augment(images, AugmentConfig(cutout=0.5), draws)
+    black = augment(images, AugmentConfig(cutout=0.5, cutout_fill="black"), draws)
+    assert torch.equal(grey == 127.5, black == 0) and (black == 0).any()
+    assert torch.equal(grey[grey != 127.5], black[black != 0])
+    half = (0.5, 0.5, 0.5)
+    assert normalise(black, half, half).unique().tolist() == pytest.approx([-1.0, 200 / 127.5 - 1])

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from moe_dist.data.datasets.catalog import DATASETS, dataset, open_contents
 from moe_dist.data.datasets.gtsrb import CLASS_NAMES
-from moe_dist.data.datasets.samples import Contents, Sample
+from moe_dist.data.datasets.samples import Contents, KeptContents, Sample
 from moe_dist.data.image.decode import decode
 from moe_dist.data.longtail import LongTail, kept_numbers
 from moe_dist.errors import UserError
@@ -462,3 +463,17 @@ def test_the_sizes_of_long_tailed_cifar_100(shared_data: Path):
     contents = open_contents("cifar100", source, LongTail(100))
     assert contents.counts == {"train": 10_847, "test": 10_000}
     assert decode(contents.sample("train", 10_846).image).shape == (32, 32, 3)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("choice", ["auto", "first"])
+def test_the_long_tails_of_cifar_100_are_nested(shared_data: Path, choice: Literal["auto", "first"]):
+    """Class folders whose names begin with a shuffled rank: auto draws from them, first is a draw here, too."""
+    source = shared_data / "cifar100_lt10.tar"
+    kept = {}
+    for imbalance, images in ((100, 10_847), (50, 12_608), (10, 19_573)):
+        contents = open_contents("cifar100", source, LongTail(imbalance, choice))
+        assert contents.counts["train"] == images
+        assert isinstance(contents, KeptContents)
+        kept[imbalance] = set(contents.kept.tolist())
+    assert kept[100] < kept[50] < kept[10]

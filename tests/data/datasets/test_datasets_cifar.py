@@ -117,6 +117,21 @@ def test_class_folders_are_read_too(tmp_path: Path):
         CIFAR100.open(tmp_path)
 
 
+def test_the_pickles_are_in_a_shuffled_order_and_class_folders_are_not(tmp_path: Path):
+    """auto keeps the pickles' first images of a class, and draws those of a folder."""
+    write_cifar10(tmp_path / "pickles")
+    pickles = open_contents("cifar10", tmp_path / "pickles", LongTail(2, "auto"))
+    assert pickles.shuffled and pickles.counts["train"] == sum([10, 9, 8, 7, 7, 6, 6, 5, 5, 5])
+    whole = CIFAR10.open(tmp_path / "pickles")
+    of_the_last = [pickles.sample("train", number).key for number in np.flatnonzero(pickles.labels("train") == 9)]
+    assert of_the_last == [whole.sample("train", number).key for number in (9, 19, 29, 39, 49)]
+    write_image_folder(tmp_path / "folders", classes=[f"c{label}" for label in range(10)], train=20)
+    folders = open_contents("cifar10", tmp_path / "folders", LongTail(2, "auto"))
+    assert not folders.shuffled
+    kept = [folders.sample("train", number).key for number in np.flatnonzero(folders.labels("train") == 9)]
+    assert len(kept) == 10 and kept != [f"00009/{number:06d}_{number:03d}" for number in range(10)]
+
+
 def test_a_missing_batch_is_named(tmp_path: Path):
     write_cifar10(tmp_path)
     (tmp_path / "cifar-10-batches-py/data_batch_4").unlink()

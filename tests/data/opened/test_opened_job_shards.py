@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from built_data import built_data
+from pictures import write_image_folder
 
 from moe_dist.data.longtail import LongTail
 from moe_dist.data.opened.job_shards import ensure_shards, shards_place
@@ -46,12 +48,51 @@ def test_shards_of_another_long_tail_are_refused(image_folder: Path, tmp_path: P
         ("all", {"imbalance": 4}, "hold the dataset as it is, the job says a long tail of imbalance 4 "),
         ("cut", {}, "hold a long tail of imbalance 4 .*, the job says the dataset as it is"),
         ("cut", {"imbalance": 2}, "imbalance 4 .* imbalance 2 "),
+        ("cut", {"imbalance": 4}, r"first images\), the job says .* \(auto: random images by seed 0, or the first of"),
         ("cut", {"imbalance": 4, "imbalance_choice": "random"}, r"first images\), .* \(random images by seed 0"),
     ]:
         with pytest.raises(UserError, match=said):
             built_data(config(image_folder, shards=str(tmp_path / folder), **settings), 0, tmp_path / "cache")
-    again = built_data(config(image_folder, shards=str(tmp_path / "cut"), imbalance=4), 0, tmp_path / "cache")
+    first = config(image_folder, shards=str(tmp_path / "cut"), imbalance=4, imbalance_choice="first")
+    again = built_data(first, 0, tmp_path / "cache")
     assert np.bincount(again.train.labels).tolist() == [8, 4, 2]
+
+
+def names_by_kind(root: Path) -> Path:
+    """Class folders in which the first half by name are of one kind and all others of another."""
+    write_image_folder(root, train=40)
+    for folder in (root / "train").iterdir():
+        for path in folder.iterdir():
+            path.rename(path.with_name(f"{'couch' if int(path.stem) < 20 else 'sofa'}_{path.name}"))
+    return root
+
+
+def test_a_folder_in_alphabetical_order_is_drawn_from(tmp_path: Path):
+    """The first 10 of 40 by name would all be couches."""
+    data = config(names_by_kind(tmp_path / "source"), imbalance=4, imbalance_seed=3, val_fraction=0)
+    place = ensure_shards(data, tmp_path / "cache")
+    train = open_shards(data, place, tmp_path / "cache")["train"]
+    assert np.bincount(train.labels).tolist() == [40, 20, 10]
+    kinds = [member.rpartition("/")[2].split("_")[1] for member in map(train.where, np.flatnonzero(train.labels == 2))]
+    assert sorted(set(kinds)) == ["couch", "sofa"]
+    assert train.long_tail == LongTail(4, "random", 3) and not train.shuffled
+    drawn = config(tmp_path / "source", imbalance=4, imbalance_seed=3, imbalance_choice="random", shards=place)
+    assert open_shards(drawn, place, tmp_path / "cache")["train"].digest == train.digest
+
+
+def test_shards_of_a_shuffled_order_serve_auto_and_first(image_folder: Path, tmp_path: Path):
+    """As CIFAR's pickles give them; where an index says nothing of the order, auto takes no first images from it."""
+    build_shards("image_folder", image_folder, tmp_path / "cut", long_tail=LongTail(4))
+    auto, first = config(image_folder, imbalance=4), config(image_folder, imbalance=4, imbalance_choice="first")
+    path, place = tmp_path / "cut/train/index.json", str(tmp_path / "cut")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"shuffled": True}))
+    for data in (auto, first):
+        assert open_shards(data, place, tmp_path / "cache")["train"].shuffled
+    path.write_text(json.dumps({name: value for name, value in content.items() if name != "shuffled"}))
+    open_shards(first, place, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"\(first images\), the job says"):
+        open_shards(auto, place, tmp_path / "cache")
 
 
 def test_shards_of_another_dataset_are_refused(shards: Path, tmp_path: Path):

@@ -1,14 +1,19 @@
-"""The batch copied ahead to a GPU: what is promised of its order, on devices that are made up and real."""
+"""Batches changed by loader processes; and copied ahead to a GPU, in what order, on devices made up and real."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from moe_dist.data.stream.loader import on_device
+from moe_dist.data.augment.augment import DRAWS, augment
+from moe_dist.data.image.crops import RandomCrop
+from moe_dist.data.order import uniform
+from moe_dist.data.stream.loader import Loader, Wanted, on_device
+from moe_dist.settings.augment import AugmentConfig
 
 
 class Device:
@@ -70,6 +75,36 @@ def test_on_a_cpu_nothing_is_read_ahead():
 def test_no_batches_are_no_batches(monkeypatch: pytest.MonkeyPatch):
     device = Device(monkeypatch)
     assert list(on_device(batches(device.log, 0), torch.device("cuda"))) == []
+
+
+class Pictures:
+    """Twenty made-up images of 16 pixels."""
+
+    def __init__(self) -> None:
+        random = torch.Generator().manual_seed(1)
+        self.pixels = torch.randint(0, 256, (20, 3, 16, 16), dtype=torch.uint8, generator=random)
+
+    def uint8(self, samples: np.ndarray, crop: RandomCrop | None = None) -> Tensor:
+        return self.pixels[samples]
+
+    def readable(self, samples: np.ndarray) -> np.ndarray:
+        return np.ones(len(samples), bool)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_loaders_change_images_as_the_training_process_would(processes: int):
+    """AutoAugment and Cutout (float32), to the bit, also of a sample's second copy in the epoch."""
+    changes = AugmentConfig(pad_crop=4, flip=True, policy="autoaugment_cifar10", cutout=0.5)
+    pictures, loader = Pictures(), Loader(processes)
+    number = loader.add(pictures, 7, None, changes)
+    wanted: list[Wanted] = [
+        (epoch, np.array([3, 9, 3, 19]), np.array([0, 0, 1, 0])) for epoch in range(4) for _ in range(2)
+    ]
+    for (epoch, samples, repeats), (pixels, readable) in zip(wanted, loader.load(number, wanted), strict=True):
+        draws = uniform(7, epoch, samples, DRAWS, repeats)
+        expected = augment(pictures.uint8(samples), changes, draws)
+        assert pixels.dtype == torch.float32 and torch.equal(pixels, expected) and readable.all()
+        assert not torch.equal(pixels[0], pixels[2])
 
 
 @pytest.mark.gpu

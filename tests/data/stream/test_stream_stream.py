@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -402,6 +403,31 @@ def test_batches_arrive_on_the_gpu():
         assert other.images.is_cuda and other.labels.is_cuda and other.columns["score"].is_cuda
         assert torch.equal(one.samples, other.samples.cpu())
         assert torch.allclose(one.images, other.images.cpu(), atol=1e-4)
+
+
+CIFAR = AugmentConfig(pad_crop=2, flip=True, policy="autoaugment_cifar10", cutout=0.5)
+
+
+def of_device(device: str, workers: int | None, augment: AugmentConfig | None = CIFAR, **settings) -> Stream:
+    config, where = DataConfig(image_size=8, loader_workers=workers), {"rank": 0, "ranks": 1, "device": device}
+    return Stream(PICTURES, training_set(20), config, seed=0, global_batch=6, augment=augment, **where, **settings)
+
+
+@pytest.mark.parametrize(("workers", "processes"), [(None, min(4, os.cpu_count() or 1)), (0, 0), (2, 2)])
+def test_images_held_in_memory_are_changed_by_loaders_for_a_gpu_alone(workers: int | None, processes: int):
+    training = of_device("cuda", workers)
+    assert training._loader.processes == processes
+    assert of_device("cuda", workers, augment=None, beside=training)._loader.processes == 0
+    assert of_device("cuda", workers, augment=AugmentConfig())._loader.processes == 0
+    assert of_device("cpu", workers)._loader.processes == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_a_gpu_trains_on_the_pixels_of_a_cpu(workers: int | None):
+    """Changed by the processor, to the bit: only the normalisation is the GPU's."""
+    for one, other in zip(run([of_device("cpu", 0)], 4), run([of_device("cuda", workers)], 4), strict=True):
+        torch.testing.assert_close(one.images, other.images.cpu(), atol=1e-6, rtol=1e-6)
 
 
 def pairs_of_a_label(labels: np.ndarray, seed: int, epoch: int, batch: int) -> np.ndarray:

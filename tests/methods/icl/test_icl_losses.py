@@ -139,3 +139,19 @@ def test_distillation_by_hand() -> None:
 def test_experts_that_agree_have_nothing_to_distil() -> None:
     logits = torch.randn(4, 1, 5).expand(4, 3, 5)
     assert losses.distillation(logits).tolist() == [0.0] * 4
+
+
+def test_the_largest_entries_are_always_k_with_the_class_itself_among_them() -> None:
+    """As the released code has it: of class 0's row (5, 2, 0) k = 2 takes 0 and 1, k = 99 all three, met or not.
+
+    By hand, temperature 1, mean over k = 2: the feature is the own prototype, so both it and the first negative have
+    exp(1); the second is at a right angle, exp(0). Loss = log(e + (e + 1) / 2) - 1.
+    """
+    confusion = torch.tensor([[[5.0, 2, 0], [0, 0, 0], [0, 0, 0]]])
+    prototypes = torch.tensor([[[1.0, 0], [0, 1], [0, 0]]])
+    labels = torch.tensor([0])
+    classes, counted = losses.most_confused(confusion, prototypes, labels, 2, "largest")
+    assert classes.tolist() == [[[0, 1]]] and counted.all()
+    assert losses.most_confused(confusion, prototypes, labels, 99, "largest")[0].shape == (1, 1, 3)
+    loss = losses.contrast(torch.tensor([[[2.0, 0]]]), labels, confusion, prototypes, 2, 1.0, "mean", "largest")
+    assert loss.item() == pytest.approx(math.log(math.e + (math.e + 1) / 2) - 1, rel=1e-6)

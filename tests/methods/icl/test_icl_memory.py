@@ -65,3 +65,11 @@ def test_padding_alone_leaves_prototypes_bit_identical() -> None:
     nothing = torch.zeros(5, dtype=torch.bool)
     memory.update(torch.randn(5, 2, 4), torch.randn(5, 2, 3), torch.randint(3, (5,)), nothing, 0.9, 0.9)
     assert torch.equal(memory.prototypes, before) and memory.confusion.abs().sum() == 0
+
+
+def test_with_its_diagonal_a_class_is_also_predicted_rightly() -> None:
+    """Of two samples of class 0, one is taken for class 1: half of 0.5 * 2 each."""
+    confusion = torch.zeros(1, 3, 3)
+    predicted, labels = torch.tensor([[1], [0]]), torch.tensor([0, 0])
+    update_confusion(confusion, predicted, labels, torch.tensor([True, True]), 0.5, with_diagonal=True)
+    assert confusion.tolist() == [[[0.5, 0.5, 0], [0] * 3, [0] * 3]]

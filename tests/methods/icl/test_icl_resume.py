@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,19 @@ def test_micro_batches_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"parallel\.micro_batches = 2: a loss of icl is not a sum"):
         run(job(parallel={"micro_batches": 2}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_looks_at_the_test_split_change_nothing_and_their_best_is_marked(whole: Path, tmp_path: Path) -> None:
+    """Every second of the three epochs, and a stage's last: 2 of features and the one of classifiers."""
+    tested = tmp_path / "tested"
+    run(job(checkpoint={"test_every_epochs": 2}), tested)
+    one, other = last_tensors(whole), last_tensors(tested)
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name], equal_nan=name.startswith("random")) for name in one)
+    curve = [line.pop("test/top1", None) for line in lines(tested) if line["kind"] == "epoch"]
+    metrics = json.loads((tested / "metrics.json").read_text())
+    assert curve[0] is None and curve[2] == metrics["icl/top1"]
+    assert metrics["icl/top1_best_on_test"] == max(curve[1:]) and metrics["icl/best_on_test_epoch"] in (2, 3)
+    page = (tested / "report.html").read_text()
+    assert "best epoch CHOSEN ON TEST" in page and "It is chosen by the images it is measured on" in page
+    assert "icl/top1_best_on_test" not in json.loads((whole / "metrics.json").read_text())

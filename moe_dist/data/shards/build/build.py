@@ -152,7 +152,8 @@ def _build_split(writer: ShardWriter, split: str, write: Write, on_progress: OnP
         shards=tuple(shard.info for shard in in_order),
         rows=np.concatenate([shard.rows for shard in in_order]),
         image_kinds=dict(kinds),
-        long_tail=writer.plan.long_tail,
+        long_tail=None if writer.plan.long_tail is None else writer.plan.long_tail.decided(writer.contents.shuffled),
+        shuffled=writer.contents.shuffled,
         shrink=writer.plan.shrink,
         superclasses=writer.contents.superclasses,
     )
