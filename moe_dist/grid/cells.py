@@ -18,7 +18,7 @@ CHANGEABLE = ("method", "data", "workers", "parallel", "resources", "checkpoint"
 OF_NO_RESULT = {
     "": ("name", "kind", "title"),
     "data": ("source", "shards", "loader_workers", "remote"),
-    "resources": ("cpus_per_worker", "cpus_per_task", "gpus_per_task"),
+    "resources": ("cpus_per_worker", "cpus_per_task", "gpus_per_task", "graphs"),
     "checkpoint": ("every_steps", "max_failures"),
 }
 """Fields of a cell's job that no figure depends on: the digests of the images say which they were."""
@@ -44,7 +44,9 @@ class Cell:
         settings = self.job.model_dump(mode="json")
         for part, fields in OF_NO_RESULT.items():
             for field in fields:
-                (settings[part] if part else settings).pop(field)
+                (settings[part] if part else settings).pop(field, None)
+        if settings["data"]["imbalance"] is None:
+            del settings["data"]["imbalance_choice"], settings["data"]["imbalance_seed"]
         return settings
 
 

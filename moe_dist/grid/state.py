@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from moe_dist.errors import UserError
 from moe_dist.files import read_json, write_json
 from moe_dist.grid.cells import Cell
+from moe_dist.job import parse_job
 from moe_dist.places import FAILED, FINISHED
 from moe_dist.record.differences import differences
 
@@ -40,9 +43,18 @@ def state_of(folder: Path, cell: Cell) -> CellState:
     found = read_json(_file(folder, cell))
     if found is None:
         return CellState(NOT_RUN)
-    if changed := differences(found["asked"], cell.asked()):
+    if changed := differences(_asked_before(found["asked"], cell), cell.asked()):
         return CellState(NOT_RUN, changed=tuple(changed))
     return CellState(found["status"], found.get("reason", ""), found.get("digests"))
+
+
+def _asked_before(asked: Mapping[str, Any], cell: Cell) -> Mapping[str, Any]:
+    """What a cell was run with, as plain values of today: fields that have come since then have their defaults."""
+    named = {field: getattr(cell.job, field) for field in ("name", "kind")}
+    try:
+        return Cell(cell.at, parse_job({**asked, **named}, cell.name)).asked()
+    except UserError:  # it has fields or values that are no longer known, which are then differences
+        return asked
 
 
 def note_begun(folder: Path, cell: Cell) -> None:
