@@ -43,6 +43,7 @@ RunDirectory = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="The model's name, in a run of several.")]
 WhichCheckpoint = Annotated[Checkpoint, typer.Option(help="The checkpoint chosen on validation, or the last one.")]
+Calibrated = Annotated[bool, typer.Option("--calibrated", help="At the temperature that was fitted on validation.")]
 
 
 def predict(
@@ -57,6 +58,7 @@ def predict(
     ],
     model: Model = None,
     checkpoint: WhichCheckpoint = Checkpoint.chosen,
+    calibrated: Calibrated = False,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k experts of the largest gate weights.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that are computed at once.")] = 256,
     reject: Annotated[
@@ -77,9 +79,10 @@ def predict(
     from moe_dist.use.predict import best_device, predict_inputs
 
     shown = console if out is not None else errors  # standard output is the rows'
-    loaded = load(run, model, checkpoint.value).to(best_device())
+    loaded = load(run, model, checkpoint.value, calibrated=calibrated).to(best_device())
     about = loaded.about
-    say(shown, (about["model"], "bold"), f" of {about['run']}, {about['checkpoint']}, on {loaded.device.type}")
+    at = f", at temperature {loaded.temperature:.3f}" if calibrated else ""
+    say(shown, (about["model"], "bold"), f" of {about['run']}, {about['checkpoint']}, on {loaded.device.type}{at}")
     with raising_disk_errors(None if out is None else out.parent, "the rows", "give the command again"):
         score = predict_inputs(
             loaded, inputs, Show(shown), top_k=top_k, batch=batch, reject=reject, form=form.value, out=out
@@ -95,12 +98,15 @@ def export(
     out: Annotated[Path, typer.Option(help="The folder.", parser=typed("--out", "name a folder of this machine"))],
     model: Model = None,
     checkpoint: WhichCheckpoint = Checkpoint.chosen,
+    calibrated: Calibrated = False,
     licence: Annotated[str | None, typer.Option(help="The licence of the weights, for the model card.")] = None,
 ) -> None:
     """Write a trained model for others, with a model card: a folder that moe_dist.load reads, ONNX, or torch's .pt2."""
     from moe_dist.use.export import export as export_model
 
     with raising_disk_errors(out, "the exported model", "give the command again"):
-        checked = export_model(run, to.value, out, model=model, checkpoint=checkpoint.value, licence=licence)
+        checked = export_model(
+            run, to.value, out, model=model, checkpoint=checkpoint.value, calibrated=calibrated, licence=licence
+        )
     say(console, checked)
     say(console, f"model: {short(out)}")

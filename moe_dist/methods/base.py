@@ -49,6 +49,8 @@ class Method(ABC):
     batch normalisation and dropout, which are found in the network."""
     heeds_top_k: ClassVar[bool] = False
     """Whether `predict` computes only `top_k` experts where it is asked to."""
+    experts_are_classes: ClassVar[bool] = False
+    """Whether expert j is the expert of class j, so that other classes are other experts."""
     takes_vectors: ClassVar[bool] = False
     """Whether its samples may be vectors as well as images."""
     predicts: ClassVar[Literal["classes", "clusters"]] = "classes"

@@ -151,7 +151,8 @@ def _limits(model: TrainedModel, facts: Mapping[str, Any]) -> str:
     """What the model is for, and what it is not for, as far as the run can tell."""
     sentences = [
         f"For samples like those of {facts['dataset']}, to tell its {len(model.classes)} {model.predicts} apart. A "
-        "sample of none of them is given one all the same. Probabilities were not calibrated.",
+        "sample of none of them is given one all the same.",
+        _calibration(model),
         "How it does on groups of people, places or cameras that the data does not tell apart was not measured.",
     ]
     if model.preprocessing.crop_roi:
@@ -160,6 +161,21 @@ def _limits(model: TrainedModel, facts: Mapping[str, Any]) -> str:
     if min(counts) and max(counts) / min(counts) >= 5:
         sentences.append(f"Classes had from {min(counts):,} to {max(counts):,} training samples; rare ones do worse.")
     return "## Intended use and limits\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
+
+
+def _calibration(model: TrainedModel) -> str:
+    """What is known of the probabilities."""
+    fitted = model.about.get("calibration")
+    if fitted is None:
+        return "Probabilities were not calibrated."
+    on = f"{fitted['samples']:,} validation samples"
+    before, after = f"{fitted['ece']:.3f}", f"{fitted['ece_calibrated']:.3f}"
+    if model.temperature == 1:
+        return f"Probabilities were not calibrated: their expected calibration error on {on} is {before}."
+    return (
+        f"Probabilities are at the temperature {model.temperature:.3f}, fitted on {on}, where it changed the expected "
+        f"calibration error from {before} to {after}."
+    )
 
 
 def _origin(facts: Mapping[str, Any]) -> str:

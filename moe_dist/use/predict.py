@@ -61,7 +61,7 @@ def predict_inputs(
         show.notice("the network was trained on images cut to regions of interest; these are taken whole")
     model.require_top_k(top_k)
     written = format_of(form, len(model.classes), model.gate_sizes)
-    about = {name: value for name, value in model.about.items() if name != "card"}
+    about = {name: value for name, value in model.about.items() if name not in ("card", "calibration")}
     made_by = {"model": about, "top_k": top_k, "reject": reject, "format": form}
     rows = ShownRows(written) if out is None else KeptRows(out, written, made_by)
     score = Score(model.predicts, model.classes, training_classes)

@@ -26,7 +26,7 @@ import moe_dist.use.rows as rows_module
 from moe_dist.data.image.decode import decode_resized
 from moe_dist.data.image.vectors import decode_vector
 from moe_dist.errors import UserError
-from moe_dist.metrics.classification import calibration_error
+from moe_dist.metrics.calibration import calibration_error
 from moe_dist.use.model import TrainedModel
 from moe_dist.use.predict import predict_inputs
 

@@ -27,6 +27,7 @@ class Dfcp(Method):
     Config = DfcpConfig
     config: DfcpConfig
     heeds_top_k = True
+    experts_are_classes = True
 
     @property
     def experts(self) -> tuple[Any, ...]:
