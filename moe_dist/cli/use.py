@@ -25,6 +25,7 @@ class RowsFormat(StrEnum):
 
     csv = "csv"
     json = "json"
+    parquet = "parquet"
 
 
 class ExportTo(StrEnum):
@@ -49,11 +50,10 @@ Calibrated = Annotated[bool, typer.Option("--calibrated", help="At the temperatu
 def predict(
     run: RunDirectory,
     inputs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Images, folders and tars of images; for methods of vectors .csv, .npz or .npy.",
-            parser=typed("INPUT", "download it"),
+            help="Images, folders and tars of images, also under a URL; for methods of vectors .csv, .npz or .npy.",
         ),
     ],
     model: Model = None,
@@ -64,7 +64,9 @@ def predict(
     reject: Annotated[
         float, typer.Option(min=0, max=1, help="Mark a row whose class has a smaller probability as rejected.")
     ] = 0.0,
-    form: Annotated[RowsFormat, typer.Option("--format", help="csv, or json: an object a line.")] = RowsFormat.csv,
+    form: Annotated[
+        RowsFormat, typer.Option("--format", help="csv, json (an object a line), or parquet.")
+    ] = RowsFormat.csv,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -72,20 +74,42 @@ def predict(
             parser=typed("--out", "name a file of this machine"),
         ),
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for a picture of each image, and where each expert looks, in methods that show it.",
+            parser=typed("--explain", "name a folder of this machine"),
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes of a Ray cluster that predict; 0: this one, without Ray.")
+    ] = 0,
 ) -> None:
     """Predict images, or vectors: a row each, also for one that cannot be read. Subfolders called as the classes are
     scored."""
-    from moe_dist.use.load import load
-    from moe_dist.use.predict import best_device, predict_inputs
+    from moe_dist.use.batches import best_device
+    from moe_dist.use.load import Loading
+    from moe_dist.use.predict import predict_inputs
+    from moe_dist.use.workers import Workers
 
     shown = console if out is not None else errors  # standard output is the rows'
-    loaded = load(run, model, checkpoint.value, calibrated=calibrated).to(best_device())
-    about = loaded.about
+    loading = Loading(run.absolute(), model, checkpoint.value, calibrated)
+    loaded = loading.load().to(best_device())
+    about, asked_for = loaded.about, Workers(workers, loading) if workers else None
     at = f", at temperature {loaded.temperature:.3f}" if calibrated else ""
     say(shown, (about["model"], "bold"), f" of {about['run']}, {about['checkpoint']}, on {loaded.device.type}{at}")
     with raising_disk_errors(None if out is None else out.parent, "the rows", "give the command again"):
         score = predict_inputs(
-            loaded, inputs, Show(shown), top_k=top_k, batch=batch, reject=reject, form=form.value, out=out
+            loaded,
+            inputs,
+            Show(shown),
+            top_k=top_k,
+            batch=batch,
+            reject=reject,
+            form=form.value,
+            out=out,
+            explain=explain,
+            workers=asked_for,
         )
     say(shown, score.sentence())
     if out is not None:

@@ -6,6 +6,7 @@ weights safetensors.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,20 @@ from moe_dist.train.finished import Choice, finished_checkpoint, job_of_run, mod
 from moe_dist.use.exported import empty_network, load_exported
 from moe_dist.use.model import TrainedModel
 from moe_dist.use.preprocess import Preprocessing
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What to load, so that other processes can load it, too: the arguments of `load`."""
+
+    run: Path
+    model: str | None = None
+    checkpoint: Choice = "chosen"
+    calibrated: bool = False
+
+    def load(self) -> TrainedModel:
+        """The model."""
+        return load(self.run, self.model, self.checkpoint, calibrated=self.calibrated)
 
 
 def load(
