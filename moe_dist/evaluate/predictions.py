@@ -45,25 +45,27 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
     data.bad_samples.write_to(task.run / BAD_SAMPLES)
     method = open_method(task.job, task.model, data)
     network = load_network(task, method, Path(last)).to(context.device)
-    arrays = predict_test(method, network, data, context)
+    fast = method.packed(network)
+    arrays = predict_test(method, fast, data, context)
     image = next(
         evaluation_batches(data.test.images, data.test_samples[:1], data.test.labels[:1], data.config, batch_size=1)
     )
     latency: dict[str, Latency] = {}
     for name, top_k in {ALL: None, **{f"top{k}": k for k in method.top_ks()}}.items():
-        predict = partial(method.predict, network, top_k=top_k)
+        predict = partial(method.predict, fast, top_k=top_k)
         latency[name] = measure_latency(predict, image.images, device=context.device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     pictures = {"tsne": project_features(method, network, data, context.device)}
     pictures["grad_cam"] = look_at_images(method, network, data, context.device)
     pictures["own"] = own_pictures(method, network, data, context.device)
-    calibration = {Path(last).name: calibrate(method, network, data, context.device)}
+    calibration = {Path(last).name: calibrate(method, fast, data, context.device)}
     if chosen == last:
         arrays["chosen_argmax"] = arrays["log_probs"].argmax(1).astype(np.int16)
     elif chosen is not None:
         load_weights(Path(chosen), network)
-        arrays["chosen_argmax"] = choose_classes(method, network, data, context.device)
-        calibration[Path(chosen).name] = calibrate(method, network, data, context.device)
+        fast = method.packed(network)
+        arrays["chosen_argmax"] = choose_classes(method, fast, data, context.device)
+        calibration[Path(chosen).name] = calibrate(method, fast, data, context.device)
     about: dict[str, Any] = {"predicts": method.predicts, "latency": latency, "parameters": parameters}
     about |= {"hardware": hardware(), "evaluated": Path(last).name, "calibration": calibration}
     return {"arrays": arrays, "pictures": pictures, "about": about}

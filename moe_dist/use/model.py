@@ -70,7 +70,7 @@ class TrainedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.method = method
-        self.network = network
+        self.network = method.packed(network)
         self.preprocessing = preprocessing
         self.about = dict(about)
         self.temperature: float = self.about.get("temperature", 1.0)

@@ -15,6 +15,7 @@ from moe_dist.methods.dfcp import losses, steps
 from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import GATE_SPACE, DfcpConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
+from moe_dist.methods.dfcp.packed import PackedMixture
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.phases import Phase, Progress, Stage, StepResult
 from moe_dist.methods.search import ExpertSearch
@@ -105,6 +106,11 @@ class Dfcp(Method):
             "experts": joint.lambda_e * batch.mean(losses.expert_loss(expert_logits, batch.labels)),
             "gate": joint.lambda_g * batch.mean(losses.gate_loss(gate_logits, batch.labels)),
         }
+
+    def packed(self, network: nn.Module) -> nn.Module:
+        """Experts of similar widths computed together."""
+        assert isinstance(network, Mixture)
+        return PackedMixture(network, self.info.image_size)
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """Eq 3 over all experts, or over the `top_k` of largest gate weight.
