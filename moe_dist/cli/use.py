@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from moe_dist.data.storage.store import is_url
 from moe_dist.disk import raising_disk_errors
 from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.terminal import Show, console, errors, say, short
@@ -47,6 +48,11 @@ WhichCheckpoint = Annotated[Checkpoint, typer.Option(help="The checkpoint chosen
 Calibrated = Annotated[bool, typer.Option("--calibrated", help="At the temperature that was fitted on validation.")]
 
 
+def place(text: str) -> str:
+    """A URL as it is, and a path of this machine. Raises UserError where the name of a path is not UTF-8."""
+    return text if is_url(text) else str(typed("INPUT", "rename it")(text))
+
+
 def predict(
     run: RunDirectory,
     inputs: Annotated[
@@ -54,6 +60,7 @@ def predict(
         typer.Argument(
             metavar="INPUT...",
             help="Images, folders and tars of images, also under a URL; for methods of vectors .csv, .npz or .npy.",
+            parser=place,
         ),
     ],
     model: Model = None,

@@ -26,6 +26,8 @@ def facts_of(run: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     facts |= {"data": directory.job["data"], "class_counts": directory.record.get("class_counts")}
     facts["pretrained"] = model.settings.get("weights")
     facts["backbone"] = model.settings.get("backbone")
+    origin = directory.job.get("init_from")
+    facts["init_from"] = Path(origin).name if origin else None
     evaluation = model.evaluation
     facts["labels_used"] = evaluation.labels_used if evaluation else None
     facts["metrics"] = _metrics(evaluation, about) if evaluation else []
@@ -179,6 +181,8 @@ def _calibration(model: TrainedModel) -> str:
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
+    if facts.get("init_from"):
+        return f" The training began from the model {facts['init_from']} (init_from), whose licence counts, too."
     if facts["pretrained"] is None:
         return ""
     return f" The training began from weights {facts['pretrained']} of {facts['backbone']}, whose licence counts, too."
