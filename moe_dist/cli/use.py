@@ -115,7 +115,7 @@ def predict(
             reject=reject,
             form=form.value,
             out=out,
-            explain=explain,
+            explain=explain and explain.absolute(),
             workers=asked_for,
         )
     say(shown, score.sentence())

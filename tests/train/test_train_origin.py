@@ -140,6 +140,22 @@ def test_experts_on_two_ranks_begin_with_the_weights_of_another_run(finished: Pa
     assert all(torch.allclose(after[name], before[name], atol=1e-9) for name in before)
 
 
+@pytest.mark.slow
+def test_gates_that_a_stage_initialises_from_images_are_taken_over_after_that(tmp_path: Path) -> None:
+    """Of GMM-MoE's frozen stage, which trains nothing here."""
+    tap = {"experts": 3, "dim": 8, "kernel": 1, "at": "blocks.2"}
+    method: dict[str, Any] = {"name": "gmm_moe", "backbone": "timm/test_efficientnet", "weights": None, "taps": [tap]}
+    method |= {"width": 8, "whole": None, "frozen": {"epochs": 1, "batch_size": 40}}
+    data = {"dataset": "digits", "image_size": 32, "max_train_images": 120, "max_test_images": 40}
+    content: dict[str, Any] = {"name": "small", "kind": "train", "data": data, "method": method}
+    before = run(parse_job(content, "first.yaml"), tmp_path / "first")
+    method["frozen"] |= {"learning_rate": 1e-12}
+    after = run(parse_job(content | {"init_from": str(before), "seed": 1}, "second.yaml"), tmp_path / "second")
+    first, second = weights_of(before, "gmm_moe"), weights_of(after, "gmm_moe")
+    gates = [name for name in first if ".gate." in name]
+    assert gates and all(torch.allclose(second[name], first[name], atol=1e-6) for name in gates)
+
+
 def test_what_cannot_be_begun_from_is_refused(finished: Path, tmp_path: Path) -> None:
     def with_origin(folder: Path, **method: Any) -> Job:
         content = traditional().model_dump(mode="json") | {"init_from": str(folder), "name": "x"}

@@ -4,8 +4,9 @@
 2. The experts of a part are padded with zeros to the widest of them (bank/network.py); what a padded unit gives is 0.
 3. All of a part see the same images, so their first convolutions are one wide one, and the others run in groups.
 
-One part would be padded too much, and many are a loop again: benchmarks/inference.py measures both. Letters in shapes:
-B samples of a batch, E experts, M experts of a part, S image side.
+One part would be padded too much, and many are a loop again (docs/decisions.md has the figures);
+benchmarks/inference.py compares with the loop. Letters in shapes: B samples of a batch, E experts, M experts of a part,
+S image side.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from moe_dist.methods.dfcp.network import Mixture
 from moe_dist.models.lenet import LeNet, LeNetWidths
 
 PACKS = 5
-"""Parts: with 43 experts of Table 1's widths, as fast as any number at batch 1, and the fastest at 256 on a CPU."""
+"""Parts: of 1, 2, 3 and 5 the fastest for one image and for 256, with 43 experts of Table 1's widths on a CPU."""
 
 
 class PackedMixture(Mixture):
