@@ -22,10 +22,10 @@ Shapes = dict[str, torch.Size]
 """The shapes of a LeNet's parameters by name, in the order of its state_dict."""
 
 
-def shapes(widths: LeNetWidths, image_size: int) -> Shapes:
-    """The parameters' shapes of a binary LeNet. Raises UserError where the image is too small for one."""
+def shapes(widths: LeNetWidths, image_size: int, outputs: int = 1) -> Shapes:
+    """The parameters' shapes of a LeNet, binary by default. Raises UserError where the image is too small for one."""
     with torch.device("meta"):
-        return {name: value.shape for name, value in LeNet(widths, 1, image_size).state_dict().items()}
+        return {name: value.shape for name, value in LeNet(widths, outputs, image_size).state_dict().items()}
 
 
 def widest(widths: Sequence[LeNetWidths]) -> LeNetWidths:
@@ -57,7 +57,7 @@ def unpacked(rows: Tensor, padded: Shapes) -> dict[str, Tensor]:
 
 
 def stacked_logits(parameters: Sequence[Tensor], images: Tensor) -> Tensor:
-    """Logits [M, B] of every member.
+    """Logits [M, B] of every member, or [M, B, outputs] of members with several.
 
     parameters: stacked [M, ...], in the order of LeNet's; images: [B, M * 3, S, S], every member's own side by side, or
     [B, 3, S, S], the same for all members.

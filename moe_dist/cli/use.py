@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from moe_dist.data.storage.store import is_url
 from moe_dist.disk import raising_disk_errors
 from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.terminal import Show, console, errors, say, short
@@ -25,6 +26,7 @@ class RowsFormat(StrEnum):
 
     csv = "csv"
     json = "json"
+    parquet = "parquet"
 
 
 class ExportTo(StrEnum):
@@ -43,26 +45,35 @@ RunDirectory = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="The model's name, in a run of several.")]
 WhichCheckpoint = Annotated[Checkpoint, typer.Option(help="The checkpoint chosen on validation, or the last one.")]
+Calibrated = Annotated[bool, typer.Option("--calibrated", help="At the temperature that was fitted on validation.")]
+
+
+def place(text: str) -> str:
+    """A URL as it is, and a path of this machine. Raises UserError where the name of a path is not UTF-8."""
+    return text if is_url(text) else str(typed("INPUT", "rename it")(text))
 
 
 def predict(
     run: RunDirectory,
     inputs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Images, folders and tars of images; for methods of vectors .csv, .npz or .npy.",
-            parser=typed("INPUT", "download it"),
+            help="Images, folders and tars of images, also under a URL; for methods of vectors .csv, .npz or .npy.",
+            parser=place,
         ),
     ],
     model: Model = None,
     checkpoint: WhichCheckpoint = Checkpoint.chosen,
+    calibrated: Calibrated = False,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k experts of the largest gate weights.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images that are computed at once.")] = 256,
     reject: Annotated[
         float, typer.Option(min=0, max=1, help="Mark a row whose class has a smaller probability as rejected.")
     ] = 0.0,
-    form: Annotated[RowsFormat, typer.Option("--format", help="csv, or json: an object a line.")] = RowsFormat.csv,
+    form: Annotated[
+        RowsFormat, typer.Option("--format", help="csv, json (an object a line), or parquet.")
+    ] = RowsFormat.csv,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -70,19 +81,42 @@ def predict(
             parser=typed("--out", "name a file of this machine"),
         ),
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for a picture of each image, and where each expert looks, in methods that show it.",
+            parser=typed("--explain", "name a folder of this machine"),
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes of a Ray cluster that predict; 0: this one, without Ray.")
+    ] = 0,
 ) -> None:
     """Predict images, or vectors: a row each, also for one that cannot be read. Subfolders called as the classes are
     scored."""
-    from moe_dist.use.load import load
-    from moe_dist.use.predict import best_device, predict_inputs
+    from moe_dist.use.batches import best_device
+    from moe_dist.use.load import Loading
+    from moe_dist.use.predict import predict_inputs
+    from moe_dist.use.workers import Workers
 
     shown = console if out is not None else errors  # standard output is the rows'
-    loaded = load(run, model, checkpoint.value).to(best_device())
-    about = loaded.about
-    say(shown, (about["model"], "bold"), f" of {about['run']}, {about['checkpoint']}, on {loaded.device.type}")
+    loading = Loading(run.absolute(), model, checkpoint.value, calibrated)
+    loaded = loading.load().to(best_device())
+    about, asked_for = loaded.about, Workers(workers, loading) if workers else None
+    at = f", at temperature {loaded.temperature:.3f}" if calibrated else ""
+    say(shown, (about["model"], "bold"), f" of {about['run']}, {about['checkpoint']}, on {loaded.device.type}{at}")
     with raising_disk_errors(None if out is None else out.parent, "the rows", "give the command again"):
         score = predict_inputs(
-            loaded, inputs, Show(shown), top_k=top_k, batch=batch, reject=reject, form=form.value, out=out
+            loaded,
+            inputs,
+            Show(shown),
+            top_k=top_k,
+            batch=batch,
+            reject=reject,
+            form=form.value,
+            out=out,
+            explain=explain and explain.absolute(),
+            workers=asked_for,
         )
     say(shown, score.sentence())
     if out is not None:
@@ -95,12 +129,15 @@ def export(
     out: Annotated[Path, typer.Option(help="The folder.", parser=typed("--out", "name a folder of this machine"))],
     model: Model = None,
     checkpoint: WhichCheckpoint = Checkpoint.chosen,
+    calibrated: Calibrated = False,
     licence: Annotated[str | None, typer.Option(help="The licence of the weights, for the model card.")] = None,
 ) -> None:
     """Write a trained model for others, with a model card: a folder that moe_dist.load reads, ONNX, or torch's .pt2."""
     from moe_dist.use.export import export as export_model
 
     with raising_disk_errors(out, "the exported model", "give the command again"):
-        checked = export_model(run, to.value, out, model=model, checkpoint=checkpoint.value, licence=licence)
+        checked = export_model(
+            run, to.value, out, model=model, checkpoint=checkpoint.value, calibrated=calibrated, licence=licence
+        )
     say(console, checked)
     say(console, f"model: {short(out)}")

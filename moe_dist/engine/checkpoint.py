@@ -42,6 +42,7 @@ ARRAYS = "arrays.safetensors"
 RANDOM = "random_{:04d}.safetensors"
 GeneratorState = dict[str, Tensor]
 """The states of the random generators of torch, CUDA (if there is a GPU), NumPy and Python, by name."""
+_OPTIMISER = ".optimiser.safetensors"
 _EXPERT = re.compile(r"(?P<group>.+)\.members\.(?P<expert>\d+)\.")
 
 
@@ -67,7 +68,7 @@ def save_checkpoint(
     moments = {
         f"{name}/{key}": tensor for name, kept in engine.optimiser_state().items() for key, tensor in kept.items()
     }
-    contents |= {f"{stem}.optimiser.safetensors": tensors for stem, tensors in _by_file(moments).items()}
+    contents |= {f"{stem}{_OPTIMISER}": tensors for stem, tensors in _by_file(moments).items()}
     # Dense files are written by rank 0, those of experts by the first ranks, which together hold each expert once.
     mine = {
         name: tensors
@@ -126,6 +127,16 @@ def load_weights(folder: Path, network: nn.Module) -> None:
     """
     _read_content(folder)
     _load_network(folder, network)
+
+
+def weight_files(folder: Path) -> dict[str, str]:
+    """The files of parameters and buffers, by name, with their sha256. Raises UserError if it is not whole."""
+    files = _read_content(folder)["files"]
+    return {
+        name: about["sha256"] or file_sha256(folder / name)
+        for name, about in sorted(files.items())
+        if not (name == ARRAYS or name.endswith(_OPTIMISER) or name.startswith("random_"))
+    }
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -234,7 +245,7 @@ def _optimiser_state(folder: Path, engine: Engine) -> ParameterState:
     """The saved optimiser state of the parameters that this process trains; without tensors before the first step."""
     entries: dict[str, Tensor] = {}
     for stem in _by_file(engine.configs):
-        path = folder / f"{stem}.optimiser.safetensors"
+        path = folder / f"{stem}{_OPTIMISER}"
         entries |= _read(path) if path.is_file() else {}
     state: ParameterState = {name: {} for name in engine.configs}
     for entry, tensor in entries.items():

@@ -1,4 +1,4 @@
-"""Evaluates a trained model on the test split in one process: predictions, latency and pictures."""
+"""Evaluates a trained model on the test split in one process: predictions, latency, calibration and pictures."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from moe_dist.data.stream.stream import evaluation_batches
 from moe_dist.engine.checkpoint import damaged_file, load_weights
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
+from moe_dist.evaluate.calibration import calibrate
 from moe_dist.evaluate.latency import Latency, measure_latency
 from moe_dist.evaluate.pictures import look_at_images, own_pictures, project_features
 from moe_dist.files import whole_file, write_json
@@ -36,7 +37,7 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
     """A task: predictions on the test split and latency, with all experts and with each top-k, and pictures.
 
     checkpoints: the last one, which is evaluated, and the best one on validation (or None), of which only the predicted
-    classes are kept. Returns arrays, pictures and about, for `save_evaluation`.
+    classes are kept; of both, the temperature. Returns arrays, pictures and about, for `save_evaluation`.
     """
     last, chosen = checkpoints
     task = TrainingTask.unpack(packed)
@@ -44,24 +45,29 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
     data.bad_samples.write_to(task.run / BAD_SAMPLES)
     method = open_method(task.job, task.model, data)
     network = load_network(task, method, Path(last)).to(context.device)
-    arrays = predict_test(method, network, data, context)
+    fast = method.packed(network)
+    arrays = predict_test(method, fast, data, context)
     image = next(
         evaluation_batches(data.test.images, data.test_samples[:1], data.test.labels[:1], data.config, batch_size=1)
     )
     latency: dict[str, Latency] = {}
     for name, top_k in {ALL: None, **{f"top{k}": k for k in method.top_ks()}}.items():
-        predict = partial(method.predict, network, top_k=top_k)
+        predict = partial(method.predict, fast, top_k=top_k)
         latency[name] = measure_latency(predict, image.images, device=context.device)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     pictures = {"tsne": project_features(method, network, data, context.device)}
     pictures["grad_cam"] = look_at_images(method, network, data, context.device)
     pictures["own"] = own_pictures(method, network, data, context.device)
+    calibration = {Path(last).name: calibrate(method, fast, data, context.device)}
     if chosen == last:
         arrays["chosen_argmax"] = arrays["log_probs"].argmax(1).astype(np.int16)
     elif chosen is not None:
         load_weights(Path(chosen), network)
-        arrays["chosen_argmax"] = choose_classes(method, network, data, context.device)
-    about = {"predicts": method.predicts, "latency": latency, "parameters": parameters, "hardware": hardware()}
+        fast = method.packed(network)
+        arrays["chosen_argmax"] = choose_classes(method, fast, data, context.device)
+        calibration[Path(chosen).name] = calibrate(method, fast, data, context.device)
+    about: dict[str, Any] = {"predicts": method.predicts, "latency": latency, "parameters": parameters}
+    about |= {"hardware": hardware(), "evaluated": Path(last).name, "calibration": calibration}
     return {"arrays": arrays, "pictures": pictures, "about": about}
 
 

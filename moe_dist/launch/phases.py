@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from moe_dist.record.run_record import RunRecord
 from moe_dist.record.sharing import STEP_DONE, TRAINING_DONE, take_over
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import sound_checkpoint
+from moe_dist.train.origin import Origin
 from moe_dist.train.steps import run_step
 from moe_dist.train.task import TrainingTask, trained_network
 
@@ -50,7 +51,8 @@ class Drive:
 class ModelPhases:
     """The phases of a model in a run.
 
-    planned: the phases to run. trained: the last checkpoints of finished stages, by the stage's name.
+    planned: the phases to run. trained: the last checkpoints of finished stages, by the stage's name. origin: what the
+    last training begins from, None if it begins anew.
     """
 
     drive: Drive
@@ -58,6 +60,7 @@ class ModelPhases:
     method: Method
     planned: Sequence[Planned]
     trained: dict[str, Path] = field(default_factory=dict)
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         self.folder = ModelFolder(self.drive.run / self.model)
@@ -102,7 +105,8 @@ class ModelPhases:
 
     def task(self, training: PlannedTraining) -> TrainingTask:
         """The task of a training, to be sent to workers."""
-        return self.task_of(self.folder.training(training.fingerprint), [stage.name for stage in training.stages])
+        task = self.task_of(self.folder.training(training.fingerprint), [stage.name for stage in training.stages])
+        return replace(task, origin=self.origin) if training is self.trainings[-1] else task
 
     def task_of(self, folder: Path, stages: Sequence[str]) -> TrainingTask:
         """The task of training `stages` into `folder`, with the results of the phases so far."""

@@ -33,6 +33,21 @@ OBJECT_STORE_BYTES = 512 * 2**20
 @contextlib.contextmanager
 def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
     """Connect to the cluster of RAY_ADDRESS, which is set for a submitted job, or start an embedded Ray."""
+    gpus = max(job.resources.gpus_per_worker, job.resources.gpus_per_task)
+    with started_ray(embedded_cpus(job), show, gpus):
+        import ray
+
+        require_resources(job, ray.cluster_resources(), show)
+        yield RayLauncher(job, run, show)
+
+
+@contextlib.contextmanager
+def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, or start an embedded Ray that counts with `cpus`, while the block runs.
+
+    gpus: what a worker asks for, which an embedded Ray must find on this machine. Raises UserError where Ray is not
+    installed, or the cluster cannot be used from here.
+    """
     for name, value in (QUIET | PROMPT).items():
         os.environ.setdefault(name, value)
     try:
@@ -44,17 +59,16 @@ def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
         ) from None
 
     address = cluster_address()
-    device_of(0 if address else max(job.resources.gpus_per_worker, job.resources.gpus_per_task))
+    device_of(0 if address else gpus)
     try:
         with show.working("start Ray"), deferring_signals():
-            _start_ray(job, address)
-        require_resources(job, ray.cluster_resources(), show)
-        yield RayLauncher(job, run, show)
+            _start_ray(cpus, address)
+        yield
     finally:
         ray.shutdown()
 
 
-def _start_ray(job: Job, address: str | None) -> None:
+def _start_ray(cpus: int, address: str | None) -> None:
     """Connect to the cluster at `address`, or start a Ray. Raises UserError if the cluster cannot be used from here."""
     import ray
 
@@ -63,7 +77,7 @@ def _start_ray(job: Job, address: str | None) -> None:
         if not address:
             ray.init(
                 address="local",  # not one that `ray start` left on this machine
-                num_cpus=embedded_cpus(job),
+                num_cpus=cpus,
                 object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

@@ -49,6 +49,8 @@ class Method(ABC):
     batch normalisation and dropout, which are found in the network."""
     heeds_top_k: ClassVar[bool] = False
     """Whether `predict` computes only `top_k` experts where it is asked to."""
+    experts_are_classes: ClassVar[bool] = False
+    """Whether expert j is the expert of class j, so that other classes are other experts."""
     takes_vectors: ClassVar[bool] = False
     """Whether its samples may be vectors as well as images."""
     predicts: ClassVar[Literal["classes", "clusters"]] = "classes"
@@ -140,6 +142,13 @@ class Method(ABC):
     @abstractmethod
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """The prediction for images [B, 3, S, S]; with `top_k`, by the k experts of the largest gate weights only."""
+
+    def packed(self, network: nn.Module) -> nn.Module:
+        """The trained network as it predicts fastest: with the same parameters and predictions, to 1e-5, in float32.
+
+        It is not trained any more, and all experts are in this process. Default: `network` itself.
+        """
+        return network
 
     def features(self, network: nn.Module, images: Tensor) -> Tensor | None:
         """The features [B, D] of images [B, 3, S, S], for the report's t-SNE. Default: None, no t-SNE."""

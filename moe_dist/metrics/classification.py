@@ -135,18 +135,6 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
 
 
-def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """The expected calibration error (Guo et al. 2017): how far probabilities are from the share that is right.
-
-    probabilities [N]: of the predicted classes; right [N] bool. The mean distance of both, over `bins` of equal width,
-    each weighing as much as it has images.
-    """
-    assert len(probabilities) == len(right) > 0
-    numbers = np.clip(np.ceil(probabilities * bins).astype(np.int64) - 1, 0, bins - 1)
-    sums = (np.bincount(numbers, weights=values, minlength=bins) for values in (probabilities, right))
-    return float(np.abs(np.subtract(*sums)).sum() / len(right))
-
-
 def mean_interval(values: Sequence[float]) -> tuple[float, Interval]:
     """The mean of several runs' values and its 95 % Student-t interval; there must be at least two values."""
     assert len(values) >= 2, "one value has no spread"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure to be saved as `name`.png. heading: what is seen, of which data; caption: how to read it."""
+    """A figure to be saved as `name`.`form`. heading: what is seen, of which data; caption: how to read it."""
 
     name: str
     heading: str
     caption: str
     figure: Figure
+    form: Literal["png", "svg"] = "png"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -59,6 +59,7 @@ _SETTINGS: Any = {
     "figure.titlesize": 11,
     "figure.titleweight": "bold",
     "savefig.dpi": 150,
+    "svg.hashsalt": "moe-dist",  # or names inside the file are drawn by chance
     "text.parse_math": False,  # a class may be called "$5 off"
 }
 
@@ -78,10 +79,10 @@ def new_figure(heading: str, height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure to `path` as a PNG; equal figures give equal bytes."""
+def save_figure(figure: Figure, path: Path, form: Literal["png", "svg"] = "png") -> None:
+    """Write a figure to `path`; equal figures give equal bytes."""
     with whole_file(path, lasting=False) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
+        figure.savefig(partial, format=form, metadata={"Date" if form == "svg" else "Software": None})
 
 
 def class_ticks(axes: Axes, names: list[str], which: str) -> None:

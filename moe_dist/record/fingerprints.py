@@ -66,8 +66,13 @@ Planned = PlannedStep | tuple[PlannedTraining, ...]
 """A step, or trainings that run at the same time, most often one."""
 
 
-def plan(method: Method, job: Job, model: str, data: OpenedData) -> list[Planned]:
-    """The phases of a method, in order. Consecutive stages of one network form one training."""
+def plan(
+    method: Method, job: Job, model: str, data: OpenedData, origin: Mapping[str, Any] | None = None
+) -> list[Planned]:
+    """The phases of a method, in order. Consecutive stages of one network form one training.
+
+    origin: what the last training begins from (train/origin.py), as JSON values, None if it begins anew.
+    """
     inputs = fingerprint(SCHEME, data.digests["train"], job.seed, settings_of(job.data))
     planned: list[Planned] = []
     for group in _grouped(method.phases()):
@@ -78,6 +83,8 @@ def plan(method: Method, job: Job, model: str, data: OpenedData) -> list[Planned
         trainings = []
         for stages in group:
             settings = training_settings(job, model, method, data, stages, inputs)
+            if origin is not None and stages[0].name == stages_of_last_training(method)[0].name:
+                settings["init_from"] = dict(origin)
             trainings.append(PlannedTraining(stages, settings, fingerprint(settings)))
         inputs = fingerprint(inputs, *(training.fingerprint for training in trainings))
         planned.append(tuple(trainings))
@@ -157,8 +164,10 @@ def training_settings(
 
 def evaluation_settings(job: Job, model: str, method: Method, data: OpenedData, chosen: str | None) -> dict[str, Any]:
     """What an evaluation depends on beside its training; chosen: the checkpoint that is best on validation, if any."""
+    calibrates = method.predicts == "classes" and len(data.val_samples) > 0
     return {
         "scheme": SCHEME,
+        **({"validation": data.digests["val"]} if calibrates else {}),
         "test": data.digests["test"],
         "chosen": chosen,
         "top_k": [*method.top_ks()],

@@ -12,6 +12,7 @@ from moe_dist.files import require_writable, write_json, write_text
 from moe_dist.metrics.classification import classification_metrics, group_accuracy
 from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.plots.tables import Table, to_markdown
+from moe_dist.report.calibration import calibration_metrics, rejection_table
 from moe_dist.report.figures import draw_figures
 from moe_dist.report.page import render_page
 from moe_dist.report.run import Evaluation, RunDirectory
@@ -29,7 +30,8 @@ def build_report(path: Path) -> Path:
     require_writable(path, f"the report of {path}")
     metrics = flat_metrics(run)
     own = [table for report, models in run.reports() for table in report.tables(run, models)]
-    tables = [results_table(run, metrics), experts_table(run, metrics), *own, *search_tables(run)]
+    tables = [results_table(run, metrics), experts_table(run, metrics), *own]
+    tables += [rejection_table(run), *search_tables(run)]
     results = [table for table in tables if table.rows]
     write_json(path / "metrics.json", metrics)
     write_text(path / "results.md", "\n".join(map(to_markdown, results)))
@@ -61,7 +63,7 @@ def flat_metrics(run: RunDirectory) -> dict[str, float]:
         values = dict(own[model.name].numbers(run, model)) if model.name in own else {}
         if evaluation := model.evaluation:
             if evaluation.predicts == "classes":
-                values |= dict(_class_metrics(evaluation))
+                values |= dict(_class_metrics(evaluation)) | dict(calibration_metrics(evaluation))
                 values |= dict(_group_metrics(evaluation, run.class_groups))
             else:
                 values |= dict(_cluster_metrics(evaluation))

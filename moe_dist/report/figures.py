@@ -13,6 +13,7 @@ from moe_dist.plots import charts
 from moe_dist.plots.drawing import Drawing, Picture
 from moe_dist.plots.style import WIDTH, save_figure, style
 from moe_dist.plots.training import training_curves
+from moe_dist.report.calibration import draw_reliability
 from moe_dist.report.longtail import draw_longtail
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
 from moe_dist.report.tune import draw_searches
@@ -29,8 +30,8 @@ def draw_figures(run: RunDirectory) -> list[Picture]:
             counterparts.setdefault(figure, []).append(sentence)
     with style():
         for drawing in _drawings(run):
-            path = folder / f"{drawing.name}.png"
-            save_figure(drawing.figure, path)
+            path = folder / f"{drawing.name}.{drawing.form}"
+            save_figure(drawing.figure, path, drawing.form)
             caption = " ".join([*counterparts.get(drawing.name, ()), drawing.caption])
             pictures.append(Picture(path, drawing.figure.get_figwidth() / WIDTH, drawing.heading, caption))
     return pictures
@@ -54,6 +55,7 @@ def _drawings(run: RunDirectory) -> Iterator[Drawing]:
     for model, evaluation in run.evaluated:
         if evaluation.predicts == "classes":
             yield _test_confusion(run, model, evaluation)
+            yield draw_reliability(run, model, evaluation)
         else:
             yield _clusters_and_classes(run, model, evaluation)
 

@@ -16,6 +16,7 @@ from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
 from moe_dist.report.tables import class_table, steps_table
 from moe_dist.terminal import duration
 
+IMAGE_KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 KINDS = {"train": "Training", "reproduce": "Reproduction", "tune": "Search"}
 
 
@@ -54,9 +55,9 @@ def _details(summary: str, content: str) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    data = b64encode(picture.path.read_bytes()).decode("ascii")
+    data, kind = b64encode(picture.path.read_bytes()).decode("ascii"), IMAGE_KINDS[picture.path.suffix]
     return (
-        f'<figure><img style="width: {picture.width:.0%}" src="data:image/png;base64,{data}"'
+        f'<figure><img style="width: {picture.width:.0%}" src="data:{kind};base64,{data}"'
         f' alt="{escape(picture.heading)}">'
         f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
     )

@@ -16,6 +16,7 @@ from moe_dist.errors import UserError
 from moe_dist.files import read_json
 from moe_dist.methods.registry import method_report
 from moe_dist.methods.reporting import MethodReport
+from moe_dist.metrics.calibration import tempered
 from moe_dist.metrics.classification import ClassificationMetrics, classification_metrics, reported_groups
 from moe_dist.metrics.clustering import ClusteringMetrics, clustering_metrics
 from moe_dist.places import ModelFolder, status_of
@@ -79,6 +80,17 @@ class Evaluation:
     pictures: Mapping[str, Mapping[str, np.ndarray]]
     """What figures are drawn from, as evaluate/pictures.py writes it, as far as the method shows it: `tsne` (points
     [V, 2], labels [V]), `grad_cam` (images, labels, predicted, cams), and `own`, which the method's report draws."""
+    temperature: float | None = None
+    """What validation says that logits are to be divided by; None for clusters, and where nothing was validated."""
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Whether the likeliest class is the true one [N], of a method that predicts classes."""
+        return self.log_probs.argmax(axis=1) == self.labels
+
+    def probabilities(self, temperature: float = 1.0) -> np.ndarray:
+        """The probability [N] of each image's likeliest class, with logits divided by `temperature`."""
+        return np.exp(tempered(self.log_probs, temperature).max(axis=1))
 
     @cached_property
     def metrics(self) -> ClassificationMetrics:
@@ -275,6 +287,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
         train_seconds_summed=wall if summed is None else summed,
         labels_used=about["labels_used"],
         parameters=about["parameters"],
+        temperature=(about.get("calibration", {}).get(about.get("evaluated")) or {}).get("temperature"),
         pictures={name: _read_arrays(path) for name, path in pictures.items() if path.is_file()},
     )
 

@@ -32,6 +32,8 @@ SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
         ("top1_many", "Top-1, many", percent),
         ("top1_medium", "Top-1, medium", percent),
         ("top1_few", "Top-1, few", percent),
+        ("ece", "Calibration error (ECE)", "{:.3f}".format),
+        ("ece_calibrated", "ECE, fitted temperature", "{:.3f}".format),
         ("accuracy", "Clustering accuracy (ACC)", percent),
         ("accuracy_chosen", "ACC, chosen on validation", percent),
         ("nmi", "Normalised mutual information (NMI)", "{:.3f}".format),

@@ -33,6 +33,7 @@ from moe_dist.report.paper import paper_table
 from moe_dist.run.notices import notices
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import best_on_validation
+from moe_dist.train.origin import origin_of
 from moe_dist.train.requirements import require_trainable
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask, open_method
 from moe_dist.yaml_core import load_run_yaml
@@ -68,6 +69,8 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool
         for sentence in config.notices():
             show.notice(f"{model}: {sentence}")
         require_trainable(job, open_method(job, model, data), len(data.val_samples))
+        if origin := origin_of(job, model):
+            show.notice(origin.in_words(open_method(job, model, data)))
         if job.kind == "tune":
             from moe_dist.tune.requirements import require_searchable  # imports Optuna, which only searches need
 
@@ -111,8 +114,9 @@ def _bad_samples(run: Path, show: Show) -> dict[str, Any]:
 def run_model(drive: Drive, model: str) -> None:
     """Run the phases and the evaluation of one model."""
     method = open_method(drive.job, model, drive.data)
-    planned = plan(method, drive.job, model, drive.data)
-    phases = ModelPhases(drive, model, method, planned)
+    origin = origin_of(drive.job, model)
+    planned = plan(method, drive.job, model, drive.data, origin.settings() if origin else None)
+    phases = ModelPhases(drive, model, method, planned, origin=origin)
     before = phases.folder.current()
     phases.tell_of_change(before.training)
     shown = phases.current()

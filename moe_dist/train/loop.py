@@ -58,6 +58,8 @@ def train_stages(worker: Worker, training: Training, log: Log, restored: Path | 
             )
         else:
             session.prepare()
+            if training.task.origin is not None and stage is training.stages[0]:
+                training.task.origin.take_over(training.network, training.method)
         loop.train_stage(session)
         session.engine.close()
     loop.log.close()

@@ -25,6 +25,7 @@ from moe_dist.methods.registry import method_class
 from moe_dist.models.makers import Makers
 from moe_dist.record.fingerprints import decided_precision
 from moe_dist.record.results import Results
+from moe_dist.train.origin import Origin
 from moe_dist.train.worker import Worker
 
 EVALUATION_BATCH = 256
@@ -42,7 +43,8 @@ class TrainingTask:
     or URL of the shards. folder: the training's own folder, for its log and checkpoints; its name changes with
     everything that the training depends on. steps: the folders of the results of earlier steps, by name. trained: the
     last checkpoint of each earlier stage with a network of its own, by name. stages: the names of the stages to train;
-    empty: all. start: the number of the current start in the run's record.
+    empty: all. start: the number of the current start in the run's record. origin: the finished model that the training
+    begins from, None where it begins anew.
     """
 
     job: Job
@@ -55,6 +57,7 @@ class TrainingTask:
     trained: Mapping[str, Path] = field(default_factory=dict)
     stages: tuple[str, ...] = ()
     start: int = 0
+    origin: Origin | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -74,6 +77,7 @@ class TrainingTask:
             "trained": {name: str(folder) for name, folder in self.trained.items()},
             "stages": list(self.stages),
             "start": self.start,
+            "origin": self.origin.pack() if self.origin else None,
         }
 
     @staticmethod
@@ -82,7 +86,9 @@ class TrainingTask:
         run, cache, folder = (Path(packed[name]) for name in ("run", "cache", "folder"))
         steps, trained = ({key: Path(path) for key, path in packed[name].items()} for name in ("steps", "trained"))
         job, shards, stages = parse_job(packed["job"], "job"), packed["shards"], tuple(packed["stages"])
-        return TrainingTask(job, packed["model"], run, cache, shards, folder, steps, trained, stages, packed["start"])
+        origin = Origin.unpack(packed["origin"]) if packed["origin"] else None
+        model, start = packed["model"], packed["start"]
+        return TrainingTask(job, model, run, cache, shards, folder, steps, trained, stages, start, origin)
 
 
 @dataclass

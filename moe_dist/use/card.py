@@ -26,6 +26,8 @@ def facts_of(run: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     facts |= {"data": directory.job["data"], "class_counts": directory.record.get("class_counts")}
     facts["pretrained"] = model.settings.get("weights")
     facts["backbone"] = model.settings.get("backbone")
+    origin = directory.job.get("init_from")
+    facts["init_from"] = Path(origin).name if origin else None
     evaluation = model.evaluation
     facts["labels_used"] = evaluation.labels_used if evaluation else None
     facts["metrics"] = _metrics(evaluation, about) if evaluation else []
@@ -151,7 +153,8 @@ def _limits(model: TrainedModel, facts: Mapping[str, Any]) -> str:
     """What the model is for, and what it is not for, as far as the run can tell."""
     sentences = [
         f"For samples like those of {facts['dataset']}, to tell its {len(model.classes)} {model.predicts} apart. A "
-        "sample of none of them is given one all the same. Probabilities were not calibrated.",
+        "sample of none of them is given one all the same.",
+        _calibration(model),
         "How it does on groups of people, places or cameras that the data does not tell apart was not measured.",
     ]
     if model.preprocessing.crop_roi:
@@ -162,7 +165,24 @@ def _limits(model: TrainedModel, facts: Mapping[str, Any]) -> str:
     return "## Intended use and limits\n\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
 
 
+def _calibration(model: TrainedModel) -> str:
+    """What is known of the probabilities."""
+    fitted = model.about.get("calibration")
+    if fitted is None:
+        return "Probabilities were not calibrated."
+    on = f"{fitted['samples']:,} validation samples"
+    before, after = f"{fitted['ece']:.3f}", f"{fitted['ece_calibrated']:.3f}"
+    if model.temperature == 1:
+        return f"Probabilities were not calibrated: their expected calibration error on {on} is {before}."
+    return (
+        f"Probabilities are at the temperature {model.temperature:.3f}, fitted on {on}, where it changed the expected "
+        f"calibration error from {before} to {after}."
+    )
+
+
 def _origin(facts: Mapping[str, Any]) -> str:
+    if facts.get("init_from"):
+        return f" The training began from the model {facts['init_from']} (init_from), whose licence counts, too."
     if facts["pretrained"] is None:
         return ""
     return f" The training began from weights {facts['pretrained']} of {facts['backbone']}, whose licence counts, too."

@@ -15,10 +15,12 @@ from moe_dist.errors import UserError
 from moe_dist.files import write_json, write_text
 from moe_dist.job import load_job
 from moe_dist.places import cache_folder
+from moe_dist.record.exported import CONFIG, WEIGHTS, is_exported
+from moe_dist.train.finished import Choice
 from moe_dist.use.card import card, facts_of
-from moe_dist.use.exported import CONFIG, WEIGHTS, is_exported, save_exported
+from moe_dist.use.exported import save_exported
 from moe_dist.use.graph import ONNX, PT2, Graph, export_onnx, export_torch
-from moe_dist.use.load import Choice, load
+from moe_dist.use.load import load
 
 To = Literal["folder", "onnx", "torch"]
 SEEN = "preprocessing.json"
@@ -27,7 +29,14 @@ CHECKED = 64
 
 
 def export(
-    run: Path, to: To, out: Path, *, model: str | None = None, checkpoint: Choice = "chosen", licence: str | None = None
+    run: Path,
+    to: To,
+    out: Path,
+    *,
+    model: str | None = None,
+    checkpoint: Choice = "chosen",
+    calibrated: bool = False,
+    licence: str | None = None,
 ) -> str:
     """Write the model of a run, or of an exported folder, into the folder `out`; return how it was checked, in words.
 
@@ -35,7 +44,7 @@ def export(
     """
     if out.resolve() == run.resolve():
         raise UserError(f"--out {out}: is what is exported; choose another folder")
-    loaded = load(run, model, checkpoint)
+    loaded = load(run, model, checkpoint, calibrated=calibrated)
     if "card" not in loaded.about:
         loaded.about["card"] = facts_of(run, loaded.about)
     if to == "folder":

@@ -1,9 +1,4 @@
-"""An exported model: a folder with all that its use needs, and nothing of the run that trained it.
-
-config.json          the method's settings, the classes, the preprocessing, and where the model comes from
-model.safetensors    the network's parameters and buffers
-README.md            the model card (card.py)
-"""
+"""An exported model: written, and loaded again. What lies in its folder is in record/exported.py."""
 
 from __future__ import annotations
 
@@ -17,23 +12,14 @@ from torch import nn
 
 from moe_dist.data.batch import DatasetInfo
 from moe_dist.errors import UserError
-from moe_dist.files import file_sha256, read_json, whole_file, write_json
+from moe_dist.files import file_sha256, whole_file, write_json
 from moe_dist.methods.base import Method
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.registry import method_class
+from moe_dist.record.exported import CONFIG, FORMAT, KIND, WEIGHTS, exported_content
 from moe_dist.record.fingerprints import stages_of_last_training, untrained
 from moe_dist.use.model import TrainedModel
 from moe_dist.use.preprocess import Preprocessing
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-KIND = "moe_dist model"
-FORMAT = 1
-"""Version of config.json."""
-
-
-def is_exported(folder: Path) -> bool:
-    """Whether `folder` holds an exported model."""
-    return (folder / CONFIG).is_file()
 
 
 def save_exported(model: TrainedModel, folder: Path) -> None:
@@ -59,7 +45,7 @@ def save_exported(model: TrainedModel, folder: Path) -> None:
 
 def load_exported(folder: Path) -> TrainedModel:
     """The model of a folder that `save_exported` wrote. Raises UserError where it is not whole, or of another kind."""
-    content = _content(folder)
+    content = exported_content(folder)
     info = DatasetInfo(**{name: _frozen(value) for name, value in content["dataset"].items()})
     preprocessing = Preprocessing(**{name: _frozen(value) for name, value in content["preprocessing"].items()})
     config = method_class(content["method"]["name"]).Config.model_validate(content["method"])
@@ -78,16 +64,6 @@ def empty_network(config: MethodConfig, info: DatasetInfo, seed: int) -> tuple[M
     """A model's method, and its network before its weights are loaded. No pretrained weights are fetched."""
     method = method_class(config.name)(config.untrained(), info)
     return method, untrained(method, stages_of_last_training(method)[0], seed)
-
-
-def _content(folder: Path) -> dict[str, Any]:
-    """config.json. Raises UserError where it is not of such a folder, or of a later version."""
-    content = read_json(folder / CONFIG)
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise UserError(f"{folder / CONFIG}: is not of a model that `moe-dist export --to folder` wrote")
-    if content["format"] > FORMAT:
-        raise UserError(f"{folder}: was written by a later version of moe-dist; load it with that one")
-    return content
 
 
 def _frozen(value: Any) -> Any:

@@ -41,7 +41,7 @@ class Graph(nn.Module):
 
     def forward(self, samples: Tensor) -> tuple[Tensor, ...]:
         prediction = self.model.method.predict(self.model.network, samples)
-        return prediction.log_probs.float(), *(gate.float() for gate in prediction.gates.values())
+        return self.model.tempered(prediction.log_probs.float()), *(gate.float() for gate in prediction.gates.values())
 
 
 def export_torch(model: TrainedModel, folder: Path, checked_on: Tensor) -> float:

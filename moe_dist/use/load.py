@@ -6,33 +6,50 @@ weights safetensors.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from moe_dist.data.batch import DatasetInfo
-from moe_dist.engine.checkpoint import damaged_file, load_weights, read_state
+from moe_dist.engine.checkpoint import load_weights, read_state
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
-from moe_dist.job import Job, load_job
+from moe_dist.job import Job
 from moe_dist.methods.base import Method
 from moe_dist.methods.registry import method_class
 from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.places import RECORD, ModelFolder
-from moe_dist.record.sharing import TRAINING_DONE
-from moe_dist.train.checkpoints import best_on_validation, newest_checkpoint
-from moe_dist.use.exported import empty_network, is_exported, load_exported
+from moe_dist.record.exported import is_exported
+from moe_dist.train.checkpoints import newest_checkpoint
+from moe_dist.train.finished import Choice, finished_checkpoint, job_of_run, model_of_run
+from moe_dist.use.exported import empty_network, load_exported
 from moe_dist.use.model import TrainedModel
 from moe_dist.use.preprocess import Preprocessing
 
-Choice = Literal["chosen", "last"]
+
+@dataclass(frozen=True)
+class Loading:
+    """What to load, so that other processes can load it, too: the arguments of `load`."""
+
+    run: Path
+    model: str | None = None
+    checkpoint: Choice = "chosen"
+    calibrated: bool = False
+
+    def load(self) -> TrainedModel:
+        """The model."""
+        return load(self.run, self.model, self.checkpoint, calibrated=self.calibrated)
 
 
-def load(run: str | Path, model: str | None = None, checkpoint: Choice = "chosen") -> TrainedModel:
+def load(
+    run: str | Path, model: str | None = None, checkpoint: Choice = "chosen", *, calibrated: bool = False
+) -> TrainedModel:
     """The model that a run trained, on the CPU; `run` may also be a folder that `moe-dist export` wrote.
 
     model: its name in the job, which a run of several models needs. checkpoint: the one chosen on validation, which
-    is the last one where nothing was validated, or the last one. Raises UserError where there is no finished training,
-    a checkpoint is damaged, or an earlier version recorded too little.
+    is the last one where nothing was validated, or the last one. calibrated: whether probabilities are at the
+    temperature that the run fitted on validation. Raises UserError where there is no finished training, a checkpoint is
+    damaged, an earlier version recorded too little, or no temperature was fitted.
     """
     folder = typed("run", FOR_RUNS)(str(run))
     if is_exported(folder):
@@ -40,46 +57,20 @@ def load(run: str | Path, model: str | None = None, checkpoint: Choice = "chosen
             raise UserError(
                 f"{folder}: is an exported model, one checkpoint of one model; leave model and checkpoint out"
             )
-        return load_exported(folder)
+        return load_exported(folder).calibrate() if calibrated else load_exported(folder)
     if checkpoint not in ("chosen", "last"):
         raise UserError(f"checkpoint = {checkpoint!r}: choose chosen or last")
-    job = _job_of(folder)
-    name = _model_name(folder, job, model)
+    job = job_of_run(folder)
+    name = model_of_run(folder, job, model)
     method, network = empty_network(job.models[name], _info(folder, job, name), job.seed)
-    path = _checkpoint(folder, name, checkpoint)
+    path = finished_checkpoint(folder, name, checkpoint)
     load_weights(path, network)
     about: dict[str, Any] = {"run": folder.resolve().name, "model": name, "training": path.parents[1].name}
     about |= {"checkpoint": path.name, "asked_for": checkpoint, "step": read_state(path)["step"], "seed": job.seed}
     about |= {"job": job.name, "dataset": job.data.dataset, "is_last": path == newest_checkpoint(path.parent)}
-    return TrainedModel(method, network, _preprocessing(job, method), about)
-
-
-def _job_of(folder: Path) -> Job:
-    """The resolved job of a run directory. Raises UserError for any other folder."""
-    if not (folder / "job.yaml").is_file():
-        raise UserError(
-            f"{folder}: neither a run directory (it has no job.yaml) nor an exported model; give the folder that "
-            "`moe-dist run` printed"
-        )
-    job = load_job(folder / "job.yaml")
-    if job.grid is not None:
-        raise UserError(f"{folder}: holds a grid of runs; give one of them, {folder / 'cells'}/NAME")
-    if job.kind == "tune":
-        raise UserError(
-            f"{folder}: holds a search, which keeps no trained model; run a job with the recipe that it found"
-        )
-    return job
-
-
-def _model_name(folder: Path, job: Job, asked: str | None) -> str:
-    """The model that is meant. Raises UserError where that is not clear."""
-    names = list(job.models)
-    if asked is None and len(names) == 1:
-        return names[0]
-    if asked not in names:
-        given = "trained several models" if asked is None else f"has no model {asked!r}"
-        raise UserError(f"{folder}: {given}; choose one as model (--model): {', '.join(names)}")
-    return asked
+    about["calibration"] = _calibration(folder, name, path)
+    loaded = TrainedModel(method, network, _preprocessing(job, method), about)
+    return loaded.calibrate() if calibrated else loaded
 
 
 def _info(folder: Path, job: Job, model: str) -> DatasetInfo:
@@ -109,20 +100,8 @@ def _preprocessing(job: Job, method: Method) -> Preprocessing:
     return Preprocessing(data.image_size, data.frame, data.mean, data.std, data.crop_roi, method.info.vector_size)
 
 
-def _checkpoint(folder: Path, model: str, choice: Choice) -> Path:
-    """The checkpoint of a model's finished training. Raises UserError where there is none, or it is damaged."""
-    training = ModelFolder(folder / model).current().training
-    if training is None or read_json(training / TRAINING_DONE) is None:
-        raise UserError(f"{folder}: the training of {model} is not finished; go on with `moe-dist run` and --resume")
-    kept = training / "checkpoints"
-    path = newest_checkpoint(kept)
-    if choice == "chosen":
-        path = best_on_validation(kept) or path
-    if path is None:
-        raise UserError(f"{kept}: holds no whole checkpoint; run the job again with --resume, which trains it anew")
-    if file := damaged_file(path):
-        raise UserError(
-            f"{path}: {file} does not hold the bytes that were written; load the other checkpoint (chosen, last), or "
-            "run the job again with --resume"
-        )
-    return path
+def _calibration(folder: Path, model: str, checkpoint: Path) -> dict[str, float] | None:
+    """What the run's evaluation fitted on validation for a checkpoint, if anything."""
+    evaluation = ModelFolder(folder / model).current().evaluation
+    about = read_json(evaluation / "evaluation.json") if evaluation else None
+    return about.get("calibration", {}).get(checkpoint.name) if about else None

@@ -61,7 +61,8 @@ class TrainedModel(nn.Module):
     """A trained network in eval mode; called with preprocessed samples, it gives log-probabilities [B, C].
 
     classes: names, by number; clusters are called "cluster 0" and so on. predicts: classes, or clusters. method: what
-    computes predictions from the network. about: where it comes from, as JSON values.
+    computes predictions from the network. about: where it comes from, as JSON values. temperature: what logits are
+    divided by; 1 unless the model is calibrated.
     """
 
     def __init__(
@@ -69,9 +70,10 @@ class TrainedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.method = method
-        self.network = network
+        self.network = method.packed(network)
         self.preprocessing = preprocessing
         self.about = dict(about)
+        self.temperature: float = self.about.get("temperature", 1.0)
         self.predicts = method.predicts
         self.eval()
         probed = self._probe()
@@ -88,7 +90,25 @@ class TrainedModel(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """Log-probabilities [B, C] of samples as `preprocess` gives them, [B, 3, S, S] or [B, D]."""
-        return self.method.predict(self.network, samples).log_probs
+        return self.tempered(self.method.predict(self.network, samples).log_probs)
+
+    def tempered(self, log_probs: Tensor) -> Tensor:
+        """Log-probabilities [B, C] at the model's temperature; as they are where it is 1."""
+        return log_probs if self.temperature == 1 else (log_probs / self.temperature).log_softmax(1)
+
+    def calibrate(self) -> TrainedModel:
+        """Let the model give probabilities at the temperature that the run fitted on validation.
+
+        Raises UserError where it fitted none.
+        """
+        fitted = self.about.get("calibration")
+        if fitted is None:
+            where, again = self.about["run"], "run its job again with --resume, which evaluates anew and trains nothing"
+            if self.predicts == "clusters":
+                raise UserError(f"calibrated: the run {where} found clusters, for which there is no temperature")
+            raise UserError(f"calibrated: the run {where} fitted no temperature; where it validates, {again}")
+        self.temperature = self.about["temperature"] = fitted["temperature"]
+        return self
 
     def preprocess(self, images: Any) -> Tensor:
         """Images as the network sees them, [B, 3, S, S] float32 on its device, decoded and squared as in training.
@@ -133,7 +153,8 @@ class TrainedModel(nn.Module):
         # Of a single image and top-k, a gate has only the weights of the experts that were computed, without names.
         whole = {name: gate for name, gate in prediction.gates.items() if gate.shape[1] == self.gate_sizes[name]}
         gates = {name: gate[:count].float().cpu() for name, gate in whole.items()}
-        return Predictions(prediction.log_probs[:count].float().cpu(), self.classes, gates)
+        log_probs = self.tempered(prediction.log_probs[:count].float())
+        return Predictions(log_probs.cpu(), self.classes, gates)
 
     @torch.inference_mode()
     def _probe(self) -> Prediction:
@@ -146,6 +167,8 @@ class TrainedModel(nn.Module):
         if top_k is None:
             return
         name = self.method.config.name
+        if self.temperature != 1:
+            raise UserError(f"top_k = {top_k}: the temperature is that of all experts; leave one of both out")
         if not self.method.heeds_top_k or not self.gate_sizes:
             raise UserError(f"top_k = {top_k}: {name} cannot leave out experts; predict without it")
         if not 1 <= top_k <= min(self.gate_sizes.values()):

@@ -1,12 +1,13 @@
-"""The rows of predictions, as CSV or as JSON lines, on the terminal or in a file that a killed command goes on with.
+"""The rows of predictions, as CSV, JSON lines or Parquet, printed or in a file that a killed command goes on with.
 
-OUT                the rows, once all are there; until then OUT.part, which grows batch by batch
+OUT                the rows, once all are there; until then OUT.part, which grows batch by batch (JSON lines of Parquet)
 OUT.json           which model made them, how many rows and bytes are sure, and the score
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from moe_dist.record.differences import differences
 
 BEST = 5
 """Classes that a row has, the likeliest first."""
-Format = Literal["csv", "json"]
+Format = Literal["csv", "json", "parquet"]
 SURE_EVERY_SECONDS = 1.0
 """What a killed command may have to predict again."""
 
@@ -60,6 +61,16 @@ class RowFormat(Protocol):
 
     def read(self, file: IO[str]) -> Iterator[Row]:
         """The rows of a file, without gates and probabilities."""
+
+
+class Packing(Protocol):
+    """How a finished file of JSON lines is packed."""
+
+    def pack(self, lines: Path, out: Path) -> None:
+        """Write `out` from the rows in `lines`."""
+
+    def unpack(self, out: Path, lines: Path) -> None:
+        """Write `lines` from the rows in `out`."""
 
 
 class CsvRows:
@@ -134,20 +145,31 @@ class ShownRows:
     def finish(self, score: Mapping[str, Any]) -> None:
         """Nothing is left to do."""
 
+    def close(self) -> None:
+        """Nothing is held open."""
+
 
 class KeptRows:
     """Rows in the file `out`, to which a command that was killed and is given again adds those that are missing.
 
-    made_by: the model and the settings on which rows depend. Raises UserError where the file is of something else.
+    made_by: the model and the settings on which rows depend. packing: how the finished file is packed, None where it is
+    the rows as they were added. Raises UserError where the file is of something else, or another command writes to it.
     """
 
-    def __init__(self, out: Path, form: RowFormat, made_by: Mapping[str, Any]) -> None:
-        self._out, self._form, self._made_by = out, form, dict(made_by)
+    def __init__(self, out: Path, form: RowFormat, made_by: Mapping[str, Any], packing: Packing | None = None) -> None:
+        self._out, self._form, self._made_by, self._packing = out, form, dict(made_by), packing
         self._part, self._about = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = locked(out.with_name(f".{out.name}.lock"), out)
         kept = self._kept()
         if not kept:
             self._note(0)  # before there is a file, so that whoever finds one finds whose it is
-        if out.exists():
+        if out.exists() and packing is not None:
+            packing.unpack(out, self._part)
+            kept = self._part.stat().st_size
+            self._note(kept)
+            out.unlink()
+        elif out.exists():
             os.replace(out, self._part)
         with self._part.open("ab") as file:
             file.truncate(kept)
@@ -172,8 +194,16 @@ class KeptRows:
     def finish(self, score: Mapping[str, Any]) -> None:
         """All rows are there: give the file its name."""
         self._append("".join(map(self._form.text, self._pending)), score)
-        os.replace(self._part, self._out)
+        if self._packing is None:
+            os.replace(self._part, self._out)
+        else:
+            self._packing.pack(self._part, self._out)
+            self._part.unlink()
         flush_to_disk(self._out.parent)
+
+    def close(self) -> None:
+        """Let other commands write to the file."""
+        self._lock.close()
 
     def _append(self, text: str, score: Mapping[str, Any] | None = None) -> None:
         """Write to the file, and then that it was written: what a kill cuts short in between is cut off again."""
@@ -191,6 +221,7 @@ class KeptRows:
     def _kept(self) -> int:
         """The bytes that earlier commands made sure of."""
         about, there = read_json(self._about), self._out if self._out.exists() else self._part
+        packed = self._packing is not None and there == self._out
         if about is None and there.exists():
             raise UserError(f"{there}: is not of `moe-dist predict`; choose another --out, or remove it")
         if about is None:
@@ -199,11 +230,26 @@ class KeptRows:
             raise UserError(
                 f"--out {self._out}: has rows of another model or setting ({'; '.join(changed)}); choose another file"
             )
-        if about["bytes"] and (not there.exists() or there.stat().st_size < about["bytes"]):
+        if about["bytes"] and (not there.exists() or (there.stat().st_size < about["bytes"] and not packed)):
             raise UserError(f"{there}: has lost rows that were in it; remove it and {self._about.name} to begin anew")
         return about["bytes"]
 
 
+def locked(path: Path, out: Path) -> IO[str]:
+    """The file `path`, locked for this process until it is closed. Raises UserError where another process has it."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise UserError(
+            f"--out {out}: another moe-dist predict writes there; wait for it, or name another file"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
 def format_of(name: Format, classes: int, gate_sizes: Mapping[str, int]) -> RowFormat:
-    """The format called `name`, for a model of that many classes and experts."""
+    """The format in which rows are added, for a model of that many classes and experts."""
     return CsvRows(classes, gate_sizes) if name == "csv" else JsonRows()

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moe_dist.metrics.classification import calibration_error, wilson_interval
+from moe_dist.metrics.calibration import calibration_error
+from moe_dist.metrics.classification import wilson_interval
 from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.use.rows import Row
 

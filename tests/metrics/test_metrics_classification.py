@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe_dist.metrics.classification import (
-    calibration_error,
     class_means,
     classification_metrics,
     confusion_counts,
@@ -129,17 +128,3 @@ def test_accuracy_by_group_by_hand() -> None:
 def test_class_means_by_hand() -> None:
     means = class_means(np.array([1.0, 2.0, 6.0]), np.array([2, 0, 2]), 3)
     np.testing.assert_array_equal(means, [2.0, np.nan, 3.5])
-
-
-def test_the_calibration_error_is_the_mean_distance_of_probability_and_share() -> None:
-    """By a loop over bins, and by hand: 0.9 is said of two images, of which one is right, and 0.5 of one that is."""
-    by_hand = (2 * abs(0.9 - 0.5) + abs(0.5 - 1)) / 3
-    assert calibration_error(np.array([0.9, 0.9, 0.5]), np.array([True, False, True])) == pytest.approx(by_hand)
-    random = np.random.default_rng(0)
-    shares = np.append(random.random(500), [0.0, 1.0])
-    right = random.random(502) < shares**2
-    wanted = 0.0
-    for number in range(10):
-        inside = (shares > number / 10) & (shares <= (number + 1) / 10) | ((number == 0) & (shares == 0))
-        wanted += inside.mean() * abs(shares[inside].mean() - right[inside].mean())
-    assert calibration_error(shares, right, bins=10) == pytest.approx(wanted)

@@ -91,6 +91,7 @@ def test_every_figure_is_a_file_and_on_the_page(digits: Path) -> None:
     per_model = {"confusion", "training"}
     expected = {f"{name}_{model}.png" for name in per_model for model in ("dfcp", "traditional_moe", "dense")}
     expected |= {f"{name}_dfcp.png" for name in ("radius_scan", "cluster_sizes", "pseudo_labels")}
+    expected |= {f"reliability_{model}.svg" for model in ("dfcp", "traditional_moe", "dense")}
     expected |= {"precision_by_class.png", "gate_load_dfcp.png", "gate_load_traditional_moe.png"}
     assert files == sorted(expected)
     assert read_page(digits).count("img") == read_page(digits).count("figcaption") == len(expected)

@@ -62,13 +62,14 @@ def test_also_where_its_record_was_emptied(old_runs: Path) -> None:
 
 @pytest.mark.parametrize("name", ["finished", "unfinished", "search"])
 def test_the_report_of_an_old_run_has_the_figures_it_had(old_runs: Path, name: str) -> None:
-    """They equal those in metrics.json, which the version that made the run has written."""
+    """They equal those in metrics.json, which the version that made the run has written; it knew no calibration."""
     path = old_runs / name / "metrics.json"
     before = json.loads(path.read_text()) if path.is_file() else None
     page = build_report(old_runs / name)
     assert page.stat().st_size > 10_000
     if before is not None:
-        assert json.loads(path.read_text()) == before
+        now = json.loads(path.read_text())
+        assert {name: value for name, value in now.items() if not name.endswith("/ece")} == before
     status = RunDirectory(old_runs / name).status
     assert status == ("running" if name == "unfinished" else "finished")
 

@@ -26,7 +26,7 @@ import moe_dist.use.rows as rows_module
 from moe_dist.data.image.decode import decode_resized
 from moe_dist.data.image.vectors import decode_vector
 from moe_dist.errors import UserError
-from moe_dist.metrics.classification import calibration_error
+from moe_dist.metrics.calibration import calibration_error
 from moe_dist.use.model import TrainedModel
 from moe_dist.use.predict import predict_inputs
 
@@ -290,7 +290,7 @@ def test_the_command_prints_rows_or_keeps_them(trained: TrainedModels, digits: P
     keeping = command(run, digits, "--format", "json", "--out", "rows.jsonl", folder=tmp_path)
     assert "rows: rows.jsonl" in keeping.communicate(timeout=120)[0]
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 60
-    refused = command(run, "s3://bucket/images", folder=tmp_path)
+    refused = command(run, digits, "--out", "s3://bucket/rows", folder=tmp_path)
     assert "must be a path of this machine" in refused.communicate(timeout=120)[1] and refused.returncode == 2
 
 

@@ -78,14 +78,30 @@ def list_names(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> list
     if not is_url(place):
         with _looking_at(place):
             return sorted(path.name for path in Path(place).iterdir() if path.is_file())
-    url = str(place)
+    return _listed(str(place), remote)[0]
 
-    def look(watch: Watch) -> list[str]:
+
+def walk(url: str, remote: RemoteConfig = DEFAULT_REMOTE, below: str = "") -> Iterator[str]:
+    """The paths of all files below a URL, folder by folder, with `/` between folders. Raises UserError."""
+    files, folders = _listed(join(url, below) if below else url, remote)
+    yield from (below + name for name in files)
+    for name in folders:
+        yield from walk(url, remote, f"{below}{name}/")
+
+
+def _listed(url: str, remote: RemoteConfig) -> tuple[list[str], list[str]]:
+    """The names of the files and of the folders directly below a URL, each sorted."""
+
+    def look(watch: Watch) -> tuple[list[str], list[str]]:
         found = operate(url, "ls", remote.timeout_seconds, watch)
-        names = (entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "file")
-        return sorted(name for name in names if name)  # an object called "folder/" stands for the folder
+        names: dict[str, list[str]] = {"file": [], "directory": []}
+        for entry in found:
+            name = entry["name"].rstrip("/").rpartition("/")[2]
+            if name:  # an object called "folder/" stands for the folder
+                names[entry["type"]].append(name)
+        return sorted(names["file"]), sorted(names["directory"])
 
-    return _try(look, url, "cannot be listed", remote, missing=list)
+    return _try(look, url, "cannot be listed", remote, missing=lambda: ([], []))
 
 
 def get_file(url: str, to: Path, remote: RemoteConfig = DEFAULT_REMOTE, sha256: str | None = None) -> None:

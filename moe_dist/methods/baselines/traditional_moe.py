@@ -16,6 +16,7 @@ from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.dfcp import losses
 from moe_dist.methods.dfcp.config import GATE_SPACE, ExpertConfig, Experts, GateConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
+from moe_dist.methods.dfcp.packed import PackedMixture
 from moe_dist.methods.phases import Progress, Stage, StepResult
 from moe_dist.models.makers import Makers
 from moe_dist.settings.augment import AugmentConfig
@@ -95,6 +96,11 @@ class TraditionalMoe(Method):
         """L_com (Eq 16)."""
         log_probs = losses.mixture_of_softmax_log_probs(*network(batch.images))
         return {"combined": batch.mean_over_labels(lambda labels: losses.combined_loss(log_probs, labels))}
+
+    def packed(self, network: nn.Module) -> nn.Module:
+        """Experts of similar widths computed together."""
+        assert isinstance(network, Mixture)
+        return PackedMixture(network, self.info.image_size)
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """Eq 3; for one image, only the `top_k` experts of largest gate weight are computed."""

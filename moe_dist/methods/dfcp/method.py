@@ -15,6 +15,7 @@ from moe_dist.methods.dfcp import losses, steps
 from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import GATE_SPACE, DfcpConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
+from moe_dist.methods.dfcp.packed import PackedMixture
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
 from moe_dist.methods.phases import Phase, Progress, Stage, StepResult
 from moe_dist.methods.search import ExpertSearch
@@ -27,6 +28,7 @@ class Dfcp(Method):
     Config = DfcpConfig
     config: DfcpConfig
     heeds_top_k = True
+    experts_are_classes = True
 
     @property
     def experts(self) -> tuple[Any, ...]:
@@ -104,6 +106,11 @@ class Dfcp(Method):
     def loss_phase(self, progress: Progress) -> Hashable | None:
         """The joint stage; the loss takes nothing else from the progress."""
         return progress.stage
+
+    def packed(self, network: nn.Module) -> nn.Module:
+        """Experts of similar widths computed together."""
+        assert isinstance(network, Mixture)
+        return PackedMixture(network, self.info.image_size)
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """Eq 3 over all experts, or over the `top_k` of largest gate weight.
