@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, DatasetInfo, TrainingSet
+from moe_dist.data.longtail import UNLABELLED
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.phases import Phase, Progress, Results, Stage, Step, stages_of
 from moe_dist.models.makers import ExpertMaps, Makers
@@ -80,7 +81,12 @@ class Method(ABC):
         return true_labels
 
     def training_set(self, results: Results, labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
-        """The training set, given the visible `labels` [N] and the numbers of the training samples. Default: all."""
+        """The training set, given the visible `labels` [N] and the numbers of the training samples.
+
+        Default: all samples, or, to predict classes, those that have a label.
+        """
+        if self.predicts == "classes":
+            samples = samples[labels[samples] != UNLABELLED]
         return TrainingSet(samples, labels[samples])
 
     def labels_used(self) -> str:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, Val
 from moe_dist.errors import UserError
 from moe_dist.files import read_text
 from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.dfcp.trusted import TrustedConfig, read_labels, reviewed_in_words
 from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
 from moe_dist.models.lenet import LeNetWidths
 from moe_dist.models.siamese import SiameseConfig
@@ -160,6 +161,14 @@ GATE_SPACE: dict[str, Any] = {
 class JointConfig(Strict):
     """The joint stage: objective L_com + lambda_e L_e + lambda_g L_gate."""
 
+    dispatch: Literal["all", "conditional"] = "all"
+    """Which experts see a sample. all: all; conditional: its cluster's, those the gate prefers and a few others, and
+    Eq 3, 14 and 16 are over these."""
+    preferred: Count = 2
+    """conditional: how many experts of the largest gate weights see a sample."""
+    others_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """conditional: share of the other clusters' samples that an expert sees, class-balanced, drawn in each epoch."""
+
     epochs: Count = 100
     batch_size: Count = 32
     lambda_e: NonNegative = 1.0
@@ -176,8 +185,7 @@ class DfcpConfig(MethodConfig):
     """DFCP-MoE as a job describes it."""
 
     name: Literal["dfcp"] = "dfcp"
-    trusted_fraction: Fraction = 0.1
-    """Share of the training images whose labels the method may see."""
+    trusted: TrustedConfig = TrustedConfig()
     features: FeaturesConfig = FeaturesConfig()
     clusters: ClustersConfig = ClustersConfig()
     pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
@@ -188,6 +196,11 @@ class DfcpConfig(MethodConfig):
     joint: JointConfig = JointConfig()
     top_k: Annotated[tuple[Count, ...], Part.EVALUATION] = (1, 3)
     """Numbers of experts for which accuracy and latency are reported, beside all of them."""
+
+    def notices(self) -> Sequence[str]:
+        """What a review changed in the list of labels."""
+        changed = None if self.trusted.labels is None else reviewed_in_words(read_labels(self.trusted.labels))
+        return () if changed is None else (f"trusted.labels: {changed}",)
 
     def check(self, classes: int) -> None:
         """Require one expert for each class."""

@@ -63,8 +63,9 @@ def siamese_phases(config: PseudoLabelsConfig, classes: int) -> tuple[Phase, ...
 
 def _hold_out(fraction: float, workspace: Workspace) -> StepResult:
     """Hold a fraction of the trusted images out ([L] bool); the others' sample numbers are the first network's."""
-    trusted = workspace.results["split"].arrays["trusted"]
-    training, held = divide(workspace.labels[trusted], workspace.groups[trusted], fraction, workspace.seed + 2)
+    split = workspace.results["split"].arrays
+    trusted = split["trusted"]
+    training, held = divide(workspace.labels[trusted], split["tracks"], fraction, workspace.seed + 2)
     held_out = np.zeros(len(trusted), bool)
     held_out[held] = True
     return StepResult(
@@ -114,7 +115,9 @@ def _stage(name: str, config: PseudoLabelsConfig, classes: int, samples_of: Call
 def _require_pairs(labels: np.ndarray) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2 or counts.max() < 2:
-        raise UserError("trusted_fraction: pairs need two trusted classes and two images of one; raise it")
+        raise UserError(
+            "trusted: pairs need two trusted classes and two images of one; raise trusted.fraction, or label more"
+        )
 
 
 def balanced_epoch(config: SiameseConfig, labels: np.ndarray, seed: int, epoch: int, batch_size: int) -> np.ndarray:
