@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, Val
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_text
-from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.config import MethodConfig, unlike_pretraining
 from moe_dist.methods.dfcp.trusted import TrustedConfig, read_labels, reviewed_in_words
 from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
 from moe_dist.models.lenet import LeNetWidths
@@ -18,6 +18,7 @@ from moe_dist.models.siamese import SiameseConfig
 from moe_dist.paths import local_path
 from moe_dist.processor import has_avx512
 from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
 from moe_dist.settings.schema import Count, Fraction, NonNegative, Part, Positive, Strict
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig, Weights
 from moe_dist.yaml_core import load_yaml
@@ -60,13 +61,18 @@ def _recipe(value: Any, info: ValidationInfo) -> Any:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
 
 
+SIAMESE = "siamese"
+"""The backbone of `features` that stands for the Siamese network."""
+
+
 class FeaturesConfig(Strict):
     """How images become the vectors that are clustered (Eq 7-8)."""
 
     backbone: str = "efficientnet_b1"
-    """A torchvision network, cut before its pooling; or `siamese`, the network of the pseudo-labels."""
+    """A network of torchvision's or `timm/NAME`, cut before its pooling; or `siamese`, that of the pseudo-labels."""
     weights: Weights | None = "DEFAULT"
-    """torchvision's name of the weights, a .safetensors or .pth file, or null for random ones; unused by `siamese`."""
+    """A name of pretrained weights, a .safetensors or .pth file of the whole network, or null for random ones; unused
+    by `siamese`."""
     image_size: Annotated[int, Field(ge=32)] = 64
     """Side to which images are resized for the backbone; 64 gives a 2x2 map, 240 an 8x8 one."""
 
@@ -201,6 +207,15 @@ class DfcpConfig(MethodConfig):
         """What a review changed in the list of labels."""
         changed = None if self.trusted.labels is None else reviewed_in_words(read_labels(self.trusted.labels))
         return () if changed is None else (f"trusted.labels: {changed}",)
+
+    def notices_of(self, data: DataConfig) -> Sequence[str]:
+        """A notice where images are not normalised as pretrained weights expect, of features or of the trunk."""
+        siamese = self.pseudo_labels.siamese
+        used = {(siamese.backbone, siamese.weights)} if siamese.backbone else set()
+        if self.features.backbone != SIAMESE:
+            used |= {(self.features.backbone, self.features.weights)}
+        return [sentence for backbone, weights in sorted(used, key=str) for sentence in
+                unlike_pretraining(backbone, weights, data)]  # fmt: skip
 
     def check(self, classes: int) -> None:
         """Require one expert for each class."""

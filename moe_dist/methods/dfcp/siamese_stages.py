@@ -35,7 +35,7 @@ from moe_dist.methods.phases import (
 )
 from moe_dist.models.experts import seeded
 from moe_dist.models.makers import Makers
-from moe_dist.models.siamese import Siamese, SiameseConfig, balanced_batch, embed, pair_loss
+from moe_dist.models.siamese import SiameseConfig, balanced_batch, embed, pair_loss, siamese_network
 from moe_dist.settings.schema import settings_of
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
 
@@ -83,7 +83,7 @@ def _stage(name: str, config: PseudoLabelsConfig, classes: int, samples_of: Call
         return TrainingSet(chosen, labels[chosen])
 
     def build(make: Makers, results: Results, trained: Callable[[str], nn.Module], seed: int) -> nn.Module:
-        return seeded(seed, lambda: Siamese(siamese.dimensions, siamese.channels))
+        return seeded(seed, lambda: siamese_network(siamese))
 
     def loss(network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq 11 over all pairs of the batch."""
@@ -96,7 +96,10 @@ def _stage(name: str, config: PseudoLabelsConfig, classes: int, samples_of: Call
     return Stage(
         name,
         min(siamese.classes_per_batch, classes) * siamese.images_per_class,
-        {"": OptimiserConfig(kind="adam", learning_rate=siamese.learning_rate, weight_decay=siamese.weight_decay)},
+        {
+            prefix: OptimiserConfig(kind="adam", learning_rate=rate, weight_decay=siamese.weight_decay)
+            for prefix, rate in (("", siamese.learning_rate), ("trunk.", siamese.trunk_learning_rate))
+        },
         epochs=siamese.epochs,
         schedule=ScheduleConfig(kind="cosine"),
         rate_by="step",

@@ -11,12 +11,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch.nn import functional
 
 from moe_dist.data.longtail import UNLABELLED
 from moe_dist.errors import UserError
 from moe_dist.methods.dfcp.clusters import Clustering, davies_bouldin, kmeans, purity, scan_radii
-from moe_dist.methods.dfcp.config import ClustersConfig, DfcpConfig, FeaturesConfig
+from moe_dist.methods.dfcp.config import SIAMESE, ClustersConfig, DfcpConfig, FeaturesConfig
 from moe_dist.methods.dfcp.deep_clusters import FeatureClusterer
 from moe_dist.methods.dfcp.pseudo_labels import (
     f1_threshold,
@@ -31,11 +30,9 @@ from moe_dist.methods.dfcp.trusted import split
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.methods.phases import Phase, Step, StepResult, TaskContext, Workspace
 from moe_dist.models.backbones import feature_map
+from moe_dist.models.resized import resized
 from moe_dist.models.siamese import embed
 from moe_dist.settings.schema import settings_of
-
-SIAMESE = "siamese"
-"""The backbone of `features` that stands for the Siamese network."""
 
 
 def labelling_phases(config: DfcpConfig, classes: int) -> Sequence[Phase]:
@@ -106,7 +103,7 @@ def _extract(task: tuple[Views, FeaturesConfig, np.ndarray], item: None, context
     def batches() -> Any:
         for number, batch in enumerate(views.batches(samples)):
             context.progress(number * len(batch), len(samples))
-            yield functional.interpolate(batch, size=(config.image_size,) * 2, mode="bilinear", antialias=True)
+            yield resized(batch, config.image_size)
 
     return embed(network, batches())
 
