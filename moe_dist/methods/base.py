@@ -143,6 +143,10 @@ class Method(ABC):
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
         """The prediction for images [B, 3, S, S]; with `top_k`, by the k experts of the largest gate weights only."""
 
+    def predict_by(self, network: nn.Module, images: Tensor, top_ks: Iterable[int]) -> Mapping[int | None, Prediction]:
+        """The predictions by all experts (None) and by each number of `top_ks`; a method may compute experts once."""
+        return {k: self.predict(network, images, k) for k in (None, *top_ks)}
+
     def features(self, network: nn.Module, images: Tensor) -> Tensor | None:
         """The features [B, D] of images [B, 3, S, S], for the report's t-SNE. Default: None, no t-SNE."""
         return None

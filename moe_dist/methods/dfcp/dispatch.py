@@ -43,11 +43,16 @@ def others(portion: Tensor, experts: int, seed: int, epoch: int, samples: Tensor
     return torch.from_numpy(draws).to(portion.device) < portion[:, None]
 
 
-def seen(labels: Tensor, gate_logits: Tensor, preferred: int, drawn: Tensor) -> Tensor:
-    """Which experts compute a sample, [B, E] bool: its cluster's, the `preferred` ones of the gate, and the drawn.
+def seen(labels: Tensor, gate_logits: Tensor, count: int, drawn: Tensor) -> Tensor:
+    """Which experts compute a sample, [B, E] bool: its cluster's, the `count` that the gate prefers, and the drawn.
 
     labels [B]: the cluster's expert; gate_logits [B, E]; drawn [B, E] bool.
     """
+    return drawn | preferred(gate_logits, count) | functional.one_hot(labels, gate_logits.shape[1]).bool()
+
+
+def preferred(gate_logits: Tensor, count: int) -> Tensor:
+    """Which `count` experts have the largest gate weights of a sample, [B, E] bool; gate_logits [B, E]."""
     experts = gate_logits.shape[1]
-    best = gate_logits.detach().topk(min(preferred, experts), dim=1).indices
-    return drawn | functional.one_hot(best, experts).any(1) | functional.one_hot(labels, experts).bool()
+    best = gate_logits.detach().topk(min(count, experts), dim=1).indices
+    return functional.one_hot(best, experts).any(1)

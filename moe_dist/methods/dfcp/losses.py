@@ -61,9 +61,14 @@ def mixture_log_probs(
     return torch.logsumexp(log_weights[:, :, None] + class_log_probs(expert_logits, expert_class, classes), dim=1)
 
 
-def mixture_of_softmax_log_probs(gate_logits: Tensor, expert_logits: Tensor, top_k: int | None = None) -> Tensor:
-    """log P(Y | X) [B, C] of the traditional mixture (Eq 3): gate logits [B, E], C-way softmax experts [B, E, C]."""
-    log_weights = gate_log_weights(gate_logits, top_k)
+def mixture_of_softmax_log_probs(
+    gate_logits: Tensor, expert_logits: Tensor, top_k: int | None = None, seen: Tensor | None = None
+) -> Tensor:
+    """log P(Y | X) [B, C] of the traditional mixture (Eq 3): gate logits [B, E], C-way softmax experts [B, E, C].
+
+    top_k, seen: over some experts only (`gate_log_weights`).
+    """
+    log_weights = gate_log_weights(gate_logits, top_k, seen)
     expert_log_probs = functional.log_softmax(_at_least_float32(expert_logits), dim=2)
     return torch.logsumexp(log_weights[:, :, None] + expert_log_probs, dim=1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, TrainingSet
 from moe_dist.methods.base import Method, Prediction
-from moe_dist.methods.dfcp import dispatch, losses, steps
+from moe_dist.methods.dfcp import dispatch, losses, prediction, steps
 from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import GATE_SPACE, DfcpConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
@@ -127,20 +127,20 @@ class Dfcp(Method):
         return dispatch.seen(batch.labels, gate_logits, joint.preferred, drawn)
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
-        """Eq 3 over all experts, or over the `top_k` of largest gate weight.
+        """Eq 3 over all experts, or over the `top_k` of largest gate weight, which alone are computed.
 
-        For one image, only those `top_k` are computed; all experts must be in this process.
+        For one image and `top_k`, all experts must be in this process.
         """
         assert isinstance(network, Mixture)
-        if top_k is not None and len(images) == 1:
-            ids, gate_logits, expert_logits = network.picked(images, top_k)
-            log_probs = losses.mixture_log_probs(gate_logits, expert_logits.squeeze(2), ids, self.info.classes)
-            return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits).exp()})
-        gate_logits, expert_logits = network(images)
-        expert_logits = expert_logits.squeeze(2)
-        own_class = torch.arange(self.info.classes, device=gate_logits.device)
-        log_probs = losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, top_k)
-        return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits, top_k).exp()}, expert_logits)
+        return prediction.predict(network, images, top_k, self._mix)
+
+    def predict_by(self, network: nn.Module, images: Tensor, top_ks: Iterable[int]) -> Mapping[int | None, Prediction]:
+        """See Method; every expert is computed once."""
+        assert isinstance(network, Mixture)
+        return prediction.predict_by(network, images, top_ks, self._mix)
+
+    def _mix(self, gate_logits: Tensor, expert_logits: Tensor, experts: Tensor, seen: Tensor | None) -> Tensor:
+        return losses.mixture_log_probs(gate_logits, expert_logits.squeeze(2), experts, self.info.classes, seen=seen)
 
     def search_space(self) -> Mapping[str, Any]:
         """The managing network's and the joint stage's; the experts are searched by `expert_search`."""

@@ -8,9 +8,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from moe_dist.methods.dfcp.config import ExpertConfig, GateConfig
-from moe_dist.models.experts import seeded
+from moe_dist.models.experts import Experts, seeded
 from moe_dist.models.lenet import LeNet, ManagingNetwork
 from moe_dist.models.makers import MakeExperts, SendsSamples
 from moe_dist.settings.training import OptimiserConfig
@@ -27,7 +28,25 @@ class Mixture(nn.Module):
         self.experts, self.gate, self.seed = experts, gate, seed
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.gate(images), torch.stack(self.experts(images), dim=1)
+        gate_logits = self.gate(images)
+        # An exported graph is of any number of images. Of 256 on a CPU, experts take 0.6 of the time channels last.
+        if not torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            images = images.contiguous(memory_format=torch.channels_last)
+            if len(images) == 1 and isinstance(self.experts, Experts):
+                return gate_logits, self._initial_layers_together(images)
+        return gate_logits, torch.stack(self.experts(images), dim=1)
+
+    def _initial_layers_together(self, image: Tensor) -> Tensor:
+        """The experts' logits [1, E, outputs] for one image, their first convolutions computed as one.
+
+        That is faster for one image, and slower for many, whose maps no longer stay in the cache.
+        """
+        members = [cast(LeNet, member) for member in cast(Experts, self.experts).members.values()]
+        firsts = [member.initial for member in members]
+        weight, bias = (torch.cat([getattr(first, name) for first in firsts]) for name in ("weight", "bias"))
+        maps = functional.relu(functional.max_pool2d(functional.conv2d(image, weight, bias), 2))
+        parts = maps.split([first.out_channels for first in firsts], dim=1)
+        return torch.stack([member.after_initial(part) for member, part in zip(members, parts, strict=True)], dim=1)
 
     def dispatched(self, images: Tensor, choose: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward`, and which experts see which image: choose(gating logits) -> [B, E] bool.
