@@ -43,7 +43,7 @@ def load(run: str | Path, model: str | None = None, checkpoint: Choice = "chosen
         return load_exported(folder)
     if checkpoint not in ("chosen", "last"):
         raise UserError(f"checkpoint = {checkpoint!r}: choose chosen or last")
-    job = _job_of(folder)
+    job = job_of(folder)
     name = _model_name(folder, job, model)
     method, network = empty_network(job.models[name], _info(folder, job, name), job.seed)
     path = _checkpoint(folder, name, checkpoint)
@@ -54,7 +54,7 @@ def load(run: str | Path, model: str | None = None, checkpoint: Choice = "chosen
     return TrainedModel(method, network, _preprocessing(job, method), about)
 
 
-def _job_of(folder: Path) -> Job:
+def job_of(folder: Path) -> Job:
     """The resolved job of a run directory. Raises UserError for any other folder."""
     if not (folder / "job.yaml").is_file():
         raise UserError(

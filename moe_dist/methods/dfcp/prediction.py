@@ -39,7 +39,7 @@ def predict_by(network: Mixture, images: Tensor, top_ks: Iterable[int], mix: Mix
     """The predictions by all experts (None) and by each number of `top_ks`; every expert is computed once."""
     gate_logits, expert_logits = network(images)
     everyone = _mixed(gate_logits, expert_logits, None, mix)
-    everyone.experts = expert_logits
+    everyone.experts = expert_logits.squeeze(2)  # of one output, "mine or not", no prediction of classes is left
     return {
         None: everyone,
         **{k: _mixed(gate_logits, expert_logits, preferred(gate_logits, k), mix) for k in top_ks},

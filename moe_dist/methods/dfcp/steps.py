@@ -174,7 +174,10 @@ def _second_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
 
 
 def _pseudo_labels(workspace: Workspace) -> StepResult:
-    """Pseudo-labels [U] within tau* of a trusted image, and the class [U] of each sample's merged cluster."""
+    """Pseudo-labels [U] within tau* of a trusted image, and the class [U] of each sample's merged cluster.
+
+    And what a review shows: the nearest trusted image's label [U], and its distance [U].
+    """
     assert workspace.true_labels is not None
     parts, siamese = workspace.results["split"].arrays, workspace.results["siamese"].arrays
     trusted = parts["trusted"]
@@ -192,7 +195,8 @@ def _pseudo_labels(workspace: Workspace) -> StepResult:
         "recall": threshold.recall,
         **score.values,
     }
-    return StepResult(values, {"pseudo": pseudo, "merged": merged, **score.arrays})
+    looked_at = {"nearest": nearest, "distances": distances}
+    return StepResult(values, {"pseudo": pseudo, "merged": merged, **looked_at, **score.arrays})
 
 
 def _scores(pseudo: np.ndarray, merged: np.ndarray, true: np.ndarray, classes: int) -> StepResult:

@@ -73,6 +73,8 @@ class TrustedConfig(Strict):
         """Which training labels are used."""
         if self.fraction is None:
             return "a list of trusted images"
+        if self.fraction == 1:
+            return "all there are, and images without a label"
         return f"{self.fraction:.0%} trusted, by {self.by}"
 
 

@@ -56,6 +56,8 @@ def test_every_expert_is_computed_once_whatever_the_number_of_top_k(method: Meth
         counted = count_images(network)
         found = method.predict_by(network, images(9), (1, 3))
     assert counted["all"] == 9 * EXPERTS and found.keys() == expected.keys()
+    outputs = (9, EXPERTS) if isinstance(method, Dfcp) else (9, EXPERTS, EXPERTS)  # binary experts predict no classes
+    assert found[None].experts is not None and found[None].experts.shape == outputs and found[1].experts is None
     for k, prediction in found.items():
         torch.testing.assert_close(prediction.log_probs, expected[k].log_probs)
         torch.testing.assert_close(prediction.gates[""], expected[k].gates[""])
