@@ -130,7 +130,7 @@ def _placement_table(job: Job, method: Method) -> Table:
         input_gradient=False,
     )
     title = f"{len(costs)} experts over {job.parallel.expert} ranks"
-    caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step"
+    caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step, with all samples to all experts"
     return plain_table(("rank", "experts", "load"), rows, title, caption)
 
 

@@ -122,7 +122,7 @@ def reviewed_in_words(listed: Sequence[ListedImage]) -> str | None:
         return None
     same = sum(image.label == image.suggestion for image in looked_at)
     was = Counter(image.state for image in looked_at if image.label != image.suggestion)
-    corrected = ", ".join(f"{count} that had been {state}" for state, count in sorted(was.items()))
+    corrected = ", ".join(f"{count} {state}" for state, count in sorted(was.items()))
     return f"{len(looked_at)} labels are new by a review: {same} confirm what the run before had suggested" + (
         f", and others correct it ({corrected})" if was else ""
     )

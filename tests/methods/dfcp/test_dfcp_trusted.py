@@ -150,6 +150,6 @@ def test_what_a_review_changed_is_told(tmp_path: Path) -> None:
     config = TrustedConfig.model_validate({"labels": str(path)})
     assert config.labels is not None
     told = "4 labels are new by a review: 1 confirm what the run before had suggested, and others correct it "
-    told += "(2 that had been outlier, 1 that had been uncertain)"
+    told += "(2 outlier, 1 uncertain)"
     assert reviewed_in_words(read_labels(config.labels)) == told
     assert tuple(DfcpConfig(trusted=config).notices()) == (f"trusted.labels: {told}",)
