@@ -10,6 +10,10 @@ __version__ = "0.1.0"
 # A convolution network's step on a CPU then takes about half the time, with the same numbers to the last bit.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+# Threads that have nothing to do sleep instead of spinning on a core; OpenMP reads this when torch is loaded. On a busy
+# machine a training on two threads otherwise comes to a halt: it waits for threads that wait, spinning, for others.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 _WHERE = dict.fromkeys(("EDCWRN", "IDEC", "DEC"), "moe_dist.estimators") | {"load": "moe_dist.use.load"}
 
 

@@ -334,7 +334,7 @@ def _opened(job: Job, values: Tensor, clusters: int) -> OpenedData:
     """The samples as the loop reads a dataset: all of them are trained on, and none has a label."""
     count = len(values)
     everything, none = np.arange(count), np.full(count, -1)
-    split = OpenedSplit(ArraySamples(values), none, none, np.zeros(count, np.int64))
+    split = OpenedSplit(ArraySamples(values), none, none, np.zeros(count, np.int64), lambda: [*map(str, range(count))])
     names = tuple(map(str, range(clusters)))
     size = values.shape[-1]
     info = DatasetInfo(clusters, names, size, count, vector_size=size if values.dim() == 2 else 0)

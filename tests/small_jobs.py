@@ -50,7 +50,7 @@ def dfcp(**changes: Any) -> Job:
     moves = {"shift": 0.1, "rotate": 10}
     method: dict[str, Any] = {
         "name": "dfcp",
-        "trusted_fraction": 0.4,
+        "trusted": {"fraction": 0.4},
         "features": {"backbone": "siamese"},
         "clusters": {"count": 30, "restarts": 1},
         "pseudo_labels": {"siamese": {"channels": [8, 16], "dimensions": 16, "epochs": 25}, "augment": moves},

@@ -33,19 +33,19 @@ def test_every_shipped_job_loads_and_resolves_to_itself(path: Path) -> None:
 
 def test_a_misspelt_key_is_named() -> None:
     assert refused(SMALL | {"wrokers": 2}) == "small.yaml: wrokers: unknown field"
-    assert "method.trusted_fracton: unknown field" in refused(
-        SMALL | {"method": {"name": "dfcp", "trusted_fracton": 0.1}}
-    )
+    assert "method.trustd: unknown field" in refused(SMALL | {"method": {"name": "dfcp", "trustd": {}}})
 
 
 def test_a_field_of_an_earlier_version_says_what_to_write_instead() -> None:
     said = "small.yaml: data.hold: unknown field; write data.decode: once for memory, each_time for disk"
     assert refused(SMALL | {"data": {"hold": "disk"}}) == said
+    old = refused(SMALL | {"method": {"name": "dfcp", "trusted_fraction": 0.1}})
+    assert "method.trusted_fraction: unknown field; write trusted: {fraction: 0.1, by: track} for whole tracks" in old
 
 
 def test_a_value_out_of_range_names_field_value_and_bound() -> None:
-    message = refused(SMALL | {"method": {"name": "dfcp", "trusted_fraction": 1.5}})
-    assert "method.trusted_fraction" in message and "less than 1" in message and "1.5" in message
+    message = refused(SMALL | {"method": {"name": "dfcp", "trusted": {"fraction": 1.5}}})
+    assert "method.trusted.fraction" in message and "less than or equal to 1" in message and "1.5" in message
 
 
 def test_shares_of_a_random_crop_ascend() -> None:

@@ -16,7 +16,7 @@ import typer.core
 from moe_dist import __version__
 from moe_dist.cli.runs import runs
 from moe_dist.cli.shards import shards
-from moe_dist.cli.use import export, predict
+from moe_dist.cli.use import export, predict, review
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
@@ -283,6 +283,7 @@ def submit(
 
 app.command()(predict)
 app.command()(export)
+app.command()(review)
 app.add_typer(shards, name="shards")
 app.add_typer(runs, name="runs")
 

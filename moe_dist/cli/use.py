@@ -1,4 +1,4 @@
-"""The commands that use what was trained: predict, export."""
+"""The commands that use what was trained: predict, export, review."""
 
 from __future__ import annotations
 
@@ -141,3 +141,23 @@ def export(
         )
     say(console, checked)
     say(console, f"model: {short(out)}")
+
+
+def review(
+    run: RunDirectory,
+    model: Model = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write to (default: RUN_DIR/review).")] = None,
+    uncertain: Annotated[int, typer.Option(min=0, help="How many of the least certain pseudo-labels to show.")] = 100,
+) -> None:
+    """Write what to look at of DFCP-MoE's pseudo-labels: a list to fill in, and a page of thumbnails."""
+    from moe_dist.use.review import LIST, PAGE
+    from moe_dist.use.review import review as write_review
+
+    folder = out or run / "review"
+    with raising_disk_errors(folder, "the review"):
+        counts = write_review(run, model, folder, uncertain)
+    shown = ", ".join(f"{count:,} {state}" for state, count in counts.items())
+    say(
+        console, f"{short(folder / PAGE)}: {shown}; write what you know into the column label of {short(folder / LIST)}"
+    )
+    say(console, f"then: moe-dist run JOB --set methods.dfcp.trusted='{{labels: {folder / LIST}}}'")

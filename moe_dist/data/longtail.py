@@ -15,6 +15,8 @@ import numpy as np
 MANY_ABOVE = 100
 FEW_BELOW = 20
 """Training images of a class: more than 100 are many, fewer than 20 few, the rest medium (Liu et al. 2019)."""
+UNLABELLED = -1
+"""Instead of a class: the label of an image of the training set that has none."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class LongTail:
         First images by name are no draw: names carry where an image was found, or when it was taken.
         """
         return replace(self, choice="first" if shuffled else "random") if self.choice == "auto" else self
+
+
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """The number of images [C] of each class, given labels [N], of which some may be UNLABELLED."""
+    return np.bincount(labels[labels != UNLABELLED], minlength=classes)
 
 
 def imbalance_factor(counts: np.ndarray) -> float:
@@ -79,9 +86,14 @@ def profile(largest: int, imbalance: float, classes: int) -> np.ndarray:
 def kept_numbers(labels: np.ndarray, classes: int, long_tail: LongTail) -> np.ndarray:
     """The images, in ascending order, that the long-tailed form keeps of a set with labels [N].
 
-    Raises ValueError as `profile` does, and where a class has fewer images than the profile asks for.
+    Raises ValueError as `profile` does, where a class has fewer images than the profile asks for, and where an image
+    has no label.
     """
     assert long_tail.choice != "auto", "it is decided by who knows the set's order"
+    if (labels == UNLABELLED).any():
+        raise ValueError(
+            "images without a label cannot be cut to a long tail; leave out the imbalance, or these images"
+        )
     counts = np.bincount(labels, minlength=classes)
     sizes = profile(int(counts.max()), long_tail.imbalance, classes)
     if (short := np.flatnonzero(counts < sizes)).size:

@@ -98,11 +98,12 @@ def predict_test(method: Method, network: nn.Module, data: OpenedData, context: 
         data.test.images, data.test_samples, labels, data.config, batch_size=EVALUATION_BATCH, device=context.device
     ):
         valid = (batch.weight > 0).cpu().numpy()
-        prediction = method.predict(network, batch.images)
+        by_number = method.predict_by(network, batch.images, method.top_ks())
+        prediction = by_number[None]
         outputs = {"labels": batch.labels, "log_probs": prediction.log_probs}
         outputs |= {f"gate.{name}" if name else "gate": gate for name, gate in prediction.gates.items()}
         for k in method.top_ks():
-            outputs[f"log_probs_top{k}"] = method.predict(network, batch.images, k).log_probs
+            outputs[f"log_probs_top{k}"] = by_number[k].log_probs
         arrays = {name: (output if name == "labels" else output.float()) for name, output in outputs.items()}
         arrays |= _of_experts(prediction.experts, len(labels))
         for name, array in arrays.items():

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, DatasetInfo, TrainingSet
+from moe_dist.data.longtail import UNLABELLED
 from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.phases import Phase, Progress, Results, Stage, Step, stages_of
 from moe_dist.models.makers import ExpertMaps, Makers
@@ -82,7 +83,12 @@ class Method(ABC):
         return true_labels
 
     def training_set(self, results: Results, labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
-        """The training set, given the visible `labels` [N] and the numbers of the training samples. Default: all."""
+        """The training set, given the visible `labels` [N] and the numbers of the training samples.
+
+        Default: all samples, or, to predict classes, those that have a label.
+        """
+        if self.predicts == "classes":
+            samples = samples[labels[samples] != UNLABELLED]
         return TrainingSet(samples, labels[samples])
 
     def labels_used(self) -> str:
@@ -149,6 +155,10 @@ class Method(ABC):
         It is not trained any more, and all experts are in this process. Default: `network` itself.
         """
         return network
+
+    def predict_by(self, network: nn.Module, images: Tensor, top_ks: Iterable[int]) -> Mapping[int | None, Prediction]:
+        """The predictions by all experts (None) and by each number of `top_ks`; a method may compute experts once."""
+        return {k: self.predict(network, images, k) for k in (None, *top_ks)}
 
     def features(self, network: nn.Module, images: Tensor) -> Tensor | None:
         """The features [B, D] of images [B, 3, S, S], for the report's t-SNE. Default: None, no t-SNE."""

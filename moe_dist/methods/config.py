@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
+import numpy as np
+
+from moe_dist.models.timm_networks import expected_input
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.schema import Strict
 
@@ -38,3 +42,15 @@ class MethodConfig(Strict):
         field: where these settings are in the job.
         """
         return ()
+
+
+def unlike_pretraining(backbone: str, weights: str | Path | None, data: DataConfig) -> Sequence[str]:
+    """A sentence where images are not normalised as those that a backbone's pretrained `weights` were trained on."""
+    expected = expected_input(backbone) if weights is not None else None
+    if expected is None or np.allclose((data.mean, data.std), expected[:2], atol=5e-3):
+        return ()
+    mean, std, side = expected
+    return (
+        f"{backbone}'s weights were trained on images of {side} pixels with mean {list(mean)} and std "
+        f"{list(std)}, and data.mean and data.std are others",
+    )

@@ -57,9 +57,10 @@ class Workspace:
     """The inputs of a step.
 
     images: the training images. labels [N]: the labels that the method may see, -1 if hidden. groups [N]: the track of
-    each image, -1 if none. samples: the numbers of the training samples, without validation. true_labels [N]: all
-    labels, for a step with `sees_true_labels`, else None. results: of earlier steps, by name. trained(stage): the
-    network that an earlier stage trained, in eval mode on the CPU. run_tasks: see RunTasks.
+    each image, -1 if none. names: reads what users call the images [N]. samples: the numbers of the training samples,
+    without validation. true_labels [N]: all labels, -1 where there is none, for a step with `sees_true_labels`, else
+    None. results: of earlier steps, by name. trained(stage): the network that an earlier stage trained, in eval mode on
+    the CPU. run_tasks: see RunTasks.
     """
 
     info: DatasetInfo
@@ -68,6 +69,7 @@ class Workspace:
     images: Images
     labels: np.ndarray
     groups: np.ndarray
+    names: Callable[[], Sequence[str]]
     samples: np.ndarray
     true_labels: np.ndarray | None
     results: Results

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -57,6 +58,15 @@ class LeNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, outputs] of images [B, 3, S, S]."""
         return self.classifier(self.features(images))
+
+    @property
+    def initial(self) -> nn.Conv2d:
+        """The first convolution, which ReLU and pooling by 2 follow."""
+        return cast(nn.Conv2d, self.features[0])
+
+    def after_initial(self, maps: Tensor) -> Tensor:
+        """Logits [B, outputs] of the maps [B, filters, s, s] that come of the first convolution, ReLU and pooling."""
+        return self.classifier(self.features[3:](maps))
 
     @staticmethod
     def multiply_adds(widths: LeNetWidths, outputs: int = 1, image_size: int = 32) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -32,6 +33,17 @@ MakeExperts = Callable[[Sequence[ExpertFactory], Sequence[float], int], nn.Modul
 In one process the module is models/experts.py's, over ranks parallel/experts.py's. Both return every expert's output
 for this rank's samples. A member's parameters are named `<where>.members.<global id>.<parameter>`.
 """
+
+
+class SendsSamples(Protocol):
+    """What modules of experts offer beside their forward pass: every sample is computed by some of them."""
+
+    def of_chosen(self, inputs: Tensor, chosen: Tensor) -> Tensor:
+        """The outputs [B, E, D] of experts that return [B, D], 0 where `chosen` [B, E] bool is false; inputs [B, ...].
+
+        An expert computes its own samples alone.
+        """
+
 
 MakeSparse = Callable[[ExpertFactory, Routing, int], nn.Module]
 """(factory of an expert, routing, seed) -> a sparse layer: tokens [T, D] -> (outputs [T, D], balancing loss []).

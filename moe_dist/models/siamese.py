@@ -1,8 +1,8 @@
 """The Siamese network of DFCP-MoE's pseudo-labels (Eq 10-11): an embedding trained on pairs of trusted images.
 
 Letters in shapes: B samples of a batch, N samples of a set, L trusted samples, D dimensions of an embedding, P pairs,
-S image side. Reading: the paper retrains a pretrained SiameseNet; where no such weights can be had, this small network
-is trained from scratch.
+S image side. The paper retrains a pretrained SiameseNet: here a published network's trunk with a fresh embedding, or,
+where no weights can be had, a small network from scratch.
 """
 
 from __future__ import annotations
@@ -17,17 +17,30 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moe_dist.models.backbones import feature_map
+from moe_dist.models.resized import resized
 from moe_dist.settings.schema import Count, NonNegative, Positive, Strict
+from moe_dist.settings.training import Weights
 
-POOLED_SIDE = 4
+POOLED_SIDE, TRUNK_SIDE = 4, 2
+"""Sides of the map before the embedding, of the small network and of a trunk's."""
 
 
 class SiameseConfig(Strict):
     """The embedding and its training. A batch has `classes_per_batch` times `images_per_class` images."""
 
+    backbone: str | None = None
+    """A published network whose last map the embedding is computed of and which is trained on: `timm/NAME`, or a name
+    of torchvision's; null: a small network from scratch."""
+    weights: Weights | None = "DEFAULT"
+    """backbone: a name of pretrained weights, a .safetensors or .pth file of the whole network, or null."""
+    image_size: Annotated[int, Field(ge=32)] | None = None
+    """backbone: side to which images are resized for it; null keeps data.image_size."""
+    trunk_learning_rate: Positive = 2e-4
+    """backbone: the rate of its parameters; those of the embedding have `learning_rate`."""
     dimensions: Count = 64
     channels: tuple[Count, ...] = (32, 64, 128)
-    """Filters of each stage (convolution, normalisation, ReLU, halving)."""
+    """Without a backbone: filters of each stage (convolution, normalisation, ReLU, halving)."""
     margin: Positive = 1.2
     """Distance beyond which a dissimilar pair is left alone; embeddings lie on the unit sphere, so at most 2."""
     balance_pairs: bool = True
@@ -63,6 +76,33 @@ class Siamese(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings [B, D] of images [B, 3, S, S], on the unit sphere."""
         return functional.normalize(self.embedding(self.features(images)), dim=1)
+
+
+class SiameseOnTrunk(nn.Module):
+    """As Siamese, on the last map of a pretrained network: images [B, 3, S, S] -> embeddings [B, D] of length 1.
+
+    trunk: images -> maps [B, K, s, s], which are averaged to 2 x 2, so that left stays left.
+    """
+
+    def __init__(self, trunk: nn.Module, image_size: int | None, dimensions: int) -> None:
+        super().__init__()
+        self.trunk, self.image_size = trunk, image_size
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(TRUNK_SIDE), nn.Flatten())
+        self.embedding = nn.LazyLinear(dimensions)
+        with torch.no_grad():
+            self.eval()(torch.zeros(1, 3, image_size or 64, image_size or 64))  # now the embedding knows its inputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings [B, D] of images [B, 3, S, S], on the unit sphere."""
+        maps = self.trunk(resized(images, self.image_size))
+        return functional.normalize(self.embedding(self.pool(maps)), dim=1)
+
+
+def siamese_network(config: SiameseConfig) -> nn.Module:
+    """The network to train. Raises UserError where the backbone or its weights cannot be had."""
+    if config.backbone is None:
+        return Siamese(config.dimensions, config.channels)
+    return SiameseOnTrunk(feature_map(config.backbone, config.weights), config.image_size, config.dimensions)
 
 
 def contrastive_loss(distance: Tensor, dissimilar: Tensor, margin: float) -> Tensor:

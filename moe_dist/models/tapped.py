@@ -1,6 +1,5 @@
 """Convolutional networks of timm and torchvision by name, cut open at named modules: images -> maps at these taps.
 
-`timm/NAME` is timm's network (with a tag where it has several weights: timm/densenet121.tv_in1k), NAME torchvision's.
 A tap is the path of a module that gives one map, such as `features.denseblock2`: what that module gives is what is
 tapped. (timm's features_only ends DenseNet after its final norm, `features.norm5`; the paper's last tap,
 `features.denseblock4`, is before it.)
@@ -11,7 +10,6 @@ Letters in shapes: B samples of a batch, K channels of a map, s map side, S imag
 from __future__ import annotations
 
 import difflib
-import pickle
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -22,14 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from moe_dist.errors import UserError
-from moe_dist.models.backbones import backbone, load_file_into, require_known, why_not_fetched
+from moe_dist.models.backbones import backbone, require_network
+from moe_dist.models.timm_networks import AMPLE, TIMM
 from moe_dist.vision import torchvision  # before timm, which imports it, too
 
-TIMM = "timm/"
 SHOWN_TAPS = 12
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
-AMPLE = 224
-"""Image side that is not too small for any network."""
 
 
 class Tapped(nn.Module):
@@ -52,8 +47,7 @@ def tapped(name: str, taps: Sequence[str], weights: str | Path | None) -> Tapped
 
     Weights are those of the whole network, its classifier included. Raises UserError as `backbone` and `tap_shapes` do.
     """
-    network = _timm(name, weights) if name.startswith(TIMM) else backbone(name, weights)
-    return Tapped(network, taps)
+    return Tapped(backbone(name, weights), taps)
 
 
 def tap_shapes(name: str, taps: Sequence[str], image_size: int) -> list[tuple[int, int]]:
@@ -71,56 +65,6 @@ def tap_shapes(name: str, taps: Sequence[str], image_size: int) -> list[tuple[in
         if tap not in shapes:
             raise UserError(f"tap {tap!r}: this module of {name} gives no single map; {_offered(tap, shapes)}")
     return [shapes[tap] for tap in taps]
-
-
-def expected_input(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int] | None:
-    """Mean and standard deviation per channel, and image side, that the published weights of `name` were trained with.
-
-    None where timm does not say. torchvision's have ImageNet's.
-    """
-    if not name.startswith(TIMM):
-        return IMAGENET
-    import timm
-
-    config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
-    return (tuple(config.mean), tuple(config.std), config.input_size[-1]) if config else None
-
-
-def require_network(name: str) -> None:
-    """Raise UserError, with near names, where neither timm nor torchvision has the convolutional network `name`."""
-    if not name.startswith(TIMM):
-        require_known(name)
-        return
-    import timm
-
-    if not timm.is_model(name.removeprefix(TIMM)):
-        close = difflib.get_close_matches(name.removeprefix(TIMM), timm.list_models(), n=3) or ["densenet121"]
-        raise UserError(
-            f"backbone {name!r} is no network of timm's; try {', '.join(TIMM + near for near in close)}, or a "
-            "torchvision network by its name alone"
-        )
-
-
-def _timm(name: str, weights: str | Path | None) -> nn.Module:
-    require_network(name)
-    import timm
-
-    own = name.removeprefix(TIMM)
-    if weights is None or Path(weights).suffix in (".safetensors", ".pth"):
-        network = timm.create_model(own)
-        if weights is not None:
-            load_file_into(network, Path(weights), name)
-        return network
-    if weights != "DEFAULT":
-        raise UserError(f"weights {weights!r}: {name} has DEFAULT, or a .safetensors or .pth file")
-    try:
-        return timm.create_model(own, pretrained=True)
-    # The hub's errors are kinds of OSError and ValueError.
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"the weights of {name} could not be fetched ({why_not_fetched(error)}); without a network, give a local "
-            ".safetensors or .pth file as weights, or `weights: null`"
-        ) from None
 
 
 @lru_cache(maxsize=32)

@@ -41,6 +41,26 @@ def send(rows: Tensor, to_ranks: Sequence[int], from_ranks: Sequence[int], group
     return _AllToAll.apply(rows, list(to_ranks), list(from_ranks), group)
 
 
+def row_counts(to_ranks: Sequence[int], device: torch.device, group: ProcessGroup) -> list[int]:
+    """How many rows each rank sends to this one [R]; to_ranks [R]: how many this one sends to each. Collective."""
+    counts = torch.tensor(to_ranks, device=device)
+    everyones = counts.new_empty(len(to_ranks) ** 2)
+    _all_gather(everyones, counts, group=group)
+    return everyones.view(len(to_ranks), -1)[:, dist.get_rank(group)].tolist()
+
+
+def send_flags(flags: Sequence[Tensor], width: int, from_ranks: Sequence[int], group: ProcessGroup) -> Tensor:
+    """The flags [n, width] that the ranks have for this one; flags [R]: bool [n, W] for each rank, of its width W.
+
+    from_ranks [R]: how many rows each rank sends. A flag is a byte. Collective.
+    """
+    flat = torch.cat([part.reshape(-1) for part in flags]).to(torch.uint8)
+    received = flat.new_empty(sum(from_ranks) * width)
+    to = [part.numel() for part in flags]
+    dist.all_to_all_single(received, flat, [rows * width for rows in from_ranks], to, group=group)
+    return received.view(-1, width).bool()
+
+
 def tie(tensor: Tensor, *others: Tensor) -> Tensor:
     """`tensor`, with a backward path (of zero gradient) through `others`.
 

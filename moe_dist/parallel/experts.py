@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_dist.models.experts import add_up, seeded_member
-from moe_dist.parallel.exchange import batch_sizes, gather_samples, send, tie
+from moe_dist.models.experts import add_up, of_pairs, seeded_member
+from moe_dist.parallel.exchange import batch_sizes, gather_samples, row_counts, send, send_flags, tie
 from moe_dist.parallel.placement import Placement, place
 from moe_dist.parallel.spread import SpreadExperts
 
@@ -79,12 +79,43 @@ class ExpertParallel(SpreadExperts):
         dtype = reduce(torch.promote_types, (dtype for rank in by_rank for layout in rank for dtype in layout.dtypes))
         outputs = torch.cat([flat.to(dtype) for flat in flats], 1)
         widths = [sum(layout.width for layout in rank) for rank in by_rank]
-        received = self._send_back(outputs, gathered, sizes, [samples * width for width in widths])
+        own = outputs.shape[1]
+        received = self._send_back(
+            outputs.reshape(-1), gathered, [size * own for size in sizes], [samples * width for width in widths]
+        )
         result: dict[int, Any] = {}
         for rank, part, width in zip(by_rank, received.split([samples * width for width in widths]), widths):
             for layout, flat in zip(rank, part.view(samples, width).split([layout.width for layout in rank], 1)):
                 result[layout.expert] = layout.unpack(flat)
         return [result[expert] for expert in range(self.num_experts)]
+
+    def of_chosen(self, inputs: Tensor, chosen: Tensor) -> Tensor:
+        """As Experts.of_chosen: a sample goes only to ranks that hold experts chosen for it. Collective.
+
+        inputs [B, ...], chosen [B, E] bool -> [B, E, D]. A sample goes to a rank once, and each of its chosen experts'
+        outputs comes back.
+        """
+        assert self.group is not None, "the engine makes the process group before the first forward pass"
+        wanted = [chosen[:, experts] for experts in self.placement]  # per rank [B, its experts]
+        rows = [part.any(1).nonzero().squeeze(1) for part in wanted]
+        to_ranks = [len(part) for part in rows]
+        from_ranks = row_counts(to_ranks, inputs.device, self.group)
+        arrived = send(inputs[torch.cat(rows)], to_ranks, from_ranks, self.group)
+        asked = send_flags([part[own] for part, own in zip(wanted, rows)], len(self.local), from_ranks, self.group)
+        outputs, (at, experts) = of_pairs(list(self.members.values()), arrived, asked)
+        by_sample = torch.argsort(at * len(self.local) + experts)  # as the ranks that sent the samples count the pairs
+        width = outputs.shape[1]
+        pairs_for = [int(part.sum()) for part in asked.split(from_ranks)]
+        mine = [part.nonzero(as_tuple=True) for part in wanted]
+        received = self._send_back(
+            outputs[by_sample].reshape(-1),
+            [arrived],
+            [pairs * width for pairs in pairs_for],
+            [len(own) * width for own, _ in mine],
+        )
+        ids = [torch.tensor(held, device=inputs.device)[number] for held, (_, number) in zip(self.placement, mine)]
+        pairs = (torch.cat([own for own, _ in mine]), torch.cat(ids))
+        return received.new_zeros(*chosen.shape, width).index_put(pairs, received.view(-1, width))
 
     def weighted_sum(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """The sum over the experts e of what e gives for (inputs, weights[:, e]). Collective.
@@ -99,8 +130,8 @@ class ExpertParallel(SpreadExperts):
         parts = (member(gathered[0], gathered[1][:, e]) for e, member in zip(self.local, self.members.values()))
         own = add_up(parts)
         width = own[0].numel()
-        flat = own.reshape(len(own), width)
-        received = self._send_back(flat, gathered, sizes, [samples * width] * self.ep_size)
+        to_ranks = [size * width for size in sizes]
+        received = self._send_back(own.reshape(-1), gathered, to_ranks, [samples * width] * self.ep_size)
         return received.view(self.ep_size, samples, *own.shape[1:]).sum(0)
 
     def _layouts_by_rank(self, inputs: Sequence[Tensor], mine: list[OutputLayout]) -> list[list[OutputLayout]]:
@@ -114,9 +145,9 @@ class ExpertParallel(SpreadExperts):
         return self._layouts[key]
 
     def _send_back(
-        self, outputs: Tensor, gathered: Sequence[Tensor], sizes: Sequence[int], from_ranks: Sequence[int]
+        self, outputs: Tensor, gathered: Sequence[Tensor], to_ranks: Sequence[int], from_ranks: Sequence[int]
     ) -> Tensor:
-        """This rank's elements of all experts' outputs, flat; outputs [G, width]: those of this rank's experts.
+        """This rank's elements of all experts' outputs, flat; outputs, flat: those of this rank's experts.
 
         Every rank takes part in the backward exchanges, even where its experts do not use their inputs.
         """
@@ -125,8 +156,7 @@ class ExpertParallel(SpreadExperts):
             outputs = tie(outputs, *gathered)
             if not outputs.requires_grad:  # frozen experts on frozen inputs
                 outputs.requires_grad_()
-        to_ranks = [size * outputs.shape[1] for size in sizes]
-        received = send(outputs.reshape(-1), to_ranks, from_ranks, self.group)
+        received = send(outputs, to_ranks, from_ranks, self.group)
         if torch.is_grad_enabled():
             self.received.append(received)
         return received

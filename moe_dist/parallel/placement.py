@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from moe_dist.errors import UserError
 
 Placement = list[list[int]]
@@ -54,3 +56,22 @@ def exchanged_bytes(
     inputs = samples * others * input_elements
     outputs = samples * others * sum(output_elements) // ranks
     return 4 * (inputs * (2 if input_gradient else 1) + outputs * 2)
+
+
+def exchanged_bytes_of_chosen(
+    placement: Placement, chosen: Sequence[np.ndarray], input_elements: int, output_elements: int
+) -> int:
+    """Bytes in fp32 that a group moves in a training step in which every sample is computed by chosen experts.
+
+    chosen: for each rank, [its samples, E] bool. A sample, of `input_elements`, goes once to every other rank that
+    holds an expert chosen for it, with a byte for each expert there; each output, of `output_elements`, comes back, and
+    the backward pass moves the outputs' gradients.
+    """
+    total = 0
+    for rank, wanted in enumerate(chosen):
+        for other, experts in enumerate(placement):
+            if other != rank:
+                samples = int(wanted[:, experts].any(1).sum())
+                total += samples * (4 * input_elements + len(experts))
+                total += 2 * 4 * output_elements * int(wanted[:, experts].sum())
+    return total

@@ -64,8 +64,9 @@ def radius_scan(
 ) -> Figure:
     """Davies-Bouldin index (lower is better), coverage and purity against the radius of the second stage.
 
-    scan: radius, davies_bouldin, coverage and purity of each radius; the index is None, a gap in the line, where a
-    radius leaves a single cluster. chosen: the radius that was taken, None if the first stage was kept.
+    scan: radius, davies_bouldin, coverage and purity of each radius. None is a gap in the line: the index where a
+    radius leaves a single cluster, the purity where no true label is known. chosen: the radius that was taken, None if
+    the first stage was kept.
     """
     figure = new_figure(heading, 3.6)
     index_axes, share_axes = figure.subplots(1, 2)
@@ -75,7 +76,7 @@ def radius_scan(
     index_axes.axhline(stage1_davies_bouldin, color=MUTED, linestyle="--", linewidth=1.2, label="first stage")
     index_axes.set_title("Davies-Bouldin index (lower is better)")
     for number, name in enumerate(("coverage", "purity")):
-        values = [row[name] for row in scan]
+        values = [math.nan if row[name] is None else row[name] for row in scan]
         share_axes.plot(radii, values, marker=MARKERS[number], color=COLOURS[number + 1], label=name)
     share_axes.set_title("Coverage and purity")
     share_axes.set_ylim(-0.03, 1.03)

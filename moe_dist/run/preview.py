@@ -13,6 +13,7 @@ from torch import nn
 from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.data.datasets.catalog import open_contents
 from moe_dist.data.image.vectors import VECTOR, decode_vector
+from moe_dist.data.longtail import class_counts
 from moe_dist.data.opened.opened import are_whole, long_tail_of, open_shards
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.job import Job, dump_job
@@ -76,7 +77,7 @@ def _classes_and_counts(job: Job) -> tuple[tuple[str, ...], np.ndarray, int]:
         sample = contents.sample("train", 0)
         first = sample.image if sample.extension == VECTOR else b""
     used = {"split": ["train"], "test": ["test"], "all": list(labels)}[job.data.use]
-    counts = np.bincount(np.concatenate([labels[split] for split in used]), minlength=len(names))
+    counts = class_counts(np.concatenate([labels[split] for split in used]), len(names))
     return names, counts, len(decode_vector(first)) if first else 0
 
 
@@ -122,10 +123,10 @@ def _placement_table(job: Job, method: Method) -> Table:
         for rank, (experts, share) in enumerate(zip(placement, shares))
     ]
     ranks = job.parallel.expert
-    batch = method.stages()[0].batch_size * ranks // job.workers
+    batch = method.stages()[-1].batch_size * ranks // job.workers
     moved = bytes_between_ranks(method, job.seed, ranks, batch) if ranks > 1 else 0
     title = f"{len(costs)} experts over {ranks} ranks"
-    caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step"
+    caption = f"{moved / 2**20:.2f} MiB exchanged between ranks in a step, with all samples to all experts"
     return plain_table(("rank", "experts", "load"), rows, title, caption)
 
 

@@ -63,6 +63,7 @@ def _workspace(
         images=data.train.images,
         labels=method.visible_labels(results, true_labels),
         groups=data.train.groups,
+        names=data.train.names,
         samples=data.train_samples,
         true_labels=true_labels if step.sees_true_labels else None,
         results=results,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,6 +19,7 @@ from moe_dist.methods.config import MethodConfig
 from moe_dist.methods.registry import method_class
 from moe_dist.record.exported import CONFIG, FORMAT, KIND, WEIGHTS, exported_content
 from moe_dist.record.fingerprints import stages_of_last_training, untrained
+from moe_dist.settings.explain import explain
 from moe_dist.use.model import TrainedModel
 from moe_dist.use.preprocess import Preprocessing
 
@@ -48,7 +50,10 @@ def load_exported(folder: Path) -> TrainedModel:
     content = exported_content(folder)
     info = DatasetInfo(**{name: _frozen(value) for name, value in content["dataset"].items()})
     preprocessing = Preprocessing(**{name: _frozen(value) for name, value in content["preprocessing"].items()})
-    config = method_class(content["method"]["name"]).Config.model_validate(content["method"])
+    try:
+        config = method_class(content["method"]["name"]).Config.model_validate(content["method"])
+    except ValidationError as error:
+        raise UserError(f"{folder / CONFIG}: was written by another version of moe-dist ({explain(error)})") from None
     method, network = empty_network(config, info, content["about"]["seed"])
     path = folder / content["weights"]["file"]
     try:

@@ -32,7 +32,7 @@ def write_job(folder: Path, epochs: int) -> Path:
     dfcp = job.pop("methods")["dfcp"]
     dfcp["pseudo_labels"]["siamese"]["epochs"] = 40
     dfcp["clusters"] = {"count": 40, "restarts": 3}
-    dfcp["trusted_fraction"] = 0.3
+    dfcp["trusted"] = {"fraction": 0.3}
     dfcp["alone"]["epochs"] = 1
     dfcp["joint"]["epochs"] = epochs
     dfcp["gate"]["dropout"] = 0.0

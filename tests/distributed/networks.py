@@ -36,6 +36,23 @@ class LeNetMixture(nn.Module):
         return weighted_sum(gate, self.experts(images)).clamp_min(1e-9).log()
 
 
+class DispatchedMixture(LeNetMixture):
+    """As DFCP-MoE with conditional dispatch: the two experts of largest gate weight, and others, see an image."""
+
+    def chosen(self, images: Tensor, gate_logits: Tensor) -> Tensor:
+        """The experts [B, E] bool of each image: two by the gate, others by the image's first pixels."""
+        experts = gate_logits.shape[1]
+        best = nn.functional.one_hot(gate_logits.topk(2).indices, experts).any(1)
+        return best | (images.flatten(1)[:, :experts] < 0.2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Log-probabilities [B, C]."""
+        logits = self.gate(images.flatten(1))
+        chosen = self.chosen(images, logits)
+        gate = logits.masked_fill(~chosen, -1e9).softmax(1)
+        return (gate[:, :, None] * self.experts.of_chosen(images, chosen)).sum(1).clamp_min(1e-9).log()
+
+
 class BranchesOnTrunk(nn.Module):
     """As ICL: three branches of unequal size on a shared trunk, each returning (logits, features)."""
 
@@ -133,6 +150,8 @@ def lenet(width: int) -> nn.Module:
 BUILDERS = {
     "dfcp5": lambda make_experts: LeNetMixture(make_experts, 5),
     "dfcp43": lambda make_experts: LeNetMixture(make_experts, 43),
+    "dispatched5": lambda make_experts: DispatchedMixture(make_experts, 5),
+    "dispatched43": lambda make_experts: DispatchedMixture(make_experts, 43),
     "icl": BranchesOnTrunk,
     "gmm": ExpertsOnMap,
     "gmm_module": GatedByAMixture,

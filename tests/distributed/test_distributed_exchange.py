@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import CLASSES, SIDE, build
@@ -13,6 +14,7 @@ from training import ADAM
 from worlds import World
 
 from moe_dist.engine.choose import make_engine
+from moe_dist.parallel.placement import exchanged_bytes, exchanged_bytes_of_chosen, place
 from moe_dist.run.exchanged import Call, CountedExperts, bytes_of, calls_of
 from moe_dist.settings.resources import ParallelConfig
 
@@ -90,9 +92,41 @@ def test_moves_the_bytes_that_were_estimated(worlds: dict[int, World], name: str
     assert sum(worlds[3].run(count_bytes, name)) == bytes_of(call, 3, 6)
 
 
+def test_only_chosen_samples_travel(worlds: dict[int, World]) -> None:
+    """Summed over ranks, apart from the counts: the bytes of the samples, flags and outputs that cross ranks."""
+    found = worlds[3].run(count_bytes_of_chosen)
+    placement = place([2, 3, 4, 5, 6], 3)
+    least = exchanged_bytes_of_chosen(placement, [chosen for _, chosen in found], SIDE * SIDE, CLASSES)
+    assert sum(sent for sent, _ in found) == least
+    assert least < exchanged_bytes(3, 18, SIDE * SIDE, [CLASSES] * 5, input_gradient=False)
+
+
+def count_bytes_of_chosen(rank: int, ranks: int) -> tuple[int, np.ndarray]:
+    """The bytes that this rank, with 6 samples, sends to others, and the experts of its samples, [6, E]."""
+    from moe_dist.parallel import exchange
+
+    network = spread_network("dispatched5", ranks)
+    images = torch.rand(6, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(rank))
+    with pytest.MonkeyPatch.context() as patch:
+        sent = count_sent(patch, exchange, rank, ranks)
+        network(images).sum().backward()
+    return sum(sent), network.chosen(images, network.gate(images.flatten(1))).numpy()
+
+
 def count_bytes(rank: int, ranks: int, name: str) -> int:
     """The bytes that this rank, with 2 samples, sends to others in a forward and a backward pass."""
     from moe_dist.parallel import exchange
+
+    network = spread_network(name, ranks)
+    images = torch.rand(2, 1, SIDE, SIDE)
+    with pytest.MonkeyPatch.context() as patch:
+        sent = count_sent(patch, exchange, rank, ranks)
+        network(images).sum().backward()
+    return sum(sent)
+
+
+def spread_network(name: str, ranks: int) -> Any:
+    """The network with its experts over all ranks, their process group made by an engine."""
     from moe_dist.parallel.experts import ExpertParallel
 
     network = build(name, partial(ExpertParallel, ep_size=ranks))
@@ -106,11 +140,7 @@ def count_bytes(rank: int, ranks: int, name: str) -> int:
         ranks=ranks,
         deepspeed=True,
     ).close()
-    images = torch.rand(2, 1, SIDE, SIDE)
-    with pytest.MonkeyPatch.context() as patch:
-        sent = count_sent(patch, exchange, rank, ranks)
-        network(images).sum().backward()
-    return sum(sent)
+    return network
 
 
 def count_sent(patch: pytest.MonkeyPatch, exchange: Any, rank: int, ranks: int) -> list[int]:

@@ -197,3 +197,37 @@ def test_classifier_ends_with_dropout_and_a_fresh_layer(name):
 def test_a_head_that_is_not_linear_is_refused():
     with pytest.raises(UserError, match="'squeezenet1_1': its last layer is not linear"):
         classifier("squeezenet1_1", None, classes=43, dropout=0.6)
+
+
+@pytest.mark.parametrize("name", ["timm/test_resnet", "timm/test_efficientnet", "timm/densenet121"])
+def test_a_map_of_timm_is_what_the_network_pools(name, tmp_path):
+    timm = pytest.importorskip("timm")
+    network = timm.create_model(name.removeprefix("timm/")).eval()
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        maps = feature_map(name, tmp_path / "weights.safetensors").eval()(images)
+        assert maps.dim() == 4 and maps.shape[2:] == (2, 2)
+        torch.testing.assert_close(network.forward_head(maps), network(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_of_timm_has_dropout_and_a_fresh_layer():
+    pytest.importorskip("timm")
+    network = classifier("timm/test_resnet", None, classes=43, dropout=0.6)
+    assert network.drop_rate == 0.6
+    with torch.inference_mode():
+        assert network.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 43)
+
+
+def test_networks_of_timm_that_are_refused(tmp_path):
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match=r"'timm/tf_efficientnet_lit0' is no network .*timm/tf_efficientnet_lite0"):
+        feature_map("timm/tf_efficientnet_lit0")
+    for name in ("timm/test_vit", "timm/swin_tiny_patch4_window7_224"):
+        with pytest.raises(UserError, match=f"'{name}' has no convolutional map at its end; try timm/resnet18"):
+            feature_map(name)
+    save_file({"fc.bias": torch.zeros(1000)}, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"weights\.safetensors for timm/test_resnet: .* missing"):
+        feature_map("timm/test_resnet", tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="weights 'IMAGENET1K_V1': timm/test_resnet has DEFAULT, or a"):
+        classifier("timm/test_resnet", "IMAGENET1K_V1", 43, 0.1)

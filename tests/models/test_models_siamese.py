@@ -5,13 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from moe_dist.errors import UserError
 from moe_dist.models.siamese import (
     Siamese,
+    SiameseConfig,
     balanced_batch,
     contrastive_loss,
     embed,
     pair_loss,
+    siamese_network,
 )
 from tests.reference import dfcp as reference
 
@@ -85,3 +89,26 @@ def test_embed_flattens_maps_in_eval_mode():
     embeddings = embed(network, batches)
     assert embeddings.shape == (5, 2 * 4 * 4) and embeddings.dtype == np.float32
     np.testing.assert_array_equal(embeddings, embed(network, batches))
+
+
+def test_a_pretrained_trunk_starts_from_its_weights_and_gives_unit_embeddings(tmp_path):
+    timm = pytest.importorskip("timm")
+    published = timm.create_model("test_resnet")
+    save_file(published.state_dict(), tmp_path / "weights.safetensors")
+    config = SiameseConfig(
+        backbone="timm/test_resnet", weights=str(tmp_path / "weights.safetensors"), image_size=64, dimensions=5
+    )
+    network = siamese_network(config).eval()
+    for name, value in published.state_dict().items():
+        if not name.startswith("fc."):
+            assert torch.equal(network.state_dict()[f"trunk.{name}"], value), name
+    with torch.inference_mode():
+        embeddings = network(torch.rand(3, 3, 24, 24))
+    assert embeddings.shape == (3, 5)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
+
+
+def test_a_trunk_that_cannot_be_had_is_told():
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match="'timm/test_resnt' is no network of timm's; try timm/test_resnet"):
+        siamese_network(SiameseConfig(backbone="timm/test_resnt", weights=None))

@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moe_dist.errors import UserError
+from moe_dist.models.backbones import require_network
 from moe_dist.models.experts import Experts
 from moe_dist.models.multi_scale import Fusion, MultiScaleNetwork, Tap, build_multi_scale
-from moe_dist.models.tapped import expected_input, require_network, tap_shapes, tapped
+from moe_dist.models.tapped import tap_shapes, tapped
+from moe_dist.models.timm_networks import expected_input
 from moe_dist.vision import torchvision
 
 timm = pytest.importorskip("timm")

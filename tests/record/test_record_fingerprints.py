@@ -263,7 +263,7 @@ def test_the_fields_that_no_training_depends_on_are_these() -> None:
     none += [f"grid.{name}" for name in none if name.startswith("data.")]
     evaluation = ["job.checkpoint.every_epochs", "job.checkpoint.keep", "dfcp.top_k", "traditional_moe.top_k"]
     evaluation += ["gmm_moe.top_k"]
-    paths = [*(f"job.{path}" for path in none), "gmm_moe.keep_maps_gib"]
+    paths = [*(f"job.{path}" for path in none), "gmm_moe.keep_maps_gib", "dfcp.trusted.labels.file"]
     paths += [f"{name}.floor" for name in ("dec", "dfcp.clusters.clusterer", "edcwrn", "idec")]
     assert found == {(path, Part.NONE) for path in paths} | {(path, Part.EVALUATION) for path in evaluation}
 

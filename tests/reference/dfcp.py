@@ -171,3 +171,51 @@ def second_stage(features: np.ndarray, labels: np.ndarray, centroids: np.ndarray
         ]
         result.append(min(within)[1] if within else label)
     return np.array(result)
+
+
+def portions(labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Class-balanced: a level that every cluster fills or, if it is smaller, reaches with all it has, by bisection."""
+    counts = {label: int((labels == label).sum()) for label in set(labels.tolist())}
+    low, high = 0.0, float(max(counts.values()))
+    for _ in range(200):
+        level = (low + high) / 2
+        if sum(min(level, size) for size in counts.values()) < fraction * len(labels):
+            low = level
+        else:
+            high = level
+    return np.array([min(1.0, low / counts[label]) for label in labels.tolist()])
+
+
+def seen(labels: np.ndarray, gate_logits: np.ndarray, preferred: int, drawn: np.ndarray) -> np.ndarray:
+    """Section 3 in the joint stage: sample i is seen by its cluster's expert, the preferred ones and the drawn ones."""
+    result = np.zeros(gate_logits.shape, bool)
+    for i, row in enumerate(gate_logits):
+        by_weight = sorted(range(len(row)), key=lambda j: -row[j])
+        for j in range(len(row)):
+            result[i, j] = j == labels[i] or j in by_weight[:preferred] or bool(drawn[i, j])
+    return result
+
+
+def conditional_losses(
+    gate_logits: np.ndarray,
+    expert_logits: np.ndarray,
+    seen: np.ndarray,
+    own: np.ndarray,
+    classes: int,
+    labels: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eq 3, 16 and 14 over the experts that saw a sample, gate weights divided by their sum over these.
+
+    Returns P(Y | X) [B, C], L_com [B] and L_e [B].
+    """
+    probs, combined, alone = np.zeros((len(labels), classes)), [], []
+    for i, label in enumerate(labels):
+        here = [j for j in range(len(own)) if seen[i, j]]
+        total = sum(math.exp(gate_logits[i, j]) for j in here)
+        for j in here:
+            distribution = binary_expert_distribution(expert_logits[i, j], own[j], classes)
+            probs[i] += math.exp(gate_logits[i, j]) / total * distribution
+        combined.append(-math.log(probs[i, label]))
+        truths = [sigmoid(expert_logits[i, j]) if own[j] == label else 1 - sigmoid(expert_logits[i, j]) for j in here]
+        alone.append(sum(-math.log(truth) for truth in truths) / len(here))
+    return probs, np.array(combined), np.array(alone)

@@ -16,7 +16,7 @@ from small_jobs import dfcp, quiet
 import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.engine.checkpoint import read_state
-from moe_dist.job import Job
+from moe_dist.job import Job, parse_job
 from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.places import ModelFolder
 from moe_dist.report.build import build_report
@@ -244,14 +244,28 @@ def test_the_report_shows_what_the_method_brings(whole: tuple[Any, Path]) -> Non
         assert figures >= {f"gate_load_{name}_{gate}" for gate in ("early", "late")} | {f"confusion_{name}"}
 
 
-@pytest.mark.parametrize("step", [1, 4, 5, 9])
+def on_a_trunk(**changes: Any) -> Job:
+    """`dfcp` whose Siamese network has a trunk of timm's, and whose joint stage dispatches conditionally."""
+    job = dfcp(**changes).model_dump(mode="json")
+    siamese = {"backbone": "timm/test_resnet", "weights": None, "image_size": 32, "epochs": 2, "dimensions": 16}
+    job["method"]["pseudo_labels"] |= {"siamese": siamese}
+    job["method"] |= {"trusted": {"fraction": 0.9, "by": "image"}, "clusters": {"count": 60, "restarts": 1}}
+    job["method"]["joint"] |= {"epochs": 1, "dispatch": "conditional"}
+    return parse_job(job, "on_a_trunk.yaml")
+
+
+@pytest.mark.parametrize(
+    ("job_of", "step"),
+    [(dfcp, 1), (dfcp, 4), (dfcp, 5), (dfcp, 9), pytest.param(on_a_trunk, 3, marks=pytest.mark.slow)],
+    ids=["1", "4", "5", "9", "on a trunk"],
+)
 def test_the_siamese_stage_killed_and_gone_on_with_is_bit_identical(
-    step: int, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job_of: Any, step: int, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = dfcp(checkpoint={"every_steps": 2})
-    unbroken = tmp_path_factory.getbasetemp() / "unbroken-dfcp"
+    job = job_of(checkpoint={"every_steps": 2})
+    unbroken = tmp_path_factory.getbasetemp() / f"unbroken-{job_of.__name__}"
     if not unbroken.exists():
-        run(dfcp(), unbroken)
+        run(job_of(), unbroken)
     real = loop.train_step
 
     def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:

@@ -79,7 +79,8 @@ def test_a_trial_is_trained_as_the_stage_of_experts_alone_trains(data):
     labels = np.full(len(data.train), -1)
     labels[numbers[::2]] = data.training_set.labels[::2]
     workspace = Workspace(
-        info, data.config, 5, data.train, labels, np.full(len(labels), -1), numbers, None, results, {}.__getitem__,
+        info, data.config, 5, data.train, labels, np.full(len(labels), -1), list, numbers, None, results,
+        {}.__getitem__,
         lambda function, items, common=None: (function(common, item, Here()) for item in items),
     )  # fmt: skip
     config = DfcpConfig(experts=(EXPERT,) * CLASSES, alone=ALONE)

@@ -79,7 +79,7 @@ def test_a_search_goes_on_where_it_was_and_its_recipe_is_a_jobs(both, tmp_path):
     with pytest.raises(UserError, match=r"experts.jsonl: is the journal of another search.* differs in tune.space;"):
         run(dfcp_search(space={"conv1": [2, 3]}), folder)
     with pytest.raises(UserError, match=r"which differs in data and steps, method, tune.epochs;"):
-        run(dfcp_search({"trusted_fraction": 0.3}, epochs=3), folder)
+        run(dfcp_search({"trusted": {"fraction": 0.3}}, epochs=3), folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
 
 

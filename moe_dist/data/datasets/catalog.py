@@ -11,6 +11,7 @@ from moe_dist.data.datasets.cifar import CIFAR10, CIFAR100, open_cifar
 from moe_dist.data.datasets.digits import digits_version, open_digits
 from moe_dist.data.datasets.gtsrb import READING, open_gtsrb
 from moe_dist.data.datasets.idx import DIGIT_NAMES, FASHION_NAMES, open_idx, open_usps
+from moe_dist.data.datasets.image_folder import READING as FOLDER_READING
 from moe_dist.data.datasets.image_folder import open_image_folder
 from moe_dist.data.datasets.inat import open_inat2018
 from moe_dist.data.datasets.ip102 import open_ip102
@@ -72,9 +73,10 @@ DATASETS = {
             where="anywhere",
             licence="yours",
             reads="a folder, tar, .zip or .tar.gz of train/<class>/*, test/<class>/* and, if you like, val/<class>/* "
-            "(or valid, validation; jpg, jpeg, png, ppm)",
+            "(or valid, validation; jpg, jpeg, png, ppm); train/unlabelled/* are images without a label",
             open=open_image_folder,
             checked="no class folder is empty, test and val have only classes that train has, no stray files",
+            version=lambda: FOLDER_READING,
         ),
         Dataset(
             name="vectors",

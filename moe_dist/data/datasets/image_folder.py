@@ -1,4 +1,4 @@
-"""A user's own images: a folder or tar of train|val|test/<class>/*.
+"""A user's own images: a folder or tar of train|val|test/<class>/* and, for images without a label, train/unlabelled/*.
 
 Classes are called by their folders' names in Unicode's composed form: macOS writes an accent as a character of its own.
 """
@@ -13,17 +13,23 @@ import numpy as np
 from moe_dist.data.datasets.samples import SPLITS, PathContents, is_image
 from moe_dist.data.datasets.source import Tree, open_tree
 from moe_dist.data.image.decode import EXTENSIONS
+from moe_dist.data.longtail import UNLABELLED
 from moe_dist.errors import UserError
 
 _ALSO = {"val": ("valid", "validation")}
 """Other names of a split's folder, as tools export it."""
+UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
+"""Folders of train/ whose images have no label."""
+READING = "images are called by their paths"
+"""What shards hold beside images and labels, as part of a source's fingerprint."""
 
 
 def open_image_folder(source: Path | None) -> PathContents:
     """The images below train/, test/ and, where there is one, val/, labelled by the sorted class folders of train/.
 
     These folders may lie one folder down. Raises UserError where train or test is missing, a class folder holds no
-    image, test or val has a class that train does not have, or a file is not an image in a class folder.
+    image, test or val has a class that train does not have, or a file is not an image in a class folder. Images of
+    train/unlabelled/ have no label.
     """
     if source is None:
         raise UserError(
@@ -38,10 +44,14 @@ def class_folders(tree: Tree) -> PathContents:
     _require_no_twins(tree, root)
     class_names = _class_names(tree, f"{root}train/")
     labels = {name: label for label, name in enumerate(class_names)}
+    unlabelled = dict.fromkeys(UNLABELLED_FOLDERS, UNLABELLED)
     parents = {split: _split_folder(tree, root, split) for split in SPLITS}
-    return PathContents(
-        tree, class_names, {split: _images(tree, parent, labels) for split, parent in parents.items() if parent}
-    )
+    images = {
+        split: _images(tree, parent, labels | unlabelled if split == "train" else labels)
+        for split, parent in parents.items()
+        if parent
+    }
+    return PathContents(tree, class_names, images, named_below=root)
 
 
 def _root(tree: Tree) -> str:
@@ -65,9 +75,18 @@ def _split_folder(tree: Tree, root: str, split: str) -> str | None:
 
 
 def _class_names(tree: Tree, train: str) -> list[str]:
-    """The classes, sorted by their folders' names. Raises UserError for one that no table could show, or two alike."""
+    """The classes, sorted by their folders' names.
+
+    Raises UserError for one that no table could show, for two alike, and where all images are without a label.
+    """
     names: dict[str, str] = {}
-    for folder in _subfolders(tree, train):
+    folders = _subfolders(tree, train)
+    classes = [folder for folder in folders if folder not in UNLABELLED_FOLDERS]
+    if folders and not classes:
+        raise UserError(
+            f"{tree.where}: {train} holds only images without a label; put a few of each class into {train}<class>/"
+        )
+    for folder in classes:
         if any(unicodedata.category(character) == "Cc" for character in folder):
             raise UserError(
                 f"{tree.where}: {train}{folder!r}: a class's name has control characters; rename the folder"
@@ -105,6 +124,8 @@ def _images(tree: Tree, parent: str, label_of: dict[str, int]) -> tuple[list[str
     folders = _subfolders(tree, parent)
     for name in folders:
         if _composed(name) not in label_of:
+            if name in UNLABELLED_FOLDERS:
+                raise UserError(f"{tree.where}: {parent}{name}: only train may hold images without a label; remove it")
             near = next((known for known in label_of if _bare(known) == _bare(name)), None)
             hint = "" if near is None else f" (train has {near!r}, not {name!r})"
             raise UserError(f"{tree.where}: {parent}{name}: class {name} has no folder in train{hint}")
@@ -117,5 +138,6 @@ def _images(tree: Tree, parent: str, label_of: dict[str, int]) -> tuple[list[str
         )
     names = [path.removeprefix(parent).partition("/")[0] for path in paths]
     if empty := sorted(set(folders) - set(names)):
-        raise UserError(f"{tree.where}: {parent}{empty[0]}: the class folder holds no images")
+        kind = "folder of images without a label" if empty[0] in UNLABELLED_FOLDERS else "class folder"
+        raise UserError(f"{tree.where}: {parent}{empty[0]}: the {kind} holds no images")
     return paths, np.array([label_of[_composed(name)] for name in names], np.int64)

@@ -16,6 +16,7 @@ import numpy as np
 from moe_dist.data.datasets.source import Tree
 from moe_dist.data.image.crops import Region
 from moe_dist.data.image.decode import EXTENSIONS
+from moe_dist.data.longtail import UNLABELLED
 
 SPLITS = ("train", "val", "test")
 """In the order they are built; a dataset without a published validation split has no val."""
@@ -24,10 +25,11 @@ _KEY_CHARACTERS = 48
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled image as its dataset holds it.
+    """One image as its dataset holds it, with its label or UNLABELLED.
 
     key: unique in its split; image: the encoded bytes, of a format that `extension` names; group: the track it was
-    taken from, -1 without; roi: region of interest in its own pixels; origin: where the bytes came from, for messages.
+    taken from, -1 without; roi: region of interest in its own pixels; origin: where the bytes came from, for messages;
+    name: what a user calls the image, if not by its key.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Sample:
     group: int = -1
     roi: Region | None = None
     origin: str = ""
+    name: str = ""
 
 
 class Contents(Protocol):
@@ -68,7 +71,8 @@ class Contents(Protocol):
 class PathContents:
     """A dataset of image files and their labels. It is compact, for hundreds of thousands of files.
 
-    splits: for each split the paths of its files in `tree` and their labels [N], in the dataset's order.
+    splits: for each split the paths of its files in `tree` and their labels [N], in the dataset's order. named_below:
+    samples are called by their paths below this folder of the tree ("" or one with a slash at its end); None: by keys.
     A sample's key is made of its class, its number in the class and the file's name.
     """
 
@@ -80,8 +84,10 @@ class PathContents:
         class_names: Sequence[str],
         splits: Mapping[str, tuple[Sequence[str], np.ndarray]],
         superclasses: Sequence[str] | None = None,
+        named_below: str | None = None,
     ) -> None:
         self.class_names = tuple(class_names)
+        self._named_below = named_below
         self.superclasses = None if superclasses is None else tuple(superclasses)
         self.counts = {split: len(paths) for split, (paths, _) in splits.items()}
         self._reader = tree.reader
@@ -97,9 +103,11 @@ class PathContents:
         """The `number`-th sample of `split`. Raises UserError where its file cannot be read."""
         path, label = PurePosixPath(self._paths[split][number]), int(self._labels[split][number])
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)[:_KEY_CHARACTERS]
-        key = f"{label:05d}/{self._numbers_in_class[split][number]:06d}_{stem}"
+        of_class = "unlabelled" if label == UNLABELLED else f"{label:05d}"
+        key = f"{of_class}/{self._numbers_in_class[split][number]:06d}_{stem}"
         image = self._reader.read(str(path))
-        return Sample(key, label, image, path.suffix[1:].lower(), origin=f"{self._reader.where}: {path}")
+        name = "" if self._named_below is None else str(path).removeprefix(self._named_below)
+        return Sample(key, label, image, path.suffix[1:].lower(), origin=f"{self._reader.where}: {path}", name=name)
 
 
 class KeptContents:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from moe_dist.data.bad_samples import BadSamples
 from moe_dist.data.batch import DatasetInfo, Images
 from moe_dist.data.datasets.samples import SPLITS
-from moe_dist.data.longtail import LongTail
+from moe_dist.data.longtail import UNLABELLED, LongTail, class_counts
 from moe_dist.data.opened.changed import JoinedImages, with_noise
 from moe_dist.data.opened.images import EncodedImages, open_images
 from moe_dist.data.opened.vectors import Vectors
@@ -31,12 +31,16 @@ from moe_dist.settings.data import DataConfig
 
 @dataclass(frozen=True)
 class OpenedSplit:
-    """One split: its images, and the labels, groups (tracks, -1: none) and shards [N] of each."""
+    """One split: its images, and the labels, groups (tracks, -1: none) and shards [N] of each.
+
+    names: reads what users call the images [N] from all shards.
+    """
 
     images: Images
     labels: np.ndarray
     groups: np.ndarray
     shard_of: np.ndarray
+    names: Callable[[], list[str]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class OpenedData:
         return self._absent_from(self.val.labels[self.val_samples]) if len(self.val_samples) else []
 
     def _absent_from(self, labels: np.ndarray) -> list[str]:
-        counts = np.bincount(labels, minlength=self.info.classes)
+        counts = class_counts(labels, self.info.classes)
         return [name for name, count in zip(self.info.class_names, counts) if not count]
 
 
@@ -94,13 +98,13 @@ def open_data(config: DataConfig, seed: int, cache: Path, place: str) -> OpenedD
             of_split.require_room(config.window_shards)
         if config.noise is not None:
             images = with_noise(images, config.noise, number)
-        splits[name] = OpenedSplit(images, of_split.labels, of_split.groups, of_split.shard_of)
+        splits[name] = OpenedSplit(images, of_split.labels, of_split.groups, of_split.shard_of, of_split.names)
     if config.use != "split":
         used = splits["test"] if config.use == "test" else _joined(list(splits.values()))
         splits = {"train": used, "test": used}
     vectors = images.size if isinstance(images, Vectors) else 0
     parts = _parts(splits, config, seed)
-    counts = np.bincount(splits["train"].labels[parts["train"]], minlength=len(names))
+    counts = class_counts(splits["train"].labels[parts["train"]], len(names))
     return OpenedData(
         config=config,
         shards=place,
@@ -134,7 +138,7 @@ def _joined(splits: Sequence[OpenedSplit]) -> OpenedSplit:
     first_shards = np.cumsum([0] + [int(split.shard_of.max()) + 1 for split in splits])
     shard_of = np.concatenate([split.shard_of + first for split, first in zip(splits, first_shards)])
     images = JoinedImages([split.images for split in splits], [len(split.labels) for split in splits])
-    return OpenedSplit(images, labels, groups, shard_of)
+    return OpenedSplit(images, labels, groups, shard_of, lambda: [name for split in splits for name in split.names()])
 
 
 def are_whole(place: str, config: DataConfig) -> bool:
@@ -167,6 +171,11 @@ def open_shards(config: DataConfig, place: str, cache: Path) -> dict[str, ShardS
     }
     _require_shards_of(config, shards["train"], shown(place))
     for split, opened in shards.items():
+        if (split != "train" or config.use != "split") and (opened.labels == UNLABELLED).any():
+            raise UserError(
+                f"{shown(place)}: some {split} images have no label; only training images may have none, and only with "
+                "data.use = split"
+            )
         if opened.class_names != shards["train"].class_names:
             raise UserError(f"{shown(place)}: the train and {split} shards name different classes; build them again")
     return shards
@@ -185,7 +194,7 @@ def _require_shards_of(config: DataConfig, train: ShardSet, where: str) -> None:
             f"{where}: these shards hold {_in_words(train.long_tail)}, the job says {_in_words(asked)} "
             "(data.imbalance, data.imbalance_choice, data.imbalance_seed); change the job or data.shards"
         )
-    missing = np.flatnonzero(np.bincount(train.labels, minlength=len(train.class_names)) == 0)
+    missing = np.flatnonzero(class_counts(train.labels, len(train.class_names)) == 0)
     if missing.size:
         raise UserError(f"{where}/train: no images of class {', '.join(train.class_names[label] for label in missing)}")
 
@@ -213,14 +222,16 @@ def _parts(splits: Mapping[str, OpenedSplit], config: DataConfig, seed: int) -> 
     if "val" in splits:
         val_samples = limited(splits["val"], config.max_test_images)
     elif config.val_fraction:
-        rest, held = divide(train.labels[samples], train.groups[samples], config.val_fraction, seed)
+        labelled = samples[train.labels[samples] != UNLABELLED]
+        _, held = divide(train.labels[labelled], train.groups[labelled], config.val_fraction, seed)
         if not len(held):
             raise UserError(
-                f"data.val_fraction = {config.val_fraction:g} sets none of {len(samples):,} images aside: those of a "
+                f"data.val_fraction = {config.val_fraction:g} sets none of {len(labelled):,} images aside: those of a "
                 "class are of one track, or a single one, and such are not divided; give a validation split, raise "
                 "data.max_train_images, or set data.val_fraction to 0"
             )
-        samples, val_samples = samples[rest], samples[held]
+        val_samples = labelled[held]
+        samples = np.setdiff1d(samples, val_samples)
     else:
         val_samples = samples[:0]
     return {"train": samples, "val": val_samples, "test": limited(splits["test"], config.max_test_images)}

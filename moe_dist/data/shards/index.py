@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_dist.data.longtail import LongTail
+from moe_dist.data.longtail import LongTail, class_counts
 from moe_dist.data.storage.store import get_bytes, join, shown
 from moe_dist.data.storage.tars import BLOCK
 from moe_dist.errors import UserError
@@ -94,8 +94,8 @@ class Index:
 
     @property
     def class_counts(self) -> np.ndarray:
-        """Samples [C] of each class."""
-        return np.bincount(self.rows["label"], minlength=len(self.class_names))
+        """Samples [C] of each class; those without a label are in none."""
+        return class_counts(self.rows["label"], len(self.class_names))
 
 
 def write_index(folder: Path, index: Index) -> None:

@@ -21,12 +21,13 @@ import numpy as np
 from moe_dist.data.image.crops import Region
 from moe_dist.data.image.decode import EXTENSIONS, decode
 from moe_dist.data.image.vectors import VECTOR, decode_vector, is_vector
+from moe_dist.data.longtail import UNLABELLED
 from moe_dist.data.shards.index import NO_REGION, ROW
 from moe_dist.data.storage.tars import members
 
 MEMBER_NAME = re.compile(r"(?P<key>(?:[A-Za-z0-9_-]+/)*[A-Za-z0-9_-]+)\.(?P<kind>jpg|jpeg|png|ppm|npy|cls|json)")
 """The names of a shard's members. With a second dot WebDataset would see another key."""
-_EXTRA_FIELDS = {"group", "roi"}
+_EXTRA_FIELDS = {"group", "name", "roi", "unlabelled"}
 
 
 @dataclass
@@ -54,6 +55,16 @@ class _Part:
     data: bytes
 
 
+@dataclass(frozen=True)
+class _Extra:
+    """What a sample's .json holds: group, region, the name users know it by, and whether it has no label."""
+
+    group: int = -1
+    region: Region | None = None
+    name: str = ""
+    unlabelled: bool = False
+
+
 def scan_shard(path: Path, number: int, classes: int, decode_images: bool = True) -> Scan:
     """Read the shard at `path`, the `number`-th of a split of `classes` classes; problems name the sample's key.
 
@@ -69,6 +80,18 @@ def scan_shard(path: Path, number: int, classes: int, decode_images: bool = True
     if not seen:
         scan.problems.append("the shard is empty")
     return scan
+
+
+def image_names(path: Path) -> dict[int, str]:
+    """What users call the images of the shard at `path`, or else their keys, by the byte at which an image begins.
+
+    Raises ValueError where a sample cannot be read.
+    """
+    names = {}
+    for key, parts in groupby(_parts(path, []), key=attrgetter("key")):
+        image, _, extra = _read_parts(list(parts))
+        names[image.offset] = extra.name or key
+    return names
 
 
 def image_problem(data: bytes, region: Region | None = None) -> str | None:
@@ -93,9 +116,13 @@ def region_problem(region: Region | None, pixels: np.ndarray) -> str | None:
     return f"region {x1},{y1},{x2},{y2} does not lie in the image of {width} x {height} pixels"
 
 
-def label_problem(label: int, classes: int) -> str | None:
-    """The reason why a label cannot be used; None where it is the number of a class."""
-    return None if 0 <= label < classes else f"label {label} is outside 0 to {classes - 1}"
+def label_problem(label: int, classes: int, unlabelled: bool = False) -> str | None:
+    """The reason why a label cannot be used; None where it is the number of a class, or UNLABELLED and may be so."""
+    return (
+        None
+        if 0 <= label < classes or (unlabelled and label == UNLABELLED)
+        else f"label {label} is outside 0 to {classes - 1}"
+    )
 
 
 def _parts(path: Path, problems: list[str]) -> Iterator[_Part]:
@@ -117,22 +144,23 @@ def _take(parts: list[_Part], number: int, classes: int, decode_images: bool, sc
     """Add the sample that consists of `parts` to `scan`, or what is wrong with it."""
     key = parts[0].key
     try:
-        image, label, group, region = _read_parts(parts)
+        image, label, extra = _read_parts(parts)
     except ValueError as error:
         scan.problems.append(f"{key}: {error}")
         return
-    problem = label_problem(label, classes) or (image_problem(image.data, region) if decode_images else None)
+    problem = label_problem(label, classes, extra.unlabelled)
+    problem = problem or (image_problem(image.data, extra.region) if decode_images else None)
     if problem is not None:
         scan.problems.append(f"{key}: {problem}")
         return
     place = (image.offset, len(image.data), zlib.crc32(image.data))
-    scan.samples.append((number, label, *place, group, region or NO_REGION))
+    scan.samples.append((number, label, *place, extra.group, extra.region or NO_REGION))
     scan.keys.append(key)
     scan.image_kinds[image.kind] += 1
 
 
-def _read_parts(parts: list[_Part]) -> tuple[_Part, int, int, Region | None]:
-    """(image, label, group, region) of a sample. Raises ValueError where a part is missing, doubled or unreadable."""
+def _read_parts(parts: list[_Part]) -> tuple[_Part, int, _Extra]:
+    """(image, label, .json) of a sample. Raises ValueError where a part is missing, doubled or unreadable."""
     by_kind = {part.kind: part for part in parts}
     images = [part for part in parts if part.kind in (*EXTENSIONS, VECTOR)]
     if len(by_kind) < len(parts) or len(images) > 1:
@@ -144,24 +172,26 @@ def _read_parts(parts: list[_Part]) -> tuple[_Part, int, int, Region | None]:
     text = by_kind["cls"].data
     if not re.fullmatch(rb"-?\d{1,9}", text):
         raise ValueError(f"label {text[:20]!r} is not a whole number")
-    group, region = _read_extra(by_kind["json"].data) if "json" in by_kind else (-1, None)
-    return images[0], int(text), group, region
+    return images[0], int(text), _read_extra(by_kind["json"].data) if "json" in by_kind else _Extra()
 
 
-def _read_extra(data: bytes) -> tuple[int, Region | None]:
-    """(group, region) from a sample's .json. Raises ValueError where it holds anything else."""
+def _read_extra(data: bytes) -> _Extra:
+    """The content of a sample's .json. Raises ValueError where it holds anything else."""
     try:
         extra = json.loads(data)
     except RecursionError:
         raise ValueError(".json is nested too deeply") from None
     if not isinstance(extra, dict) or not extra.keys() <= _EXTRA_FIELDS:
-        raise ValueError(f".json may hold only {' and '.join(sorted(_EXTRA_FIELDS))}")
-    group, region = extra.get("group", -1), extra.get("roi")
+        raise ValueError(f".json may hold only {', '.join(sorted(_EXTRA_FIELDS))}")
+    group, region, name = extra.get("group", -1), extra.get("roi"), extra.get("name", "")
+    unlabelled = extra.get("unlabelled", False)
+    if not isinstance(name, str) or not isinstance(unlabelled, bool):
+        raise ValueError(f"name {name!r} is not a word, or unlabelled {unlabelled!r} not true")
     if type(group) is not int or not -1 <= group < 2**31:
         raise ValueError(f"group {group!r} is not a whole number")
     if region is None:
-        return group, None
+        return _Extra(group, None, name, unlabelled)
     if not (isinstance(region, list) and len(region) == 4 and all(type(side) is int for side in region)):
         raise ValueError(f"region {region!r} is not four whole numbers")
     x1, y1, x2, y2 = region
-    return group, (x1, y1, x2, y2)
+    return _Extra(group, (x1, y1, x2, y2), name, unlabelled)

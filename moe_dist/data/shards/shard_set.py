@@ -18,9 +18,10 @@ import numpy as np
 
 from moe_dist.data.bad_samples import BadSample
 from moe_dist.data.image.vectors import VECTOR
+from moe_dist.data.longtail import UNLABELLED
 from moe_dist.data.shards.cache import ShardCache
 from moe_dist.data.shards.index import Index, read_index
-from moe_dist.data.shards.scan import label_problem
+from moe_dist.data.shards.scan import image_names, label_problem
 from moe_dist.data.storage.store import exists, is_url, join, shown
 from moe_dist.data.storage.tars import BLOCK, member_name
 from moe_dist.errors import UserError
@@ -77,7 +78,7 @@ class ShardSet:
                 copies.require_room(shard, shown(join(place, shard.name)))
         else:
             _require_sizes(Path(place), index)
-        outside = np.flatnonzero((index.rows["label"] < 0) | (index.rows["label"] >= len(index.class_names)))
+        outside = np.flatnonzero((index.rows["label"] < UNLABELLED) | (index.rows["label"] >= len(index.class_names)))
         if outside.size:
             problem = label_problem(int(index.rows["label"][outside[0]]), len(index.class_names))
             raise UserError(f"{shown(place)}: sample {outside[0]}: {problem}")
@@ -123,11 +124,25 @@ class ShardSet:
                 return data
         raise BadSample(f"{self.where(sample)}: changed or cut short since it was indexed; build the shards again")
 
+    def names(self) -> list[str]:
+        """What users call the samples [N]: their paths in an image folder, else their keys. Every shard is read.
+
+        Raises UserError where one is damaged.
+        """
+        by_shard = {shard: self._names_in(shard) for shard in np.unique(self.shard_of).tolist()}
+        return [by_shard[shard][offset] for shard, offset in zip(self.shard_of.tolist(), self._offsets.tolist())]
+
     def where(self, sample: int) -> str:
         """The shard and the member in which `sample` lies, for messages."""
         shard, offset = int(self.shard_of[sample]), int(self._offsets[sample])
         header = os.pread(self._file(shard).fileno(), BLOCK, offset - BLOCK)
         return f"{shown(self._places[shard])}: {member_name(header, offset)}"
+
+    def _names_in(self, shard: int) -> dict[int, str]:
+        try:
+            return image_names(Path(str(self._file(shard).name)))
+        except ValueError as error:
+            raise UserError(f"{shown(self._places[shard])}: {error}; build the shards again") from None
 
     def _read(self, sample: int) -> bytes:
         """The bytes at the sample's place. They are read with pread: a mapped file that is cut short is fatal."""

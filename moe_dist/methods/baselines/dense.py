@@ -1,4 +1,4 @@
-"""The dense rival of Table 3: one torchvision network for all classes, EfficientNet-B1 in the paper."""
+"""The dense rival of Table 3: one published network for all classes, EfficientNet-B1 in the paper."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch.nn import functional
 
 from moe_dist.data.batch import Batch
 from moe_dist.methods.base import Method, Prediction
-from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.config import MethodConfig, unlike_pretraining
 from moe_dist.methods.phases import Progress, Stage, StepResult
 from moe_dist.models.backbones import classifier
 from moe_dist.models.experts import seeded
 from moe_dist.models.makers import Makers
+from moe_dist.models.resized import resized
 from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
 from moe_dist.settings.schema import Count, Positive
 from moe_dist.settings.training import OptimiserConfig, Sampling, ScheduleConfig, Weights
 
@@ -26,8 +28,9 @@ class DenseConfig(MethodConfig):
 
     name: Literal["dense"] = "dense"
     backbone: str = "efficientnet_b1"
+    """A network of torchvision's, or `timm/NAME`."""
     weights: Weights | None = "DEFAULT"
-    """torchvision's name of pretrained weights, a .safetensors or .pth file, or null for random ones."""
+    """A name of pretrained weights, a .safetensors or .pth file of the whole network, or null for random ones."""
     image_size: Annotated[int, Field(ge=32)] | None = None
     """Side to which images are resized for the backbone; null keeps data.image_size."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.6
@@ -39,9 +42,13 @@ class DenseConfig(MethodConfig):
     sampling: Sampling = "instance"
     clip_norm: Positive | None = None
 
+    def notices_of(self, data: DataConfig) -> Sequence[str]:
+        """A notice where images are not normalised as the pretrained weights expect."""
+        return unlike_pretraining(self.backbone, self.weights, data)
+
 
 class Dense(Method):
-    """A torchvision classifier under cross-entropy."""
+    """A published classifier under cross-entropy."""
 
     Config = DenseConfig
     mixes_labels = True
@@ -105,6 +112,4 @@ class Resized(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, C] of images [B, 3, S, S]."""
-        if self.side is not None and self.side != images.shape[-1]:
-            images = functional.interpolate(images, size=(self.side, self.side), mode="bilinear", antialias=True)
-        return self.network(images)
+        return self.network(resized(images, self.side))

@@ -5,7 +5,7 @@ Experts are C-way softmax classifiers. There are no clusters, and L_com alone tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moe_dist.data.batch import Batch
 from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.config import MethodConfig
-from moe_dist.methods.dfcp import losses
+from moe_dist.methods.dfcp import losses, prediction
 from moe_dist.methods.dfcp.config import GATE_SPACE, ExpertConfig, Experts, GateConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
 from moe_dist.methods.dfcp.packed import PackedMixture
@@ -103,16 +103,20 @@ class TraditionalMoe(Method):
         return PackedMixture(network, self.info.image_size)
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
-        """Eq 3; for one image, only the `top_k` experts of largest gate weight are computed."""
+        """Eq 3 over all experts, or over the `top_k` of largest gate weight, which alone are computed."""
         assert isinstance(network, Mixture)
-        if top_k is not None and len(images) == 1:
-            _, gate_logits, expert_logits = network.picked(images, top_k)
-            log_probs = losses.mixture_of_softmax_log_probs(gate_logits, expert_logits)
-            return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits).exp()})
-        gate_logits, expert_logits = network(images)
-        log_probs = losses.mixture_of_softmax_log_probs(gate_logits, expert_logits, top_k)
-        return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits, top_k).exp()}, expert_logits)
+        return prediction.predict(network, images, top_k, _mix)
+
+    def predict_by(self, network: nn.Module, images: Tensor, top_ks: Iterable[int]) -> Mapping[int | None, Prediction]:
+        """See Method; every expert is computed once."""
+        assert isinstance(network, Mixture)
+        return prediction.predict_by(network, images, top_ks, _mix)
 
     def top_ks(self) -> Sequence[int]:
         """The job's."""
         return self.config.top_k
+
+
+def _mix(gate_logits: Tensor, expert_logits: Tensor, experts: Tensor, seen: Tensor | None) -> Tensor:
+    """The mixture as prediction.Mix has it: a softmax expert's outputs are of all classes, whichever it is."""
+    return losses.mixture_of_softmax_log_probs(gate_logits, expert_logits, seen=seen)

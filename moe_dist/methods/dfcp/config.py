@@ -10,13 +10,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, Val
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_text
-from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.config import MethodConfig, unlike_pretraining
+from moe_dist.methods.dfcp.trusted import TrustedConfig, read_labels, reviewed_in_words
 from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
 from moe_dist.models.lenet import LeNetWidths
 from moe_dist.models.siamese import SiameseConfig
 from moe_dist.paths import local_path
 from moe_dist.processor import has_avx512
 from moe_dist.settings.augment import AugmentConfig
+from moe_dist.settings.data import DataConfig
 from moe_dist.settings.schema import Count, Fraction, NonNegative, Part, Positive, Strict
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig, Weights
 from moe_dist.yaml_core import load_yaml
@@ -59,13 +61,18 @@ def _recipe(value: Any, info: ValidationInfo) -> Any:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
 
 
+SIAMESE = "siamese"
+"""The backbone of `features` that stands for the Siamese network."""
+
+
 class FeaturesConfig(Strict):
     """How images become the vectors that are clustered (Eq 7-8)."""
 
     backbone: str = "efficientnet_b1"
-    """A torchvision network, cut before its pooling; or `siamese`, the network of the pseudo-labels."""
+    """A network of torchvision's or `timm/NAME`, cut before its pooling; or `siamese`, that of the pseudo-labels."""
     weights: Weights | None = "DEFAULT"
-    """torchvision's name of the weights, a .safetensors or .pth file, or null for random ones; unused by `siamese`."""
+    """A name of pretrained weights, a .safetensors or .pth file of the whole network, or null for random ones; unused
+    by `siamese`."""
     image_size: Annotated[int, Field(ge=32)] = 64
     """Side to which images are resized for the backbone; 64 gives a 2x2 map, 240 an 8x8 one."""
 
@@ -160,6 +167,14 @@ GATE_SPACE: dict[str, Any] = {
 class JointConfig(Strict):
     """The joint stage: objective L_com + lambda_e L_e + lambda_g L_gate."""
 
+    dispatch: Literal["all", "conditional"] = "all"
+    """Which experts see a sample. all: all; conditional: its cluster's, those the gate prefers and a few others, and
+    Eq 3, 14 and 16 are over these."""
+    preferred: Count = 2
+    """conditional: how many experts of the largest gate weights see a sample."""
+    others_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """conditional: share of the other clusters' samples that an expert sees, class-balanced, drawn in each epoch."""
+
     epochs: Count = 100
     batch_size: Count = 32
     lambda_e: NonNegative = 1.0
@@ -176,8 +191,7 @@ class DfcpConfig(MethodConfig):
     """DFCP-MoE as a job describes it."""
 
     name: Literal["dfcp"] = "dfcp"
-    trusted_fraction: Fraction = 0.1
-    """Share of the training images whose labels the method may see."""
+    trusted: TrustedConfig = TrustedConfig()
     features: FeaturesConfig = FeaturesConfig()
     clusters: ClustersConfig = ClustersConfig()
     pseudo_labels: PseudoLabelsConfig = PseudoLabelsConfig()
@@ -188,6 +202,20 @@ class DfcpConfig(MethodConfig):
     joint: JointConfig = JointConfig()
     top_k: Annotated[tuple[Count, ...], Part.EVALUATION] = (1, 3)
     """Numbers of experts for which accuracy and latency are reported, beside all of them."""
+
+    def notices(self) -> Sequence[str]:
+        """What a review changed in the list of labels."""
+        changed = None if self.trusted.labels is None else reviewed_in_words(read_labels(self.trusted.labels))
+        return () if changed is None else (f"trusted.labels: {changed}",)
+
+    def notices_of(self, data: DataConfig) -> Sequence[str]:
+        """A notice where images are not normalised as pretrained weights expect, of features or of the trunk."""
+        siamese = self.pseudo_labels.siamese
+        used = {(siamese.backbone, siamese.weights)} if siamese.backbone else set()
+        if self.features.backbone != SIAMESE:
+            used |= {(self.features.backbone, self.features.weights)}
+        return [sentence for backbone, weights in sorted(used, key=str) for sentence in
+                unlike_pretraining(backbone, weights, data)]  # fmt: skip
 
     def check(self, classes: int) -> None:
         """Require one expert for each class."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, TrainingSet
 from moe_dist.methods.base import Method, Prediction
-from moe_dist.methods.dfcp import losses, steps
+from moe_dist.methods.dfcp import dispatch, losses, prediction, steps
 from moe_dist.methods.dfcp.alone import expert_weights, train_experts_alone
 from moe_dist.methods.dfcp.config import GATE_SPACE, DfcpConfig, expert_list
 from moe_dist.methods.dfcp.network import Mixture, build_mixture, expert_costs, optimisers
 from moe_dist.methods.dfcp.packed import PackedMixture
 from moe_dist.methods.dfcp.search import DfcpExpertSearch
-from moe_dist.methods.phases import Phase, Progress, Stage, StepResult
+from moe_dist.methods.phases import Losses, Phase, Progress, Stage, StepResult
 from moe_dist.methods.search import ExpertSearch
 from moe_dist.models.makers import Makers
 
@@ -47,20 +47,24 @@ class Dfcp(Method):
         """The labels [N] of trusted samples, -1 for all others; all are -1 until the split is made."""
         visible = np.full_like(true_labels, -1)
         if "split" in results:
-            trusted = results["split"].arrays["trusted"]
-            visible[trusted] = true_labels[trusted]
+            split = results["split"].arrays
+            visible[split["trusted"]] = split["labels"]
         return visible
 
     def labels_used(self) -> str:
         """See Method."""
-        return f"{self.config.trusted_fraction:.0%} trusted"
+        return self.config.trusted.in_words()
 
     def training_set(self, results: Mapping[str, StepResult], labels: np.ndarray, samples: np.ndarray) -> TrainingSet:
         """Trusted samples with their labels, and clustered ones with their cluster's class; outliers are left out.
 
         A label is also the number of the sample's expert, since each class has one cluster and one expert.
         """
-        return TrainingSet(*steps.members(results, labels))
+        chosen, classes = steps.members(results, labels)
+        columns = {}
+        if self.config.joint.dispatch == "conditional":
+            columns[dispatch.PORTION] = dispatch.portions(classes, self.config.joint.others_fraction)
+        return TrainingSet(chosen, classes, columns)
 
     def build(self, make: Makers, results: Mapping[str, StepResult], seed: int) -> nn.Module:
         """The mixture, its experts with the weights of their training alone."""
@@ -91,21 +95,38 @@ class Dfcp(Method):
         )
 
     def loss(self, network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """L_com + lambda_e L_e + lambda_g L_gate (Eq 14, 16 and the conditioning of the managing network)."""
-        gate_logits, expert_logits = network(batch.images)
+        """L_com + lambda_e L_e + lambda_g L_gate (Eq 14, 16 and the conditioning of the managing network).
+
+        With conditional dispatch, L_com and L_e are over the experts that see a sample; the log says how many do.
+        """
+        assert isinstance(network, Mixture)
+        joint, seen = self.config.joint, None
+        if joint.dispatch == "conditional":
+            gate_logits, expert_logits, seen = network.dispatched(
+                batch.images, lambda logits: self._seen(logits, batch, network.seed, progress.epoch)
+            )
+        else:
+            gate_logits, expert_logits = network(batch.images)
         expert_logits = expert_logits.squeeze(2)
         own_class = torch.arange(self.info.classes, device=gate_logits.device)
-        log_probs = losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes)
-        joint = self.config.joint
-        return {
+        log_probs = losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, seen=seen)
+        terms = {
             "combined": batch.mean(losses.combined_loss(log_probs, batch.labels)),
-            "experts": joint.lambda_e * batch.mean(losses.expert_loss(expert_logits, batch.labels)),
+            "experts": joint.lambda_e * batch.mean(losses.expert_loss(expert_logits, batch.labels, seen)),
             "gate": joint.lambda_g * batch.mean(losses.gate_loss(gate_logits, batch.labels)),
         }
+        return terms if seen is None else Losses(terms, {"experts_a_sample": seen.sum(1).float().mean()})
+
+    def _seen(self, gate_logits: Tensor, batch: Batch, seed: int, epoch: int) -> Tensor:
+        """Which experts see which sample of a batch, [B, E] bool; a batch without portions has their mean for all."""
+        joint = self.config.joint
+        portion = batch.columns.get(dispatch.PORTION, torch.full_like(batch.weight, joint.others_fraction))
+        drawn = dispatch.others(portion, gate_logits.shape[1], seed, epoch, batch.samples)
+        return dispatch.seen(batch.labels, gate_logits, joint.preferred, drawn)
 
     def loss_phase(self, progress: Progress) -> Hashable | None:
-        """The joint stage; the loss takes nothing else from the progress."""
-        return progress.stage
+        """The joint stage; the loss takes nothing else from the progress. Which experts see a sample is drawn anew."""
+        return None if self.config.joint.dispatch == "conditional" else progress.stage
 
     def packed(self, network: nn.Module) -> nn.Module:
         """Experts of similar widths computed together."""
@@ -113,20 +134,20 @@ class Dfcp(Method):
         return PackedMixture(network, self.info.image_size)
 
     def predict(self, network: nn.Module, images: Tensor, top_k: int | None = None) -> Prediction:
-        """Eq 3 over all experts, or over the `top_k` of largest gate weight.
+        """Eq 3 over all experts, or over the `top_k` of largest gate weight, which alone are computed.
 
-        For one image, only those `top_k` are computed; all experts must be in this process.
+        For one image and `top_k`, all experts must be in this process.
         """
         assert isinstance(network, Mixture)
-        if top_k is not None and len(images) == 1:
-            ids, gate_logits, expert_logits = network.picked(images, top_k)
-            log_probs = losses.mixture_log_probs(gate_logits, expert_logits.squeeze(2), ids, self.info.classes)
-            return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits).exp()})
-        gate_logits, expert_logits = network(images)
-        expert_logits = expert_logits.squeeze(2)
-        own_class = torch.arange(self.info.classes, device=gate_logits.device)
-        log_probs = losses.mixture_log_probs(gate_logits, expert_logits, own_class, self.info.classes, top_k)
-        return Prediction(log_probs, {"": losses.gate_log_weights(gate_logits, top_k).exp()}, expert_logits)
+        return prediction.predict(network, images, top_k, self._mix)
+
+    def predict_by(self, network: nn.Module, images: Tensor, top_ks: Iterable[int]) -> Mapping[int | None, Prediction]:
+        """See Method; every expert is computed once."""
+        assert isinstance(network, Mixture)
+        return prediction.predict_by(network, images, top_ks, self._mix)
+
+    def _mix(self, gate_logits: Tensor, expert_logits: Tensor, experts: Tensor, seen: Tensor | None) -> Tensor:
+        return losses.mixture_log_probs(gate_logits, expert_logits.squeeze(2), experts, self.info.classes, seen=seen)
 
     def search_space(self) -> Mapping[str, Any]:
         """The managing network's and the joint stage's; the experts are searched by `expert_search`."""

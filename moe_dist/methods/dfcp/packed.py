@@ -34,7 +34,7 @@ class PackedMixture(Mixture):
     """
 
     def __init__(self, mixture: Mixture, image_size: int, packs: int = PACKS) -> None:
-        super().__init__(mixture.experts, mixture.gate)
+        super().__init__(mixture.experts, mixture.gate, mixture.seed)
         members = [cast(LeNet, member) for member in cast(nn.ModuleDict, mixture.experts.members).values()]
         widths = [widths_of(member) for member in members]
         self.outputs = cast(nn.Linear, members[0].classifier[-1]).out_features

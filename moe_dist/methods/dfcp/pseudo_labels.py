@@ -34,7 +34,7 @@ def f1_threshold(distances: np.ndarray, same: np.ndarray) -> Threshold:
     is exact; of equal F1 the smallest distance is taken. Raises UserError where no pair is same.
     """
     if not same.any():
-        raise UserError("trusted_fraction: no two held-out trusted images share a class; raise the trusted part")
+        raise UserError("trusted: no two held-out trusted images share a class; raise trusted.fraction, or label more")
     order = np.argsort(distances, kind="stable")
     sorted_distances, hits = distances[order], np.cumsum(same[order])
     ends = np.flatnonzero(np.append(np.diff(sorted_distances) > 0, True))  # equal distances are predicted alike
@@ -56,7 +56,7 @@ def held_out_pairs(
 
     A pseudo-label rests on the same comparison: an image that the network has not seen with a trusted one. Pairs within
     one group are left out, since no clustered sample shares a group with a trusted one.
-    embeddings [L, D], labels [L], groups [L] (-1: none), held_out [L] bool.
+    embeddings [L, D], labels [L], groups [L] (-1: none, or images are trusted one by one), held_out [L] bool.
     """
     distances = euclidean_distances(embeddings[held_out], embeddings[~held_out])
     same = labels[held_out][:, None] == labels[~held_out][None, :]
@@ -105,5 +105,5 @@ def require_every_class(merged: np.ndarray, class_names: Sequence[str]) -> None:
     if missing:
         raise UserError(
             f"no cluster ended with class {', '.join(missing)}: each class needs an expert; raise clusters.count "
-            "(smaller clusters) or trusted_fraction (better pseudo-labels)"
+            "(smaller clusters), or trust more images (better pseudo-labels)"
         )

@@ -35,7 +35,12 @@ class DfcpReport(MethodReport):
     )
 
     def numbers(self, run: ReportedRun, model: ReportedModel) -> Iterator[tuple[str, float]]:
-        """How good the clusters and the pseudo-labels are, as far as the steps are finished."""
+        """How good the clusters and the pseudo-labels are, as far as steps are finished and true labels known."""
+        for name, value in self._all_numbers(model):
+            if value is not None:
+                yield name, value
+
+    def _all_numbers(self, model: ReportedModel) -> Iterator[tuple[str, float | None]]:
         if "second_stage" in model.steps:
             stage = model.steps["second_stage"].values
             yield "davies_bouldin_stage1", stage["stage1_davies_bouldin"]
@@ -90,6 +95,8 @@ def _pseudo_labels(run: ReportedRun, model: ReportedModel, step: ReportedStep) -
         f"After clusters of one class have merged; {step.values['outliers']:,} outliers are in none of them.",
         charts.cluster_sizes(heading, sizes, names),
     )
+    if not counts.any():  # nobody knows a true label
+        return
     heading = f"{model.title}: pseudo-labels against true labels ({dataset}, n = {counts.sum():,})"
     yield Drawing(
         f"pseudo_labels_{model.name}",

@@ -35,7 +35,7 @@ from moe_dist.methods.phases import (
 )
 from moe_dist.models.experts import seeded
 from moe_dist.models.makers import Makers
-from moe_dist.models.siamese import Siamese, SiameseConfig, balanced_batch, embed, pair_loss
+from moe_dist.models.siamese import SiameseConfig, balanced_batch, embed, pair_loss, siamese_network
 from moe_dist.settings.schema import settings_of
 from moe_dist.settings.training import OptimiserConfig, ScheduleConfig
 
@@ -63,8 +63,9 @@ def siamese_phases(config: PseudoLabelsConfig, classes: int) -> tuple[Phase, ...
 
 def _hold_out(fraction: float, workspace: Workspace) -> StepResult:
     """Hold a fraction of the trusted images out ([L] bool); the others' sample numbers are the first network's."""
-    trusted = workspace.results["split"].arrays["trusted"]
-    training, held = divide(workspace.labels[trusted], workspace.groups[trusted], fraction, workspace.seed + 2)
+    split = workspace.results["split"].arrays
+    trusted = split["trusted"]
+    training, held = divide(workspace.labels[trusted], split["tracks"], fraction, workspace.seed + 2)
     held_out = np.zeros(len(trusted), bool)
     held_out[held] = True
     return StepResult(
@@ -82,7 +83,7 @@ def _stage(name: str, config: PseudoLabelsConfig, classes: int, samples_of: Call
         return TrainingSet(chosen, labels[chosen])
 
     def build(make: Makers, results: Results, trained: Callable[[str], nn.Module], seed: int) -> nn.Module:
-        return seeded(seed, lambda: Siamese(siamese.dimensions, siamese.channels))
+        return seeded(seed, lambda: siamese_network(siamese))
 
     def loss(network: nn.Module, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Eq 11 over all pairs of the batch."""
@@ -95,7 +96,10 @@ def _stage(name: str, config: PseudoLabelsConfig, classes: int, samples_of: Call
     return Stage(
         name,
         min(siamese.classes_per_batch, classes) * siamese.images_per_class,
-        {"": OptimiserConfig(kind="adam", learning_rate=siamese.learning_rate, weight_decay=siamese.weight_decay)},
+        {
+            prefix: OptimiserConfig(kind="adam", learning_rate=rate, weight_decay=siamese.weight_decay)
+            for prefix, rate in (("", siamese.learning_rate), ("trunk.", siamese.trunk_learning_rate))
+        },
         epochs=siamese.epochs,
         schedule=ScheduleConfig(kind="cosine"),
         rate_by="step",
@@ -114,7 +118,9 @@ def _stage(name: str, config: PseudoLabelsConfig, classes: int, samples_of: Call
 def _require_pairs(labels: np.ndarray) -> None:
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2 or counts.max() < 2:
-        raise UserError("trusted_fraction: pairs need two trusted classes and two images of one; raise it")
+        raise UserError(
+            "trusted: pairs need two trusted classes and two images of one; raise trusted.fraction, or label more"
+        )
 
 
 def balanced_epoch(config: SiameseConfig, labels: np.ndarray, seed: int, epoch: int, batch_size: int) -> np.ndarray:

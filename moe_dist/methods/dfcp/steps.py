@@ -11,12 +11,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch.nn import functional
 
-from moe_dist.data.order import divide
+from moe_dist.data.longtail import UNLABELLED
 from moe_dist.errors import UserError
 from moe_dist.methods.dfcp.clusters import Clustering, davies_bouldin, kmeans, purity, scan_radii
-from moe_dist.methods.dfcp.config import ClustersConfig, DfcpConfig, FeaturesConfig
+from moe_dist.methods.dfcp.config import SIAMESE, ClustersConfig, DfcpConfig, FeaturesConfig
 from moe_dist.methods.dfcp.deep_clusters import FeatureClusterer
 from moe_dist.methods.dfcp.pseudo_labels import (
     f1_threshold,
@@ -27,14 +26,13 @@ from moe_dist.methods.dfcp.pseudo_labels import (
     require_every_class,
 )
 from moe_dist.methods.dfcp.siamese_stages import siamese_phases
+from moe_dist.methods.dfcp.trusted import split
 from moe_dist.methods.dfcp.views import Views
 from moe_dist.methods.phases import Phase, Step, StepResult, TaskContext, Workspace
 from moe_dist.models.backbones import feature_map
+from moe_dist.models.resized import resized
 from moe_dist.models.siamese import embed
 from moe_dist.settings.schema import settings_of
-
-SIAMESE = "siamese"
-"""The backbone of `features` that stands for the Siamese network."""
 
 
 def labelling_phases(config: DfcpConfig, classes: int) -> Sequence[Phase]:
@@ -44,8 +42,8 @@ def labelling_phases(config: DfcpConfig, classes: int) -> Sequence[Phase]:
         Step(
             "split",
             "split into trusted and unlabelled images",
-            partial(_split, config.trusted_fraction),
-            {"trusted_fraction": config.trusted_fraction},
+            partial(split, config.trusted),
+            {"trusted": settings_of(config.trusted)},
             sees_true_labels=True,
         ),
         *siamese_phases(pseudo, classes),
@@ -85,25 +83,6 @@ def members(results: Mapping[str, StepResult], labels: np.ndarray) -> tuple[np.n
     return samples, classes[samples]
 
 
-def _split(trusted_fraction: float, workspace: Workspace) -> StepResult:
-    """Trusted [L] and clustered [U] sample numbers; stratified by class, tracks kept whole."""
-    assert workspace.true_labels is not None
-    samples = workspace.samples
-    labels, groups = workspace.true_labels[samples], workspace.groups[samples]
-    clustered, trusted = divide(labels, groups, trusted_fraction, workspace.seed + 1)
-    missing = sorted(set(range(workspace.info.classes)) - set(labels[trusted].tolist()))
-    if missing:
-        names = ", ".join(workspace.info.class_names[label] for label in missing)
-        raise UserError(
-            f"trusted_fraction = {trusted_fraction}: no trusted image of class {names}; raise it, or add images "
-            "(a class needs two tracks or two images of its own)"
-        )
-    return StepResult(
-        {"trusted": len(trusted), "clustered": len(clustered)},
-        {"trusted": samples[trusted], "clustered": samples[clustered]},
-    )
-
-
 def _features(config: FeaturesConfig, workspace: Workspace) -> StepResult:
     """The vectors [U, D] that are clustered, of length 1 (reading: a radius needs a fixed scale)."""
     if config.backbone == SIAMESE:
@@ -124,7 +103,7 @@ def _extract(task: tuple[Views, FeaturesConfig, np.ndarray], item: None, context
     def batches() -> Any:
         for number, batch in enumerate(views.batches(samples)):
             context.progress(number * len(batch), len(samples))
-            yield functional.interpolate(batch, size=(config.image_size,) * 2, mode="bilinear", antialias=True)
+            yield resized(batch, config.image_size)
 
     return embed(network, batches())
 
@@ -179,7 +158,7 @@ def _second_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
             "radius": row.radius,
             "davies_bouldin": row.davies_bouldin if np.isfinite(row.davies_bouldin) else None,
             "coverage": row.coverage,
-            "purity": purity(row.labels, true),
+            "purity": _known_purity(row.labels, true),
         }
         for row in scan.rows
     ]
@@ -189,18 +168,21 @@ def _second_stage(config: ClustersConfig, workspace: Workspace) -> StepResult:
         "chosen": scan.chosen.radius if scan.chosen else None,
         "stage1_davies_bouldin": first.values["davies_bouldin"],
         "davies_bouldin": scan.chosen.davies_bouldin if scan.chosen else first.values["davies_bouldin"],
-        "stage1_purity": purity(clustering.labels, true),
+        "stage1_purity": _known_purity(clustering.labels, true),
     }
     return StepResult(values, {"labels": labels})
 
 
 def _pseudo_labels(workspace: Workspace) -> StepResult:
-    """Pseudo-labels [U] within tau* of a trusted image, and the class [U] of each sample's merged cluster."""
+    """Pseudo-labels [U] within tau* of a trusted image, and the class [U] of each sample's merged cluster.
+
+    And what a review shows: the nearest trusted image's label [U], and its distance [U].
+    """
     assert workspace.true_labels is not None
     parts, siamese = workspace.results["split"].arrays, workspace.results["siamese"].arrays
     trusted = parts["trusted"]
-    labels, groups = workspace.labels[trusted], workspace.groups[trusted]
-    threshold = f1_threshold(*held_out_pairs(siamese["threshold"], labels, groups, siamese["held_out"]))
+    labels = workspace.labels[trusted]
+    threshold = f1_threshold(*held_out_pairs(siamese["threshold"], labels, parts["tracks"], siamese["held_out"]))
     nearest, distances = nearest_trusted(siamese["clustered"], siamese["trusted"], labels)
     pseudo = pseudo_labels(nearest, distances, threshold.tau)
     merged = merge_clusters(workspace.results["second_stage"].arrays["labels"], pseudo)
@@ -213,18 +195,30 @@ def _pseudo_labels(workspace: Workspace) -> StepResult:
         "recall": threshold.recall,
         **score.values,
     }
-    return StepResult(values, {"pseudo": pseudo, "merged": merged, **score.arrays})
+    looked_at = {"nearest": nearest, "distances": distances}
+    return StepResult(values, {"pseudo": pseudo, "merged": merged, **looked_at, **score.arrays})
 
 
 def _scores(pseudo: np.ndarray, merged: np.ndarray, true: np.ndarray, classes: int) -> StepResult:
-    """The accuracy of the labels [U] by the true ones [U], which only the report reads."""
+    """The accuracy of the labels [U] by the true ones [U], which only the report reads; None where none is known."""
     kept = pseudo >= 0
+    scored = kept & (true != UNLABELLED)
     confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (true[kept], pseudo[kept]), 1)
+    np.add.at(confusion, (true[scored], pseudo[scored]), 1)
+
+    def accuracy(labels: np.ndarray) -> float | None:
+        return float((labels[scored] == true[scored]).mean()) if scored.any() else None
+
     values = {
-        "accuracy": float((pseudo[kept] == true[kept]).mean()),
-        "cluster_label_accuracy": float((merged[kept] == true[kept]).mean()),
+        "accuracy": accuracy(pseudo),
+        "cluster_label_accuracy": accuracy(merged),
         "outliers": int((~kept).sum()),
-        "purity": purity(merged, true),
+        "purity": _known_purity(merged, true),
     }
     return StepResult(values, {"confusion": confusion, "cluster_sizes": np.bincount(merged[kept], minlength=classes)})
+
+
+def _known_purity(clusters: np.ndarray, true: np.ndarray) -> float | None:
+    """The purity of clusters [U] over the samples whose true labels [U] are known; None where none is."""
+    known = true != UNLABELLED
+    return purity(np.where(known, clusters, -1), true) if (clusters[known] >= 0).any() else None

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
-from moe_dist.methods.config import MethodConfig
+from moe_dist.methods.config import MethodConfig, unlike_pretraining
 from moe_dist.methods.phases import Stage
 from moe_dist.models.multi_scale import Modules, Tap
-from moe_dist.models.tapped import expected_input
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.schema import Count, NonNegative, Part, Positive, Strict
@@ -110,14 +108,7 @@ class GmmMoeConfig(MethodConfig):
 
     def notices_of(self, data: DataConfig) -> Sequence[str]:
         """A notice where images are not normalised as those that the pretrained weights were trained on."""
-        expected = expected_input(self.backbone) if self.weights is not None else None
-        if expected is None or np.allclose((data.mean, data.std), expected[:2], atol=5e-3):
-            return ()
-        mean, std, side = expected
-        return (
-            f"{self.backbone}'s weights were trained on images of {side} pixels with mean {list(mean)} and std "
-            f"{list(std)}, and data.mean and data.std are others",
-        )
+        return unlike_pretraining(self.backbone, self.weights, data)
 
     def notices(self) -> Sequence[str]:
         """A notice where the maps cannot be kept."""

@@ -477,3 +477,38 @@ def test_the_long_tails_of_cifar_100_are_nested(shared_data: Path, choice: Liter
         assert isinstance(contents, KeptContents)
         kept[imbalance] = set(contents.kept.tolist())
     assert kept[100] < kept[50] < kept[10]
+
+
+def test_images_below_train_unlabelled_have_no_label(image_folder: Path, tmp_path: Path):
+    """Shards keep them, and what users call each image; splits, counts and the validation split leave them out."""
+    (image_folder / "train/bee").rename(image_folder / "train/unlabelled")
+    (image_folder / "test/bee").rename(tmp_path / "bee")
+    contents = FOLDERS.open(image_folder)
+    assert contents.class_names == ("ant", "cat")
+    config = DataConfig(dataset="image_folder", source=image_folder, image_size=8, val_fraction=0.25)
+    data = built_data(config, 0, tmp_path)
+    names = data.train.names()
+    folders = ["ant", "cat", "unlabelled"]
+    assert sorted(names) == sorted(f"train/{folder}/{number:03d}.png" for folder in folders for number in range(8))
+    for name, label in zip(names, data.train.labels.tolist()):
+        assert folders[label] == name.split("/")[1]
+    assert data.info.class_counts == (6, 6) and set(data.train.labels[data.val_samples]) == {0, 1}
+    assert len(data.train_samples) == 20 and not data.untested_classes
+
+
+def test_folders_of_unlabelled_images_that_are_refused(image_folder: Path):
+    empty = image_folder / "train/unlabelled"
+    empty.mkdir()
+    with pytest.raises(UserError, match="train/unlabelled: the folder of images without a label holds no images"):
+        FOLDERS.open(image_folder)
+    empty.rename(image_folder / "test/unlabelled")
+    with pytest.raises(UserError, match="test/unlabelled: only train may hold images without a label; remove it"):
+        FOLDERS.open(image_folder)
+    (image_folder / "test/unlabelled").rmdir()
+    for name in ("ant", "bee"):
+        shutil.rmtree(image_folder / "train" / name)
+    (image_folder / "train/cat").rename(image_folder / "train/unlabeled")
+    with pytest.raises(
+        UserError, match="holds only images without a label; put a few of each class into train/<class>/"
+    ):
+        FOLDERS.open(image_folder)

@@ -57,6 +57,7 @@ def workspace(digits: SmallDigits, told: list[tuple[float, float]]) -> Workspace
         images=digits,
         labels=labels,
         groups=np.full(len(digits), -1),
+        names=list,
         samples=numbers,
         true_labels=None,
         results=results,

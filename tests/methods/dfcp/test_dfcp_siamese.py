@@ -106,7 +106,7 @@ def test_trusted_images_without_both_kinds_of_pairs_are_refused(labels: list[int
     training_set = stages()[1].training_set
     assert training_set is not None
     results = {"split": StepResult({}, {"trusted": np.arange(3)})}
-    with pytest.raises(UserError, match="trusted_fraction: pairs need two trusted classes and two images of one"):
+    with pytest.raises(UserError, match="trusted: pairs need two trusted classes and two images of one"):
         training_set(results, np.array(labels), np.arange(3))
 
 

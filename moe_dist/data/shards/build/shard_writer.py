@@ -14,6 +14,7 @@ from PIL import Image
 from moe_dist.data.datasets.samples import Contents, Sample, scaled_region
 from moe_dist.data.image.decode import decode
 from moe_dist.data.image.vectors import VECTOR
+from moe_dist.data.longtail import UNLABELLED
 from moe_dist.data.order import epoch_order
 from moe_dist.data.shards.build.destination import Destination
 from moe_dist.data.shards.build.plan import Plan
@@ -102,7 +103,7 @@ def _shuffled(samples_count: int) -> np.ndarray:
 
 def _prepared(sample: Sample, classes: int, shrink: Shrink | None) -> Sample:
     """`sample` as it is stored. Raises UserError, naming its origin, where it cannot be used."""
-    problem = label_problem(sample.label, classes)
+    problem = label_problem(sample.label, classes, unlabelled=True)
     if not MEMBER_NAME.fullmatch(f"{sample.key}.{sample.extension}"):
         problem = f"key {sample.key!r} may hold only letters, digits, - and _"
     if sample.extension == VECTOR:
@@ -146,6 +147,8 @@ def _write_tar(path: Path, samples: Iterator[Sample]) -> None:
             members = {"__key__": sample.key, sample.extension: sample.image, "cls": str(sample.label).encode()}
             group = {"group": sample.group} if sample.group >= 0 else {}
             region = {"roi": sample.roi} if sample.roi is not None else {}
-            if group or region:
-                members["json"] = json.dumps({**group, **region}).encode()
+            name = {"name": sample.name} if sample.name else {}
+            unlabelled = {"unlabelled": True} if sample.label == UNLABELLED else {}
+            if extra := {**group, **region, **name, **unlabelled}:
+                members["json"] = json.dumps(extra).encode()
             writer.write(members)

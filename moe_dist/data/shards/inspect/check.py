@@ -129,7 +129,7 @@ def row_states(path: Path, rows: np.ndarray, classes: int) -> list[RowState]:
                 states.append(RowState(name, "changed or cut short since it was indexed"))
                 continue
             x1, y1, x2, y2 = (int(side) for side in row["roi"])
-            problem = label_problem(int(row["label"]), classes)
+            problem = label_problem(int(row["label"]), classes, unlabelled=True)
             problem = problem or image_problem(data, None if x1 < 0 else (x1, y1, x2, y2))
             states.append(RowState(name, problem))
     return states

@@ -49,10 +49,11 @@ class SplitStats:
     def in_words(self) -> dict[str, str]:
         """The numbers by title. Only the training split has many, medium and few classes."""
         present = self.counts[self.counts > 0]
+        unlabelled = len(self.index.rows) - int(self.counts.sum())
         groups = shot_groups(self.counts) if self.name == "train" else {}
         return {
             "dataset": self.index.dataset,
-            "images": f"{len(self.index.rows):,}",
+            "images": f"{len(self.index.rows):,}" + (f" ({unlabelled:,} without a label)" if unlabelled else ""),
             "classes": f"{len(present):,}" + (f" of {len(self.counts):,}" if len(present) < len(self.counts) else ""),
             "largest, smallest class": f"{present.max():,}, {present.min():,}",
             "imbalance factor": f"{self.imbalance:.4g}",

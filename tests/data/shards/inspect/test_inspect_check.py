@@ -48,6 +48,11 @@ def test_a_good_shard_has_no_problem_and_all_its_samples(tmp_path: Path):
         ([("b.cls", b"0"), ("b.png", b"GIF89a")], "b: not a JPEG, PNG or PPM image, but GIF: convert it"),
         ([("b.cls", b"3"), ("b.png", PNG)], "b: label 3 is outside 0 to 2"),
         ([("b.cls", b"-1"), ("b.png", PNG)], "b: label -1 is outside 0 to 2"),
+        ([("b.cls", b"-1"), ("b.json", b'{"unlabelled": false}'), ("b.png", PNG)], "b: label -1 is outside 0 to 2"),
+        (
+            [("b.cls", b"-1"), ("b.json", b'{"unlabelled": 1}'), ("b.png", PNG)],
+            "b: name '' is not a word, or unlabelled 1 not true",
+        ),
         ([("b.cls", b"two"), ("b.png", PNG)], "b: label b'two' is not a whole number"),
         ([("b.cls", b"0")], "b: no image beside .cls"),
         ([("b.png", PNG)], "b: no label (.cls) beside the image"),
@@ -61,7 +66,10 @@ def test_a_good_shard_has_no_problem_and_all_its_samples(tmp_path: Path):
             [("b.cls", b"0"), ("b.json", b'{"roi": [0, 0, 10, 8]}'), ("b.png", PNG)],
             "b: region 0,0,10,8 does not lie in the image of 9 x 8 pixels",
         ),
-        ([("b.cls", b"0"), ("b.json", b'{"mask": 1}'), ("b.png", PNG)], "b: .json may hold only group and roi"),
+        (
+            [("b.cls", b"0"), ("b.json", b'{"mask": 1}'), ("b.png", PNG)],
+            "b: .json may hold only group, name, roi, unlabelled",
+        ),
         (
             [("b.cls", b"0"), ("b.json", b'{"roi": [1]}'), ("b.png", PNG)],
             "b: region [1] is not four whole numbers",
