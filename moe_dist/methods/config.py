@@ -8,7 +8,6 @@ from typing import Self
 
 import numpy as np
 
-from moe_dist.models.timm_networks import expected_input
 from moe_dist.settings.data import DataConfig
 from moe_dist.settings.schema import Strict
 
@@ -46,6 +45,8 @@ class MethodConfig(Strict):
 
 def unlike_pretraining(backbone: str, weights: str | Path | None, data: DataConfig) -> Sequence[str]:
     """A sentence where images are not normalised as those that a backbone's pretrained `weights` were trained on."""
+    from moe_dist.models.timm_networks import expected_input  # imports torch, which reading a job does not need
+
     expected = expected_input(backbone) if weights is not None else None
     if expected is None or np.allclose((data.mean, data.std), expected[:2], atol=5e-3):
         return ()

@@ -118,14 +118,14 @@ def test_a_set_travels_without_its_copies_open(server: FaultServer, tmp_path: Pa
         ([403, "..."], 1, r"cannot be fetched: the store refuses access \(403\); check the credentials"),
         ([416, "..."], 1, "cannot be fetched: the store answered 416"),
         ([503, "..."], 3, "cannot be fetched after 3 tries: the store answered 503; try again later"),
-        (["half", "..."], 3, "after 3 tries: the connection ended after 15360 of 30720 bytes; check the network"),
+        (["half", "..."], 3, "after 3 tries: the connection ended after 20480 of 40960 bytes; check the network"),
         (
             ["stall", "..."],
             3,
             r"after 3 tries: the store was silent for 0.4 s; check the network, or raise data.remote",
         ),
         (["stall in body", "..."], 3, "after 3 tries: the store was silent for 0.4 s"),
-        (["flip", "..."], 3, "after 3 tries: the 30720 bytes that arrived are not those of the index"),
+        (["flip", "..."], 3, "after 3 tries: the 40960 bytes that arrived are not those of the index"),
     ],
 )
 def test_a_lasting_fault_is_one_sentence(
@@ -356,9 +356,10 @@ def test_a_shard_larger_than_the_cache_is_refused_when_opened(server: FaultServe
         ShardSet.open(f"{server.url}/train", RemoteConfig(cache_gib=1e-6), tmp_path / "copies")
 
 
-def test_a_window_larger_than_the_cache_is_refused(server: FaultServer, tmp_path: Path):
-    """The three shards have 30,720, 30,720 and 20,480 bytes: two of them fit into 65,000."""
-    remote = RemoteConfig(cache_gib=65_000 / 2**30)
+def test_a_window_larger_than_the_cache_is_refused(server: FaultServer, shards: Path, tmp_path: Path):
+    """Room for the two largest of three shards."""
+    *_, second, largest = sorted(path.stat().st_size for path in (shards / "train").glob("*.tar"))
+    remote = RemoteConfig(cache_gib=(largest + second) / 2**30)
     stored = ShardSet.open(f"{server.url}/train", remote, tmp_path / "copies")
     stored.require_room(window_shards=2)
     for window_shards in (0, 3):
