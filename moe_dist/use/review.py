@@ -23,13 +23,14 @@ from moe_dist.data.opened.job_shards import ensure_shards
 from moe_dist.data.opened.opened import OpenedData, open_data
 from moe_dist.errors import UserError
 from moe_dist.files import write_text
+from moe_dist.methods.dfcp.trusted import TRUSTED
 from moe_dist.methods.phases import StepResult
 from moe_dist.places import ModelFolder, cache_folder
 from moe_dist.record.results import Results
 from moe_dist.train.finished import job_of_run
 
 LIST, PAGE = "review.csv", "review.html"
-OUTLIER, UNCERTAIN, TRUSTED = "outlier", "uncertain", "trusted"
+OUTLIER, UNCERTAIN = "outlier", "uncertain"
 NEEDED = ("split", "pseudo_labels")
 _STYLE = """body{font:15px/1.4 system-ui,sans-serif;margin:2rem;max-width:80rem}h2{margin:1.6rem 0 .4rem}
 section{display:flex;flex-wrap:wrap;gap:.6rem}figure{margin:0;width:9rem;overflow-wrap:anywhere;font-size:.72rem}
