@@ -19,6 +19,7 @@ from moe_dist.launch.launcher import Context, device_of, train_alone, use_thread
 from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
 from moe_dist.methods.phases import TaskFunction
+from moe_dist.private_ray import keep_ray_private
 from moe_dist.ray_address import cluster_address
 from moe_dist.settings.resources import ResourceConfig
 from moe_dist.signals import deferring_signals
@@ -50,6 +51,9 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[None]:
     """
     for name, value in (QUIET | PROMPT).items():
         os.environ.setdefault(name, value)
+    address = cluster_address()
+    if (address or "local") == "local":
+        keep_ray_private()
     try:
         import ray
     except ImportError:
@@ -58,7 +62,6 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[None]:
             "or use --launcher local"
         ) from None
 
-    address = cluster_address()
     device_of(0 if address else gpus)
     try:
         with show.working("start Ray"), deferring_signals():

@@ -35,6 +35,7 @@ from moe_dist.data.shards.build.working_folder import (
 from moe_dist.data.shards.index import INDEX_FILE, Index, Shrink, read_index, write_index
 from moe_dist.data.storage.store import exists, get_bytes, join, shown
 from moe_dist.errors import UserError
+from moe_dist.private_ray import keep_ray_private
 from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 from moe_dist.signals import deferring_signals
 
@@ -186,6 +187,8 @@ def _writing(writer: ShardWriter, workers: int) -> Iterator[Write]:
 def _connected_ray(workers: int) -> Iterator[Any]:
     """Ray as it runs here; else connected for the block to the cluster that RAY_ADDRESS names, or to one of its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if (os.environ.get("RAY_ADDRESS") or "local") == "local":
+        keep_ray_private()
     try:
         import ray
     except ImportError:
