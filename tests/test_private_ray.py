@@ -69,7 +69,8 @@ with started_ray(1, Show(console)):
     ray.get(ray.remote(lambda: None).remote())  # a worker listens, too
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     sockets = [socket for process in processes for socket in process.net_connections("inet")]
-    print(sorted({socket.laddr.ip.removeprefix('::ffff:') for socket in sockets if socket.status == psutil.CONN_LISTEN}))
+    listening = [socket for socket in sockets if socket.status == psutil.CONN_LISTEN]
+    print(sorted({socket.laddr.ip.removeprefix('::ffff:') for socket in listening}))
 """
 
 

@@ -15,6 +15,7 @@ import typer
 import typer.core
 
 from moe_dist import __version__
+from moe_dist.cli.doctor import doctor
 from moe_dist.cli.jobs import jobs
 from moe_dist.cli.runs import runs
 from moe_dist.cli.shards import shards
@@ -135,6 +136,7 @@ def resume_run(
 
 def drive(job: Job, folder: Path, launcher: str, go_on: Callable[[], str]) -> None:
     """Run a job in its folder and print its results. go_on: the command that goes on with it once it is stopped."""
+    from moe_dist.launch.choose import require_shared_folders
     from moe_dist.plots.tables import to_rich
     from moe_dist.report.build import flat_metrics
     from moe_dist.report.run import RunDirectory
@@ -145,6 +147,7 @@ def drive(job: Job, folder: Path, launcher: str, go_on: Callable[[], str]) -> No
 
     say(console, (job.name, "bold"), f" into {short(folder)}")
     with stoppable(go_on), raising_disk_errors(folder, "what the run leaves"):
+        require_shared_folders(launcher, folder, Show(console))
         if job.grid is not None:
             from moe_dist.grid.run import run_grid
 
@@ -311,6 +314,7 @@ def submit(
     raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, wait=wait, out=out, resume=resume))
 
 
+app.command()(doctor)
 app.command()(predict)
 app.command()(export)
 app.command()(review)

@@ -73,8 +73,12 @@ class ClusterJob:
 
     def wait(self) -> int:
         """Wait until the job ends, and print how it ended. Returns its exit code, see `exit_code_of`."""
+        return self._tell_end(self.end())
+
+    def end(self) -> JobDetails:
+        """Wait until the job ends. Returns what the cluster knows of it then."""
         self._wait_while("PENDING")
-        return self._tell_end(self._wait_while("RUNNING"))
+        return self._wait_while("RUNNING")
 
     def stop(self) -> JobDetails:
         """Ask the job to end, as by SIGTERM, and wait until it has. Returns what the cluster knows of it then."""
@@ -176,7 +180,7 @@ def jobs_table(jobs: Sequence[JobDetails]) -> Table:
         (job.submission_id or "", job.status.value.lower(), *_times(job), (job.metadata or {}).get(RUN, job.entrypoint))
         for job in jobs
     ]
-    return plain_table(("job", "state", "begun", "took", "run directory"), rows)
+    return plain_table(("job", "state", "begun", "took", "run directory, or command"), rows)
 
 
 def facts_of(job: ClusterJob) -> dict[str, str]:

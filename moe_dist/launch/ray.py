@@ -18,6 +18,7 @@ from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, train_alone, use_threads
 from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
+from moe_dist.launch.ray_room import telling_of_waits
 from moe_dist.methods.phases import TaskFunction
 from moe_dist.private_ray import keep_ray_private
 from moe_dist.ray_address import cluster_address
@@ -35,16 +36,19 @@ OBJECT_STORE_BYTES = 512 * 2**20
 def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
     """Connect to the cluster of RAY_ADDRESS, which is set for a submitted job, or start an embedded Ray."""
     gpus = max(job.resources.gpus_per_worker, job.resources.gpus_per_task)
-    with started_ray(embedded_cpus(job), show, gpus):
+    with started_ray(embedded_cpus(job), show, gpus) as is_shared:
         import ray
 
         require_resources(job, ray.cluster_resources(), show)
-        yield RayLauncher(job, run, show)
+        with telling_of_waits(show) if is_shared else contextlib.nullcontext():
+            yield RayLauncher(job, run, show)
 
 
 @contextlib.contextmanager
-def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[None]:
+def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[bool]:
     """Connect to the cluster of RAY_ADDRESS, or start an embedded Ray that counts with `cpus`, while the block runs.
+
+    The block is told whether it is a cluster, which others may use at the same time.
 
     gpus: what a worker asks for, which an embedded Ray must find on this machine. Raises UserError where Ray is not
     installed, or the cluster cannot be used from here.
@@ -52,7 +56,8 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[None]:
     for name, value in (QUIET | PROMPT).items():
         os.environ.setdefault(name, value)
     address = cluster_address()
-    if (address or "local") == "local":
+    is_own = (address or "local") == "local"
+    if is_own:
         keep_ray_private()
     try:
         import ray
@@ -66,7 +71,7 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[None]:
     try:
         with show.working("start Ray"), deferring_signals():
             _start_ray(cpus, address)
-        yield
+        yield not is_own
     finally:
         ray.shutdown()
 

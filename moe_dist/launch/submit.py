@@ -156,25 +156,10 @@ def submit_command(
 ) -> int:
     """Ship the tree below `root` and run `command` in it. Returns its exit code, or 0 without `follow` and `wait`.
 
-    files: further text files to ship, by name. environment: variables of the command and of the workers that it starts.
-    about: what the cluster shall know of the job, as `moe_dist.launch.jobs` reads it.
+    files, environment, about: as of `ship`.
     """
-    submission = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    address = client.get_address()
-    with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
-        with raising_disk_errors(Path(folder).parent, "the tree to ship", "submit again"):
-            tree = pack_tree(root, Path(folder), files)
-        runtime = {"working_dir": str(tree), "env_vars": dict(environment)}
-        with raising_user_errors(address):
-            start_job(
-                client,
-                entrypoint=shlex.join(command),
-                submission_id=submission,
-                runtime_env=runtime,
-                metadata=dict(about or {}),
-            )
-    print(f"submitted {submission} to {address}")
-    job = ClusterJob(client, submission)
+    job = ship(client, command, root=root, name=name, files=files, environment=environment, about=about or {})
+    print(f"submitted {job.submission} to {client.get_address()}")
     if not (follow or wait):
         print(job.commands())
         return 0
@@ -183,3 +168,31 @@ def submit_command(
     except KeyboardInterrupt:
         print(f"\nthe job goes on\n{job.commands()}")
         return exit_code()
+
+
+def ship(
+    client: JobSubmissionClient,
+    command: Sequence[str],
+    *,
+    root: Path,
+    name: str,
+    files: Mapping[str, str],
+    environment: Mapping[str, str],
+    about: Mapping[str, str],
+) -> ClusterJob:
+    """Ship the tree below `root` to the cluster, where `command` is run in it.
+
+    files: further text files to ship, by name. environment: variables of the command and of the workers that it starts.
+    about: what the cluster shall know of the job, as `moe_dist.launch.jobs` reads it.
+    """
+    submission = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
+        with raising_disk_errors(Path(folder).parent, "the tree to ship", "submit again"):
+            tree = pack_tree(root, Path(folder), files)
+        runtime = {"working_dir": str(tree), "env_vars": dict(environment)}
+        entrypoint = shlex.join(command)
+        with raising_user_errors(client.get_address()):
+            start_job(
+                client, entrypoint=entrypoint, submission_id=submission, runtime_env=runtime, metadata=dict(about)
+            )
+    return ClusterJob(client, submission)
