@@ -20,7 +20,7 @@ from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
 from moe_dist.launch.ray_room import telling_of_waits
 from moe_dist.methods.phases import TaskFunction
-from moe_dist.private_ray import keep_ray_private
+from moe_dist.private_ray import private_ray
 from moe_dist.ray_address import cluster_address
 from moe_dist.settings.resources import ResourceConfig
 from moe_dist.signals import deferring_signals
@@ -56,9 +56,6 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[bool]:
     for name, value in (QUIET | PROMPT).items():
         os.environ.setdefault(name, value)
     address = cluster_address()
-    is_own = (address or "local") == "local"
-    if is_own:
-        keep_ray_private()
     try:
         import ray
     except ImportError:
@@ -71,7 +68,7 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[bool]:
     try:
         with show.working("start Ray"), deferring_signals():
             _start_ray(cpus, address)
-        yield not is_own
+        yield address not in (None, "local")
     finally:
         ray.shutdown()
 
@@ -82,14 +79,15 @@ def _start_ray(cpus: int, address: str | None) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if not address:
-            ray.init(
-                address="local",  # not one that `ray start` left on this machine
-                num_cpus=cpus,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        if address in (None, "local"):  # not one that `ray start` left on this machine
+            with private_ray():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             return
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
