@@ -1,8 +1,10 @@
-"""Three local nodes as tests see them."""
+"""Three local nodes as tests see them, and the checkers of cluster files."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,3 +29,10 @@ class RunningCluster:
         bare = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MOE_DIST_"))}
         bare["PYTHONPATH"] = str(REPOSITORY)
         return bare | (client_environment(self.cluster) if token else {})
+
+
+def tool(name: str) -> str:
+    """The path of a checker that comes as a package: beside this Python, or on the PATH."""
+    path = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert path is not None, f"{name} is not installed: pip install -e '.[dev]'"
+    return path
