@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +31,18 @@ class RunningCluster:
         bare = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MOE_DIST_"))}
         bare["PYTHONPATH"] = str(REPOSITORY)
         return bare | (client_environment(self.cluster) if token else {})
+
+
+def start_cluster(folder: Path, nodes: int) -> Iterator[RunningCluster]:
+    """Local nodes of two CPUs each, with a token; stopped when the iterator is asked on, unless a test did."""
+    import local
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    yield RunningCluster(folder, local.start(folder, nodes=nodes, cpus_per_node=2, port=port))
+    if local.load(folder) is not None:
+        local.stop(folder)
 
 
 def tool(name: str) -> str:
