@@ -226,6 +226,9 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a run or a grid again, from what it left; from runs of several seeds, a table of means."""
+    for run in runs:
+        if run.url and not run.holds_a_run:
+            raise UserError(f"RUN {run}: no run is there; `moe-dist runs list URL` shows the runs below a URL")
     with ExitStack() as at_hand:
         mirrors = [at_hand.enter_context(run.at_hand(CHECKPOINTS)) for run in runs]
         write_report([run.folder for run in runs], out, record)

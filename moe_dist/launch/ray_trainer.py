@@ -14,6 +14,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from moe_dist.disk import raising_disk_errors
+from moe_dist.job import Job
 from moe_dist.launch.launcher import use_threads
 from moe_dist.launch.ray_environment import PROMPT
 from moe_dist.launch.ray_failures import FailurePolicy, sentence
@@ -49,6 +50,16 @@ def _storage(task: TrainingTask) -> Iterator[str]:
         yield folder
 
 
+def placement_strategy(job: Job) -> str:
+    """How Ray places the workers on nodes.
+
+    Ray Train numbers those of a node one after another, and consecutive ranks are an expert-parallel group. A group
+    exchanges images at every layer of experts, so workers are packed: groups are inside nodes if those have room, and
+    only gradients go between nodes. Without groups they are spread over the nodes, whose memory and disks they use.
+    """
+    return "PACK" if job.parallel.expert > 1 else "SPREAD"
+
+
 def _trainer(task: TrainingTask, worker: Callable[[dict[str, Any]], None], storage: str) -> Trainer:
     job = task.job
     gpus = job.resources.gpus_per_worker
@@ -59,7 +70,10 @@ def _trainer(task: TrainingTask, worker: Callable[[dict[str, Any]], None], stora
         train_loop_config=task.pack(),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
         scaling_config=ScalingConfig(
-            num_workers=job.workers, use_gpu=gpus > 0, resources_per_worker=per_worker, placement_strategy="SPREAD"
+            num_workers=job.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=per_worker,
+            placement_strategy=placement_strategy(job),
         ),
         run_config=RunConfig(
             name=task.checkpoints.name,

@@ -174,6 +174,8 @@ CUT = "s3:/bucket/x"
         (["submit", "job.yaml", "--address", "http://127.0.0.1:9", "--out", CUT], f"--out {CUT}: "),
         (["report", CUT], f"RUN {CUT}: must be a path of this machine"),
         (["report", "one", CUT], f"RUN {CUT}: "),
+        (["report", "file:///nowhere/x"], "RUN file:///nowhere/x: no run is there; `moe-dist runs list URL`"),
+        (["run", "job.yaml", "--out", "https://me:word@host/x"], "--out https://host/x: leave out user, password"),
         (["report", "one", "two", "--out", URL], f"--out {URL}: "),
         (["shards", "mnist", "out", "--from", URL], f"--from {URL}: must be a path of this machine"),
         (["shards", "stats", "packed", "--plot", "s3://bucket/x.png"], "--plot s3://bucket/x.png: "),
