@@ -1,7 +1,7 @@
 """Several Ray nodes on this machine, with a token: `python cluster/local.py start --nodes 3`, `status`, `stop`.
 
 It is for trying `moe-dist submit` and trainings over several nodes before there is a cluster. It runs Ray's own
-`ray start`, once per node, on Linux. Four things make several nodes on one machine work:
+`ray start`, once per node, on Linux. Five things make several nodes on one machine work, as on several machines:
 
 1. Each node has a loopback address of its own (127.0.0.2, .3, ...), so their fixed ports do not collide and Ray Train
    counts its ranks per node, which it does by address. 127.0.0.1 cannot be one of them: Ray replaces it by the
@@ -9,7 +9,8 @@ It is for trying `moe-dist submit` and trainings over several nodes before there
 2. A node is started when the one before it is alive: two raylets started at the same moment crash each other.
 3. Each node has a folder of its own for what Ray unpacks. In a shared one, a node deletes the working directory of a
    job that runs on another.
-4. `ray stop` would end every Ray on the machine. Here `ray start --block` stays as the parent of its node, its process
+4. So has it for what moe-dist keeps on a node (MOE_DIST_NODE_CACHE): a run at a URL then has no shared disk.
+5. `ray stop` would end every Ray on the machine. Here `ray start --block` stays as the parent of its node, its process
    id is written to <folder>/state.json, and only these and their descendants are ended.
 """
 
@@ -34,6 +35,7 @@ from processes import Process, end, is_alive, process_of
 
 from moe_dist.errors import UserError
 from moe_dist.files import write_json
+from moe_dist.places import NODE_CACHE
 
 FOLDER = Path("runs/cluster")
 STATE = "state.json"
@@ -153,7 +155,7 @@ def _start_node(folder: Path, cluster: Cluster, number: int, cpus: int) -> Clust
     with (folder / f"node-{number}.log").open("w") as log:
         child = subprocess.Popen(
             command,
-            env=node_environment(cluster),
+            env=node_environment(cluster) | {NODE_CACHE: str((folder / f"node-{number}").absolute())},
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,

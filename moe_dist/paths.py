@@ -15,7 +15,12 @@ from moe_dist.errors import UserError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """Matches a URL that has lost a slash, too; a single letter before the colon would be a drive of Windows."""
-FOR_RUNS = "run directories in object storage are not built yet; give a folder (on a cluster, one every node reaches)"
+FOR_RUNS = "give a folder (of a run at a URL, a copy of it)"
+
+
+def is_url(place: Path | str) -> bool:
+    """Whether `place` is a URL rather than a folder."""
+    return "://" in str(place)
 
 
 def local_path(given: str | Path) -> Path:
@@ -27,7 +32,7 @@ def local_path(given: str | Path) -> Path:
     if not isinstance(given, str | Path):
         raise ValueError('must be a path (put quotes around a name that looks like something else: "2024")')
     if _URL.match(str(given)):
-        raise ValueError("must be a path of this machine (only shards may be a URL)")
+        raise ValueError("must be a path of this machine (only shards and runs may be a URL)")
     try:
         str(given).encode()
     except UnicodeEncodeError:

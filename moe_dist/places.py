@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from moe_dist.files import read_json, write_json
+from moe_dist.paths import is_url
 
 RUNS = Path("runs")
+NODE_CACHE = "MOE_DIST_NODE_CACHE"
 LAYOUT = 2
 """Version of this layout. In version 1 a model had one training, which the next one overwrote."""
 NAME_DIGITS = 12
@@ -33,9 +35,21 @@ RUNNING, FINISHED, FAILED, STOPPED, KILLED = "running", "finished", "failed", "s
 """The status of a start. Stopped: by SIGTERM or Ctrl-C, which it could handle. Killed: by another signal."""
 
 
+def shared_cache() -> str:
+    """The folder or URL of what runs share, on every node: shards that they build. MOE_DIST_CACHE, or runs/cache."""
+    place = os.environ.get("MOE_DIST_CACHE", str(RUNS / "cache"))
+    return place if is_url(place) else str(Path(place).absolute())
+
+
 def cache_folder() -> Path:
-    """The folder of shards and decoded images that runs share: MOE_DIST_CACHE, or runs/cache."""
-    return Path(os.environ.get("MOE_DIST_CACHE", RUNS / "cache")).absolute()
+    """The folder of what this node keeps: decoded images, fetched shards, working folders of runs at a URL.
+
+    MOE_DIST_NODE_CACHE; or the shared cache, if it is a folder; or ~/.cache/moe_dist.
+    """
+    own, shared = os.environ.get(NODE_CACHE), shared_cache()
+    if own is None:
+        return Path.home() / ".cache" / "moe_dist" if is_url(shared) else Path(shared)
+    return Path(own).absolute()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def test_a_path_is_taken_as_it_is(path: str) -> None:
 
 @pytest.mark.parametrize("url", ["s3://bucket/x", "gs://b", "https://host/x", "file:///runs/x", "s3:/bucket/x"])
 def test_a_url_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="only shards may be a URL"):
+    with pytest.raises(ValueError, match="only shards and runs may be a URL"):
         local_path(url)
     with pytest.raises(UserError, match=f"--out {url}: must be a path of this machine .*; give a folder"):
         typed("--out", "give a folder")(url)

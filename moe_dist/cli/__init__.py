@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,9 @@ from moe_dist.cli.shards import shards
 from moe_dist.cli.use import export, predict, review
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
-from moe_dist.paths import FOR_RUNS, typed
+from moe_dist.paths import is_url, typed
+from moe_dist.record.mirror import CHECKPOINTS
+from moe_dist.record.run_place import RunPlace, run_place
 from moe_dist.shipped import job_file, shipped, title
 from moe_dist.signals import GO_ON, Stopped, catch_signals, exit_code, stoppable
 from moe_dist.terminal import console, errors, plain_facts, say, say_table, short
@@ -31,7 +34,11 @@ if TYPE_CHECKING:
     from moe_dist.job import Job
 
 
-NAME_A_CACHE = "name a folder (on a cluster, one that every node reaches)"
+NAME_A_CACHE = {
+    "MOE_DIST_CACHE": "name a folder that every node reaches, or a URL",
+    "MOE_DIST_NODE_CACHE": "name a folder of the node's own disk",
+}
+"""What to say of the two settings of caches: what runs share, and what each node keeps."""
 
 
 class Commands(typer.core.TyperGroup):
@@ -41,10 +48,8 @@ class Commands(typer.core.TyperGroup):
         """Run the command. If it is stopped and says nothing better, the sentence is to give it again."""
         again = shlex.join(["moe-dist", *sys.argv[1:]])
         with stoppable(lambda: again), raising_disk_errors(None, "a file", f"give the command again: {again}"):
-            if "MOE_DIST_CACHE" in os.environ:
-                cache = typed("MOE_DIST_CACHE", NAME_A_CACHE)(os.environ["MOE_DIST_CACHE"])
-                if cache.exists() and not cache.is_dir():
-                    raise UserError(f"MOE_DIST_CACHE {cache}: is not a folder; {NAME_A_CACHE}")
+            for variable, instead in NAME_A_CACHE.items():
+                _require_cache(variable, instead)
             try:
                 return super().invoke(ctx)
             except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
@@ -57,6 +62,16 @@ class Commands(typer.core.TyperGroup):
         raise ended
 
 
+def _require_cache(variable: str, instead: str) -> None:
+    """Raise UserError if an environment variable names no place for a cache."""
+    place = os.environ.get(variable)
+    if place is None or (is_url(place) and variable == "MOE_DIST_CACHE"):
+        return
+    folder = typed(variable, instead)(place)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{variable} {folder}: is not a folder; {instead}")
+
+
 app = typer.Typer(
     cls=Commands,
     add_completion=False,
@@ -66,7 +81,7 @@ app = typer.Typer(
     help="Train, tune and reproduce image mixtures of experts, on a Ray cluster or on this machine.",
 )
 
-RUN_FOLDER = typed("--out", FOR_RUNS)
+OUT = run_place("--out")
 JobFile = Annotated[
     Path,
     typer.Argument(
@@ -101,41 +116,57 @@ def run(
     job_file: JobFile,
     overrides: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
     out: Annotated[
-        Path | None, typer.Option(help="The run directory. Default: runs/<job>/<time>.", parser=RUN_FOLDER)
+        RunPlace | None,
+        typer.Option(
+            metavar="PLACE",
+            help="The run directory, a folder or URL (s3://bucket/runs/x). Default: runs/<job>/<time>.",
+            parser=OUT,
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, or the job's newest.")] = False,
     launcher: Annotated[str, typer.Option(help="ray: on Ray; local: in this process, without Ray.")] = "ray",
 ) -> None:
     """Run a job here: on an embedded Ray, or on the cluster that RAY_ADDRESS names."""
     from moe_dist.launch.choose import require_launcher
-    from moe_dist.run.run import choose_run_directory
+    from moe_dist.run.run import choose_run_place
 
     job = load(job_file, overrides)
     require_launcher(launcher)
-    folder = choose_run_directory(job, out, resume)
-    drive(job, folder, launcher, lambda: again(folder, out, resume))
+    place = choose_run_place(job, out, resume)
+    drive(job, place, launcher, lambda: again(place.folder, out is not None, resume))
 
 
 @app.command("resume")
 def resume_run(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN_DIR", help="A run directory, or a grid's.", parser=typed("RUN_DIR", FOR_RUNS))
+    run: Annotated[
+        RunPlace,
+        typer.Argument(
+            metavar="RUN_DIR", help="A run directory, a folder or URL, or a grid's.", parser=run_place("RUN_DIR")
+        ),
     ],
 ) -> None:
     """Go on with a run: its job, its settings and its launcher are those that it was begun with."""
     from moe_dist.launch.choose import require_launcher
     from moe_dist.run.begun import begun_with, recorded_launcher
-    from moe_dist.run.run import choose_run_directory
+    from moe_dist.run.run import choose_run_place
 
-    job = begun_with(folder)
-    launcher = recorded_launcher(folder)
+    require_run(run, "RUN_DIR")
+    with run.at_hand(CHECKPOINTS):
+        job = begun_with(run.folder)
+        launcher = recorded_launcher(run.folder)
     require_launcher(launcher)
-    folder = choose_run_directory(job, folder, resume=True)
-    drive(job, folder, launcher, lambda: os.environ.get(GO_ON) or shlex.join(["moe-dist", *sys.argv[1:]]))
+    place = choose_run_place(job, run, resume=True)
+    drive(job, place, launcher, lambda: os.environ.get(GO_ON) or shlex.join(["moe-dist", *sys.argv[1:]]))
 
 
-def drive(job: Job, folder: Path, launcher: str, go_on: Callable[[], str]) -> None:
-    """Run a job in its folder and print its results. go_on: the command that goes on with it once it is stopped."""
+def require_run(run: RunPlace, what: str) -> None:
+    """Raise UserError for a URL at which no run is; what is to be a folder is looked at where it is read."""
+    if run.url and not run.holds_a_run:
+        raise UserError(f"{what} {run}: no run is there; `moe-dist runs list URL` shows the runs below a URL")
+
+
+def drive(job: Job, place: RunPlace, launcher: str, go_on: Callable[[], str]) -> None:
+    """Run a job in its place and print its results. go_on: the command that goes on with it once it is stopped."""
     from moe_dist.launch.choose import require_shared_folders
     from moe_dist.plots.tables import to_rich
     from moe_dist.report.build import flat_metrics
@@ -145,15 +176,20 @@ def drive(job: Job, folder: Path, launcher: str, go_on: Callable[[], str]) -> No
     from moe_dist.run.run import run_job
     from moe_dist.terminal import Show
 
-    say(console, (job.name, "bold"), f" into {short(folder)}")
-    with stoppable(go_on), raising_disk_errors(folder, "what the run leaves"):
-        require_shared_folders(launcher, folder, Show(console))
+    folder, show = place.folder, Show(console)
+    say(console, (job.name, "bold"), f" into {place if place.url else short(folder)}")
+    with (
+        stoppable(go_on),
+        raising_disk_errors(folder, "what the run leaves"),
+        place.kept(show) as mirror,
+    ):
+        require_shared_folders(launcher, place, show)
         if job.grid is not None:
             from moe_dist.grid.run import run_grid
 
-            page = run_grid(job, folder, launcher, Show(console))
+            page = run_grid(job, folder, launcher, show)
         else:
-            page = run_job(job, folder, launcher, Show(console))
+            page = run_job(job, folder, launcher, show, mirror=mirror)
     if job.grid is not None:
         show_grid(folder, page)
         return
@@ -163,6 +199,8 @@ def drive(job: Job, folder: Path, launcher: str, go_on: Callable[[], str]) -> No
         if table.rows:
             say_table(console, to_rich(table))
     say(console, f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
+    if place.url:
+        say(console, f"kept at {place}")
 
 
 def load(job_file: Path, overrides: list[str]) -> Job:
@@ -195,13 +233,13 @@ def show_grid(folder: Path, page: Path) -> None:
         )
 
 
-def again(folder: Path, out: Path | None, resume: bool) -> str:
-    """The command line that goes on with the run in `folder`, which this command has begun."""
+def again(folder: Path, has_out: bool, resume: bool) -> str:
+    """The command line that goes on with the run in `folder`, which this command has begun; has_out: it has --out."""
     if GO_ON in os.environ:
         return os.environ[GO_ON]
     words = ["moe-dist", *sys.argv[1:]]
     if (folder / "job.yaml").exists():  # otherwise nothing has begun that could be gone on with
-        words += [] if out else ["--out", short(folder)]
+        words += [] if has_out else ["--out", short(folder)]
         words += [] if resume else ["--resume"]
     return shlex.join(words)
 
@@ -209,12 +247,17 @@ def again(folder: Path, out: Path | None, resume: bool) -> str:
 @app.command()
 def report(
     runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="A run directory; or several of one job.", parser=typed("RUN", FOR_RUNS)),
+        list[RunPlace],
+        typer.Argument(
+            metavar="RUN...", help="A run directory, a folder or URL; or several of one job.", parser=run_place("RUN")
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for seeds.md, the table over several runs. Default: here.", parser=RUN_FOLDER),
+        typer.Option(
+            help="Folder for seeds.md, the table over several runs. Default: here.",
+            parser=typed("--out", "give a folder"),
+        ),
     ] = None,
     record: Annotated[
         Path | None,
@@ -224,6 +267,19 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of a run or a grid again, from what it left; from runs of several seeds, a table of means."""
+    for run in runs:
+        require_run(run, "RUN")
+    with ExitStack() as at_hand:
+        mirrors = [at_hand.enter_context(run.at_hand(CHECKPOINTS)) for run in runs]
+        write_report([run.folder for run in runs], out, record)
+        for run, mirror in zip(runs, mirrors):
+            if mirror is not None:
+                mirror.push()
+                say(console, f"kept at {run}")
+
+
+def write_report(runs: list[Path], out: Path | None, record: Path | None) -> None:
+    """Write the report of a run or a grid, or the table of several runs."""
     from moe_dist.grid.record import is_grid
     from moe_dist.grid.report import build_grid_report
     from moe_dist.plots.tables import to_rich
@@ -251,7 +307,9 @@ def show(
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[
         Path | None,
-        typer.Option(help="A grid's run directory. Default: its newest under runs/<job>.", parser=RUN_FOLDER),
+        typer.Option(
+            help="A grid's run directory. Default: its newest under runs/<job>.", parser=typed("--out", "give a folder")
+        ),
     ] = None,
 ) -> None:
     """Show a job resolved: every setting, sizes, placement of experts and an estimate; of a grid, its cells and which
@@ -299,7 +357,10 @@ def submit(
     address: Annotated[str, typer.Option(help="The cluster's job server, as http://127.0.0.1:8265.")],
     overrides: Overrides = [],  # noqa: B006
     out: Annotated[
-        Path | None, typer.Option(help="The run directory, on storage that every node reaches.", parser=RUN_FOLDER)
+        RunPlace | None,
+        typer.Option(
+            metavar="PLACE", help="The run directory: a folder that every node reaches, or a URL.", parser=OUT
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Follow the job's log and return its exit code.")] = False,
     wait: Annotated[

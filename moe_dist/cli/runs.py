@@ -10,6 +10,7 @@ import typer
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.places import RUNS
+from moe_dist.record.run_place import RunPlace, run_place
 from moe_dist.terminal import Show, console, errors, plain_facts, say, say_table, short
 
 runs = typer.Typer(help="List, show, compare and clean what runs left.", no_args_is_help=True)
@@ -20,15 +21,26 @@ Folder = Annotated[
 
 
 @runs.command("list")
-def list_runs(folder: Folder = RUNS) -> None:
-    """List the runs below a folder: when they were begun, how they stand, their figures and sizes."""
+def list_runs(
+    place: Annotated[
+        RunPlace | None,
+        typer.Argument(metavar="[FOLDER|URL]", help="What the runs lie in. Default: runs.", parser=run_place("FOLDER")),
+    ] = None,
+) -> None:
+    """List the runs below a folder or URL: when they were begun, how they stand, their figures and sizes."""
     from moe_dist.history.found import find_runs, runs_table
+    from moe_dist.history.stored import stored_runs_table
     from moe_dist.plots.tables import to_rich
 
-    found = list(find_runs(_folder(folder)))
-    if not found:
-        raise UserError(f"{folder}: no runs lie here; `moe-dist run JOB` leaves them in runs/")
-    say_table(console, to_rich(runs_table(folder, found)))
+    place = place or RunPlace(RUNS)
+    if place.url is None:
+        found = list(find_runs(_folder(place.folder)))
+        table = runs_table(place.folder, found) if found else None
+    else:
+        table = stored_runs_table(place.url)
+    if table is None:
+        raise UserError(f"{place}: no runs lie here; `moe-dist run JOB` leaves them in runs/")
+    say_table(console, to_rich(table))
 
 
 @runs.command("show")

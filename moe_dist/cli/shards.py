@@ -108,9 +108,13 @@ def list_datasets() -> None:
     """List the datasets a job can name, where to get them, what is read and checked, and the shards in the cache."""
     from moe_dist.data.datasets.catalog import DATASETS
     from moe_dist.data.shards.inspect.inventory import cached_shards
-    from moe_dist.places import cache_folder
+    from moe_dist.data.storage.store import is_url, shown
+    from moe_dist.places import shared_cache
 
-    cached = cached_shards(cache_folder())
+    shared = shared_cache()
+    cached = [] if is_url(shared) else cached_shards(Path(shared))
+    if is_url(shared):
+        say(console, f"{shown(shared)}: shards there are not listed\n")
     for entry in DATASETS.values():
         states = [one.state.partition(":")[0] for one in cached if one.dataset == entry.name]
         facts = {

@@ -20,7 +20,7 @@ import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ FORMAT = 2
 """Version of state.json; version 1 had the sizes of files without their digests."""
 DENSE = "dense"
 ARRAYS = "arrays.safetensors"
+STATE = "state.json"
+"""Written last: without it there is no checkpoint."""
 RANDOM = "random_{:04d}.safetensors"
 GeneratorState = dict[str, Tensor]
 """The states of the random generators of torch, CUDA (if there is a GPU), NumPy and Python, by name."""
@@ -91,7 +93,7 @@ def save_checkpoint(
         torch.distributed.all_gather_object(parts, files)  # returns when every rank has written its files
         files = {name: about for part in parts for name, about in part.items()}
     if rank == 0:
-        write_json(folder / "state.json", {"format": FORMAT, "world": ranks, "files": files, "state": dict(state)})
+        write_json(folder / STATE, {"format": FORMAT, "world": ranks, "files": files, "state": dict(state)})
 
 
 def load_checkpoint(folder: Path, engine: Engine, *, rank: int, ranks: int) -> dict[str, Any]:
@@ -195,17 +197,28 @@ def seed_random(origin: bytes, rank: int) -> None:
     random.seed(seed)
 
 
-def _whole_content(folder: Path) -> dict[str, Any] | None:
-    """state.json of a whole checkpoint, else None. Each file has its size in bytes and its sha256, None in format 1."""
+def whole_content(text: str, size_of: Callable[[str], int | None]) -> dict[str, Any] | None:
+    """What state.json says, if each file that it lists has its size; else None. size_of: the bytes of a file, by name.
+
+    Each file has its size in bytes and its sha256, None in format 1.
+    """
     try:
-        content = json.loads((folder / "state.json").read_text())
+        content = json.loads(text)
         if content["format"] == 1:
             content["files"] = {name: {"bytes": size, "sha256": None} for name, size in content["files"].items()}
-        sizes = {name: about["bytes"] for name, about in content["files"].items()}
-        whole = all((folder / name).stat().st_size == size for name, size in sizes.items())
+        whole = all(size_of(name) == about["bytes"] for name, about in content["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return content if whole else None
+
+
+def _whole_content(folder: Path) -> dict[str, Any] | None:
+    """state.json of a whole checkpoint in `folder`, else None."""
+    try:
+        text = (folder / STATE).read_text()
+    except (OSError, ValueError):
+        return None
+    return whole_content(text, lambda name: (folder / name).stat().st_size)
 
 
 def _read_content(folder: Path) -> dict[str, Any]:

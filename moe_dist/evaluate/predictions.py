@@ -37,14 +37,17 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
     """A task: predictions on the test split and latency, with all experts and with each top-k, and pictures.
 
     checkpoints: the last one, which is evaluated, and the best one on validation (or None), of which only the predicted
-    classes are kept; of both, the temperature. Returns arrays, pictures and about, for `save_evaluation`.
+    classes are kept; of both, the temperature; as `TrainingTask.in_run` names them. Returns arrays, pictures and about,
+    for `save_evaluation`.
     """
-    last, chosen = checkpoints
     task = TrainingTask.unpack(packed)
+    last, chosen = (task.run / name if name else None for name in checkpoints)
+    assert last is not None
+    task.fetch_inputs(*filter(None, (last, chosen)))
     data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.run / BAD_SAMPLES)
     method = open_method(task.job, task.model, data)
-    network = load_network(task, method, Path(last)).to(context.device)
+    network = load_network(task, method, last).to(context.device)
     fast = method.packed(network)
     arrays = predict_test(method, fast, data, context)
     image = next(
@@ -58,16 +61,17 @@ def evaluate_task(packed: dict[str, Any], checkpoints: tuple[str, str | None], c
     pictures = {"tsne": project_features(method, network, data, context.device)}
     pictures["grad_cam"] = look_at_images(method, network, data, context.device)
     pictures["own"] = own_pictures(method, network, data, context.device)
-    calibration = {Path(last).name: calibrate(method, fast, data, context.device)}
+    calibration = {last.name: calibrate(method, fast, data, context.device)}
     if chosen == last:
         arrays["chosen_argmax"] = arrays["log_probs"].argmax(1).astype(np.int16)
     elif chosen is not None:
-        load_weights(Path(chosen), network)
+        load_weights(chosen, network)
         fast = method.packed(network)
         arrays["chosen_argmax"] = choose_classes(method, fast, data, context.device)
-        calibration[Path(chosen).name] = calibrate(method, fast, data, context.device)
+        calibration[chosen.name] = calibrate(method, fast, data, context.device)
     about: dict[str, Any] = {"predicts": method.predicts, "latency": latency, "parameters": parameters}
-    about |= {"hardware": hardware(), "evaluated": Path(last).name, "calibration": calibration}
+    about |= {"hardware": hardware(), "evaluated": last.name, "calibration": calibration}
+    task.push_bad_samples()
     return {"arrays": arrays, "pictures": pictures, "about": about}
 
 

@@ -18,7 +18,7 @@ from moe_dist.grid.cells import Cell, cells_of, grid_of
 from moe_dist.grid.report import build_grid_report
 from moe_dist.grid.state import note_begun, note_failed, note_finished, run_folder, state_of
 from moe_dist.job import Job
-from moe_dist.places import FINISHED, RECORD, cache_folder
+from moe_dist.places import FINISHED, RECORD, cache_folder, shared_cache
 from moe_dist.record.one_driver import only_driver
 from moe_dist.report.paper import paper_table
 from moe_dist.report.run import read_result
@@ -86,8 +86,7 @@ class OpenedDigests:
         """The digests of the job's training, validation and test images."""
         key = (job.data.model_dump_json(), job.seed)
         if key not in self._found:
-            cache = cache_folder()
             with self._show.working("data"):
-                place = ensure_shards(job.data, cache, self._show.shards)
-                self._found[key] = dict(open_data(job.data, job.seed, cache, place).digests)
+                place = ensure_shards(job.data, shared_cache(), self._show.shards)
+                self._found[key] = dict(open_data(job.data, job.seed, cache_folder(), place).digests)
         return self._found[key]

@@ -14,7 +14,7 @@ from moe_dist.places import FINISHED, RECORD, status_of
 from moe_dist.plots.tables import ABSENT, Column, Row, Table
 from moe_dist.report.tables import SECTIONS
 
-JOB_FILE, CELLS = "job.yaml", "cells"
+JOB_FILE, CELLS, METRICS = "job.yaml", "cells", "metrics.json"
 STATED = 3
 """How many models' figures fit into a line."""
 
@@ -58,7 +58,7 @@ def find_runs(folder: Path) -> Iterator[FoundRun]:
 def _run(path: Path) -> FoundRun:
     record = read_json(path / RECORD) or {}
     status = status_of(record) if "status" in record else "unreadable"
-    figures = headlines(read_json(path / "metrics.json"))
+    figures = headlines(read_json(path / METRICS))
     return FoundRun(path, _moment(record.get("started")), status, figures, size_of(path))
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Launcher
-from moe_dist.places import cache_folder
+from moe_dist.paths import is_url
+from moe_dist.places import shared_cache
 from moe_dist.ray_address import cluster_address
+from moe_dist.record.run_place import RunPlace
 from moe_dist.terminal import Show
 
 LAUNCHERS = ("ray", "local")
@@ -23,14 +25,20 @@ def require_launcher(name: str) -> None:
         cluster_address()
 
 
-def require_shared_folders(name: str, run: Path, show: Show) -> None:
-    """Raise UserError where the launcher's cluster has a node that does not share the run directory or the cache."""
+def require_shared_folders(name: str, run: RunPlace, show: Show) -> None:
+    """Raise UserError where the launcher's cluster has a node that does not share the run directory or the cache.
+
+    What is at a URL is no folder that nodes could share.
+    """
     if name == "ray" and cluster_address() not in (None, "local"):
         from moe_dist.launch.ray import started_ray
         from moe_dist.launch.ray_nodes import require_shared
 
-        with started_ray(1, show), show.working("look at the nodes' folders"):
-            require_shared({"--out": run, "MOE_DIST_CACHE": cache_folder()})
+        places = {"--out": run.url or run.folder, "MOE_DIST_CACHE": shared_cache()}
+        folders = {name: Path(place) for name, place in places.items() if not is_url(str(place))}
+        if folders:
+            with started_ray(1, show), show.working("look at the nodes' folders"):
+                require_shared(folders)
 
 
 def open_launcher(name: str, job: Job, run: Path, show: Show) -> AbstractContextManager[Launcher]:

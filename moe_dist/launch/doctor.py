@@ -17,6 +17,7 @@ from moe_dist.launch.doctor_job import MARK
 from moe_dist.launch.job_server import connect
 from moe_dist.launch.node_facts import node_facts
 from moe_dist.launch.submit import job_environment, ship
+from moe_dist.record.run_place import RunPlace
 from moe_dist.terminal import plain_table
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def cluster_nodes(address: str, out: Path | None) -> list[Patient]:
     """
     client = connect(address)
     command = ["python", "-m", "moe_dist.launch.doctor_job", *(["--out", str(out.absolute())] if out else [])]
-    environment = job_environment(out.absolute(), out) if out else {}
+    environment = job_environment(str(out.absolute()), RunPlace(out)) if out else {}
     job = ship(client, command, root=Path.cwd(), name="doctor", files={}, environment=environment, about={})
     details = job.end()
     return read_answers(job.log().strip() or details.message or "")

@@ -14,6 +14,7 @@ from typing import Any
 from moe_dist.launch.node_facts import examine, now
 from moe_dist.launch.ray_nodes import ask_every_node
 from moe_dist.launch.shared_folder import witness_in
+from moe_dist.paths import is_url
 
 MARK = "moe-dist doctor: "
 """How the line begins in which the nodes' answers are, as JSON."""
@@ -28,7 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out")
     out = parser.parse_args().out
-    looked_at = {"--out": str(out), "cache": os.environ["MOE_DIST_CACHE"]} if out else {}
+    places = {"--out": str(out), "cache": os.environ["MOE_DIST_CACHE"]} if out else {}
+    looked_at = {name: place for name, place in places.items() if not is_url(place)}
     ray.init(log_to_driver=False)
     print(MARK + json.dumps(_patients(looked_at)), flush=True)
 

@@ -16,8 +16,9 @@ from moe_dist.launch.progress import ProgressFile
 from moe_dist.methods.phases import TaskContext, TaskFunction
 from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint
 from moe_dist.train.loop import train
+from moe_dist.train.store_worker import open_worker
 from moe_dist.train.task import TrainingTask
-from moe_dist.train.worker import TRAINING_FILES, LocalWorker
+from moe_dist.train.worker import TRAINING_FILES, Worker
 
 
 class Launcher(Protocol):
@@ -55,30 +56,44 @@ def device_of(gpus: float) -> torch.device:
     return torch.device("cuda", 0)
 
 
-def train_alone(common: None, packed: dict[str, Any], context: TaskContext) -> str:
-    """A task that trains with one worker, and returns the folder of the last checkpoint.
+def train_alone(common: None, packed: dict[str, Any], context: TaskContext) -> None:
+    """A task that trains with one worker.
 
     If its process dies and the task runs again, it continues from its last checkpoint.
     """
     task = TrainingTask.unpack(packed)
-    with raising_disk_errors(task.folder, TRAINING_FILES), no_torn_checkpoint(task.checkpoints):
-        train(TaskWorker(task, context), task)
+    with (
+        raising_disk_errors(task.folder, TRAINING_FILES),
+        no_torn_checkpoint(task.checkpoints),
+        open_worker(task, 0, 1, context.device, deepspeed=False) as worker,
+    ):
+        train(TaskWorker(worker, context), task)
+
+
+def last_checkpoint(task: TrainingTask) -> Path:
+    """The last checkpoint of a training that has ended, on any nodes."""
+    task.fetch_outputs()
     last = newest_checkpoint(task.checkpoints)
     assert last is not None, "a finished training leaves a checkpoint"
-    return str(last)
+    return last
 
 
-class TaskWorker(LocalWorker):
+class TaskWorker:
     """The only rank of a training that runs as a task. It reports its progress with each checkpoint."""
 
-    def __init__(self, task: TrainingTask, context: TaskContext) -> None:
-        super().__init__(task.checkpoints, task.job.checkpoint.keep, 0, 1, context.device)
-        self._context = context
+    rank, ranks, deepspeed = 0, 1, False
+
+    def __init__(self, worker: Worker, context: TaskContext) -> None:
+        self._worker, self._context, self.device = worker, context, worker.device
+
+    def restore(self) -> Path | None:
+        """See Worker."""
+        return self._worker.restore()
 
     @contextlib.contextmanager
     def saving(self, metrics: dict[str, Any]) -> Iterator[Path]:
-        """See LocalWorker."""
-        with super().saving(metrics) as folder:
+        """See Worker."""
+        with self._worker.saving(metrics) as folder:
             yield folder
         self._context.progress(metrics["step"], metrics["of_steps"])
 

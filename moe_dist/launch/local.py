@@ -19,13 +19,14 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
-from moe_dist.launch.launcher import Context, device_of, use_threads
+from moe_dist.launch.launcher import Context, device_of, last_checkpoint, use_threads
 from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.methods.phases import TaskFunction
 from moe_dist.terminal import Show
-from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint
+from moe_dist.train.checkpoints import no_torn_checkpoint
+from moe_dist.train.store_worker import open_worker
 from moe_dist.train.task import TrainingTask
-from moe_dist.train.worker import TRAINING_FILES, LocalWorker
+from moe_dist.train.worker import TRAINING_FILES
 
 
 class LocalLauncher:
@@ -53,14 +54,12 @@ class LocalLauncher:
 
     def _train(self, task: TrainingTask) -> Path:
         workers = task.job.workers
-        with watch_training(self._show, task.folder), no_torn_checkpoint(task.checkpoints):
+        with watch_training(self._show, task), no_torn_checkpoint(task.checkpoints):
             if workers == 1:
                 train_rank(0, 1, task.pack(), 0)
             else:
                 _spawn(task, workers)
-        last = newest_checkpoint(task.checkpoints)
-        assert last is not None, "a finished training leaves a checkpoint"
-        return last
+        return last_checkpoint(task)
 
 
 def train_rank(rank: int, ranks: int, packed: dict[str, Any], port: int) -> None:
@@ -77,9 +76,11 @@ def train_rank(rank: int, ranks: int, packed: dict[str, Any], port: int) -> None
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
         )
-    keep = task.job.checkpoint.keep
-    with raising_disk_errors(task.folder, TRAINING_FILES):
-        train(LocalWorker(task.checkpoints, keep, rank, ranks, device), task)
+    with (
+        raising_disk_errors(task.folder, TRAINING_FILES),
+        open_worker(task, rank, ranks, device, deepspeed=ranks > 1) as worker,
+    ):
+        train(worker, task)
     if ranks > 1:
         torch.distributed.destroy_process_group()
 

@@ -19,6 +19,7 @@ from moe_dist.methods.base import Method
 from moe_dist.places import Current, ModelFolder, cache_folder
 from moe_dist.record.differences import differences
 from moe_dist.record.fingerprints import Planned, PlannedStep, PlannedTraining
+from moe_dist.record.mirror import Mirror
 from moe_dist.record.results import Results, done
 from moe_dist.record.run_record import RunRecord
 from moe_dist.record.sharing import STEP_DONE, TRAINING_DONE, take_over
@@ -35,7 +36,8 @@ SETTINGS = "settings.json"
 class Drive:
     """The job, run directory, data, launcher, record and display of a run.
 
-    shares: whether results are taken over from runs beside this one whose fingerprints are equal.
+    shares: whether results are taken over from runs beside this one whose fingerprints are equal. mirror: what keeps
+    the run directory at a URL; None where nodes share it.
     """
 
     job: Job
@@ -45,6 +47,12 @@ class Drive:
     record: RunRecord
     show: Show
     shares: bool = False
+    mirror: Mirror | None = None
+
+    def share(self) -> None:
+        """Bring what workers on other nodes may read next to where they find it."""
+        if self.mirror is not None:
+            self.mirror.push()
 
 
 @dataclass
@@ -121,6 +129,7 @@ class ModelPhases:
             trained=dict(self.trained),
             stages=tuple(stages),
             start=self.drive.record.number,
+            url=self.drive.mirror.url if self.drive.mirror else None,
         )
 
     def _train(self, trainings: Sequence[PlannedTraining]) -> None:
@@ -142,6 +151,7 @@ class ModelPhases:
         self.drive.record.work_begins()
         for _, task in missing:
             (task.folder / TRAINING_DONE).unlink(missing_ok=True)
+        self.drive.share()
         workers = self.drive.job.workers
         on = f"on {workers} worker{'s' if workers > 1 else ''} ({self.drive.launcher.name})"
         with show.working(f"{self._title([training for training, _ in missing])} {on}"):

@@ -9,9 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from moe_dist.data.storage.store import join, local_file
+from moe_dist.errors import UserError
 from moe_dist.files import write_text
+from moe_dist.record.mirror import EVERY_SECONDS, ONCE
 from moe_dist.terminal import Show
-from moe_dist.train.log import last_metrics
+from moe_dist.train.log import METRICS, last_metrics
+from moe_dist.train.task import TrainingTask
 
 WRITE_EVERY_SECONDS = 0.25
 
@@ -55,23 +59,44 @@ def watch_tasks(show: Show, run: Path, items: int) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def watch_training(show: Show, folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Show the progress of a training while the block runs, from the metrics.jsonl that rank 0 writes in `folder`."""
-    return show.watching(training_progress(show, folder / "metrics.jsonl"))
+def watch_training(show: Show, task: TrainingTask) -> contextlib.AbstractContextManager[None]:
+    """Show the progress of a training while the block runs, from the metrics.jsonl that rank 0 writes."""
+    metrics = task.folder / METRICS
+    if task.url is None:
+        return show.watching(training_progress(show, metrics))
+    return show.watching(training_progress(show, metrics, PushedMetrics(join(task.url, task.in_run(metrics)))))
 
 
-def training_progress(show: Show, metrics: Path) -> Callable[[], tuple[float, float, str] | None]:
+class PushedMetrics:
+    """Reads the last line of a metrics.jsonl at its URL instead of here, every few seconds."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._next = 0.0
+        self._last: dict | None = None
+
+    def __call__(self, metrics: Path) -> dict | None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + EVERY_SECONDS
+            with contextlib.suppress(UserError), local_file(self._url, ONCE) as copy:
+                self._last = last_metrics(copy)
+        return self._last
+
+
+def training_progress(
+    show: Show, metrics: Path, read: Callable[[Path], dict | None] = last_metrics
+) -> Callable[[], tuple[float, float, str] | None]:
     """A function that returns (done, total, note) of the newest line, or None before this run has written one.
 
-    Lines that are there already belong to an earlier run. The time left is estimated from the first new line on,
-    because the time that workers take to start says nothing about it.
+    read: returns the last line of `metrics`. Lines that are there already belong to an earlier run. The time left is
+    estimated from the first new line on, because the time that workers take to start says nothing about it.
     """
-    written_before = (last_metrics(metrics) or {}).get("time", 0.0)
+    written_before = (read(metrics) or {}).get("time", 0.0)
     counting = False
 
     def look() -> tuple[float, float, str] | None:
         nonlocal counting
-        line = last_metrics(metrics)
+        line = read(metrics)
         if line is None or line["time"] <= written_before:
             return None
         if not counting:

@@ -15,7 +15,7 @@ from typing import Any
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
-from moe_dist.launch.launcher import Context, device_of, train_alone, use_threads
+from moe_dist.launch.launcher import Context, device_of, last_checkpoint, train_alone, use_threads
 from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
 from moe_dist.launch.ray_room import telling_of_waits
@@ -25,7 +25,7 @@ from moe_dist.ray_address import cluster_address
 from moe_dist.settings.resources import ResourceConfig
 from moe_dist.signals import deferring_signals
 from moe_dist.terminal import Show
-from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint, superseded
+from moe_dist.train.checkpoints import no_torn_checkpoint, superseded
 from moe_dist.train.task import TrainingTask
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -158,8 +158,9 @@ class RayLauncher:
         """
         if len(tasks) == 1 or self._job.workers > 1:
             return [self._train(task) for task in tasks]
-        packed = [task.pack() for task in tasks]
-        return [Path(checkpoint) for checkpoint in self.run_tasks(train_alone, packed)]
+        for _ in self.run_tasks(train_alone, [task.pack() for task in tasks]):
+            pass
+        return [last_checkpoint(task) for task in tasks]
 
     def _train(self, task: TrainingTask) -> Path:
         from ray.train import TrainingFailedError
@@ -169,16 +170,14 @@ class RayLauncher:
         task.checkpoints.mkdir(parents=True, exist_ok=True)
         forget_ray_snapshot(task)
         try:
-            with watch_training(self._show, task.folder), no_torn_checkpoint(task.checkpoints):
+            with watch_training(self._show, task), no_torn_checkpoint(task.checkpoints):
                 fit(task, train_worker)
         except TrainingFailedError as error:
             raise UserError(
                 f"the training of {task.model} failed more than {task.job.checkpoint.max_failures} times "
                 f"(checkpoint.max_failures); go on from its last checkpoint with --resume. The last failure: {error}"
             ) from error
-        last = newest_checkpoint(task.checkpoints)
-        assert last is not None, "a finished training leaves a checkpoint"
-        return last
+        return last_checkpoint(task)
 
 
 def forget_ray_snapshot(task: TrainingTask) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray.train.torch
@@ -12,11 +14,13 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from moe_dist.disk import raising_disk_errors
+from moe_dist.job import Job
 from moe_dist.launch.launcher import use_threads
 from moe_dist.launch.ray_environment import PROMPT
 from moe_dist.launch.ray_failures import FailurePolicy, sentence
 from moe_dist.launch.ray_worker import RayWorker
 from moe_dist.train.loop import train
+from moe_dist.train.store_worker import open_worker
 from moe_dist.train.task import TrainingTask
 from moe_dist.train.worker import TRAINING_FILES
 
@@ -26,20 +30,54 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
 
     Raises a worker's UserError at once, and TrainingFailedError after too many other failures.
     """
+    with raising_disk_errors(task.folder, TRAINING_FILES), _storage(task) as storage:  # of Ray's own files
+        try:
+            _trainer(task, worker, storage).fit()
+        except TrainingFailedError as error:
+            raise sentence(error) or error from getattr(error, "controller_failure", None)
+
+
+@contextlib.contextmanager
+def _storage(task: TrainingTask) -> Iterator[str]:
+    """The folder that Ray Train writes to: the training's, where it merges checkpoints.
+
+    A run at a URL saves its own (StoreWorker); Ray Train is then given a folder that goes with the block.
+    """
+    if task.url is None:
+        yield str(task.checkpoints.parent)
+        return
+    with tempfile.TemporaryDirectory(prefix="moe-dist-train-") as folder:
+        yield folder
+
+
+def placement_strategy(job: Job) -> str:
+    """How Ray places the workers on nodes.
+
+    Ray Train numbers those of a node one after another, and consecutive ranks are an expert-parallel group. A group
+    exchanges images at every layer of experts, so workers are packed: groups are inside nodes if those have room, and
+    only gradients go between nodes. Without groups they are spread over the nodes, whose memory and disks they use.
+    """
+    return "PACK" if job.parallel.expert > 1 else "SPREAD"
+
+
+def _trainer(task: TrainingTask, worker: Callable[[dict[str, Any]], None], storage: str) -> Trainer:
     job = task.job
     gpus = job.resources.gpus_per_worker
     per_worker = {"CPU": job.resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     environment = PROMPT | ({} if gpus else {"DS_ACCELERATOR": "cpu"})
-    trainer = Trainer(
+    return Trainer(
         worker,
         train_loop_config=task.pack(),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
         scaling_config=ScalingConfig(
-            num_workers=job.workers, use_gpu=gpus > 0, resources_per_worker=per_worker, placement_strategy="SPREAD"
+            num_workers=job.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=per_worker,
+            placement_strategy=placement_strategy(job),
         ),
         run_config=RunConfig(
             name=task.checkpoints.name,
-            storage_path=str(task.checkpoints.parent),
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=job.checkpoint.max_failures),
             checkpoint_config=CheckpointConfig(  # Ray also keeps the newest one
                 num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="checkpoint_score"
@@ -48,11 +86,6 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with raising_disk_errors(task.folder, TRAINING_FILES):  # of Ray's own files
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            raise sentence(error) or error from getattr(error, "controller_failure", None)
 
 
 def train_worker(packed: dict[str, Any]) -> None:
@@ -60,8 +93,13 @@ def train_worker(packed: dict[str, Any]) -> None:
     task = TrainingTask.unpack(packed)
     context = ray.train.get_context()
     use_threads(task.job.resources.cpus_per_worker, sharing=context.get_local_world_size())
+    device = ray.train.torch.get_device()
     with raising_disk_errors(task.folder, TRAINING_FILES):
-        train(RayWorker(task.checkpoints, ray.train.torch.get_device()), task)
+        if task.url is None:
+            train(RayWorker(task.checkpoints, device), task)
+            return
+        with open_worker(task, context.get_world_rank(), context.get_world_size(), device, deepspeed=True) as rank:
+            train(rank, task)
 
 
 class Trainer(TorchTrainer):

@@ -17,7 +17,9 @@ from moe_dist.job import Job, dump_job, load_job
 from moe_dist.launch.job_server import ClusterNode, connect, living_nodes, raising_user_errors
 from moe_dist.launch.jobs import RESUME, RUN, ClusterJob
 from moe_dist.launch.shipping import pack_tree
+from moe_dist.paths import is_url
 from moe_dist.places import RUNS
+from moe_dist.record.run_place import RunPlace
 from moe_dist.signals import GO_ON, exit_code
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def submit(
     *,
     follow: bool,
     wait: bool = False,
-    out: Path | None = None,
+    out: RunPlace | None = None,
     resume: bool = False,
 ) -> int:
     """Run a job on the cluster whose job server is at `address`.
@@ -45,7 +47,7 @@ def submit(
     Returns the job's exit code, or 0 at once without `follow` (print its log) and `wait` (do not). The current
     directory is shipped, and paths in the job are relative to it, as for `moe-dist run`.
 
-    out: the run directory, on storage that every node can reach; it may be None for a cluster on this machine.
+    out: the run directory: a folder that every node can reach, or a URL; it may be None for a cluster on this machine.
     resume: continue the run in `out`.
 
     Raises UserError if the job, the address or the token is wrong, or the tree is too large.
@@ -79,31 +81,31 @@ def submit(
     )
 
 
-def run_directory(job: Job, nodes: Sequence[ClusterNode], out: Path | None) -> Path:
-    """The absolute run directory, to which every node writes: `out`, or one below runs/ for a cluster on this machine.
+def run_directory(job: Job, nodes: Sequence[ClusterNode], out: RunPlace | None) -> str:
+    """The run directory, to which every node writes: `out`, or one below runs/ for a cluster on this machine.
 
     Whether the cluster is on this machine follows from the nodes' addresses, because 127.0.0.1 as the server's address
     may be a forwarded port. Raises UserError for another cluster without `out`.
     """
     if out is not None:
-        return out.absolute()
+        return out.url or str(out.folder.absolute())
     if all(node.address.startswith("127.") for node in nodes):
-        return (RUNS / job.name).absolute() / time.strftime("%Y%m%d-%H%M%S")
+        return str((RUNS / job.name).absolute() / time.strftime("%Y%m%d-%H%M%S"))
     raise UserError(
         "--out is missing: all nodes of the cluster write to the run directory, so name one on storage that every node "
-        f"reaches, for example --out /shared/runs/{job.name}"
+        f"reaches, for example --out /shared/runs/{job.name} or --out s3://bucket/runs/{job.name}"
     )
 
 
-def job_environment(run: Path, out: Path | None) -> dict[str, str]:
+def job_environment(run: str, out: RunPlace | None) -> dict[str, str]:
     """The environment variables of a job, of which MOE_DIST_CACHE says where shards are kept.
 
-    It is this shell's MOE_DIST_CACHE, or a folder beside the run. The job's current directory would not do: each node
-    has a copy of the shipped tree, which is removed after the job.
+    It is this shell's MOE_DIST_CACHE, or a place beside the run. The job's current directory would not do: each node
+    has a copy of the shipped tree, which is removed after the job. What a node keeps for itself is its own matter.
     """
-    beside = run.parent if out is not None else RUNS.absolute()
-    cache = os.environ.get("MOE_DIST_CACHE", str(beside / "cache"))
-    return {"MOE_DIST_CACHE": str(Path(cache).absolute()), "PYTHONUNBUFFERED": "1"}
+    beside = run.rpartition("/")[0] if out is not None else str(RUNS.absolute())
+    cache = os.environ.get("MOE_DIST_CACHE", f"{beside}/cache")
+    return {"MOE_DIST_CACHE": cache if is_url(cache) else str(Path(cache).absolute()), "PYTHONUNBUFFERED": "1"}
 
 
 def lacking(job: Job, nodes: Sequence[ClusterNode]) -> list[str]:

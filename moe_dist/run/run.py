@@ -23,10 +23,12 @@ from moe_dist.files import read_json, require_writable, write_text
 from moe_dist.job import Job, dump_job
 from moe_dist.launch.choose import open_launcher
 from moe_dist.launch.phases import Drive, ModelPhases
-from moe_dist.places import LAYOUT, RECORD, RUNS, cache_folder, evaluation_folder
+from moe_dist.places import LAYOUT, RECORD, RUNS, cache_folder, evaluation_folder, shared_cache
 from moe_dist.record.fingerprints import evaluation_settings, fingerprint, main_training, plan
+from moe_dist.record.mirror import Mirror
 from moe_dist.record.one_driver import LOCK, only_driver
 from moe_dist.record.provenance import code_version
+from moe_dist.record.run_place import RunPlace, require_free
 from moe_dist.record.run_record import RunRecord
 from moe_dist.report.build import build_report
 from moe_dist.report.paper import paper_table
@@ -42,17 +44,22 @@ BAD_SAMPLES_NAMED = 20
 """Number of bad samples named in run.json; bad_samples/ in the run directory names all."""
 
 
-def run_job(job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool = False) -> Path:
+def run_job(
+    job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool = False, mirror: Mirror | None = None
+) -> Path:
     """Run `job` in the run directory `run`, and return the path of its report.html.
 
-    shares: whether to take results over from runs in the same folder whose fingerprints are equal.
+    shares: whether to take results over from runs in the same folder whose fingerprints are equal. mirror: what keeps
+    the directory at a URL, if anything does.
     """
+    if mirror is not None:
+        require_one_training(job)
     require_same_run(run, job)
     begun_before = (run / "job.yaml").exists()
     if job.paper_table:
         paper_table(job.paper_table)  # raises UserError for an unknown table
     with show.working("data"):
-        place = ensure_shards(job.data, cache_folder(), show.shards)
+        place = ensure_shards(job.data, shared_cache(), show.shards)
         data = open_data(job.data, job.seed, cache_folder(), place)
     for absent, split, then in (
         (data.untested_classes, "test", "are in no average"),
@@ -80,16 +87,26 @@ def run_job(job: Job, run: Path, launcher_name: str, show: Show, *, shares: bool
             raise UserError(
                 f"{run}: another moe-dist has begun a run here meanwhile; choose another folder, or --resume"
             )
-        return _drive(job, run, data, launcher_name, show, shares)
+        return _drive(job, run, data, launcher_name, show, shares, mirror)
 
 
-def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, shares: bool) -> Path:
+def require_one_training(job: Job) -> None:
+    """Raise UserError for a job whose run cannot be kept at a URL."""
+    if job.grid is not None or job.kind == "tune":
+        what = "grids" if job.grid is not None else "searches"
+        raise UserError(f"--out: runs of {what} cannot be at a URL yet; give a folder that every node reaches")
+
+
+def _drive(
+    job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, shares: bool, mirror: Mirror | None
+) -> Path:
     """Run a job that has been checked, as the only driver of the run directory."""
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
     record = RunRecord(run, job, data, launcher_name)
     with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher, record.failing():
-        drive = Drive(job, run, data, launcher, record, show, shares)
+        drive = Drive(job, run, data, launcher, record, show, shares, mirror)
+        drive.share()
         for model in job.models:
             show.headline(model)
             if job.kind == "tune":
@@ -139,9 +156,11 @@ def _evaluate(phases: ModelPhases, drive: Drive) -> Path:
         return folder
     drive.record.work_begins()
     started = time.perf_counter()
-    checkpoints = (str(checkpoint), str(chosen) if chosen else None)
+    checkpoints = (task.in_run(checkpoint), task.in_run(chosen) if chosen else None)
+    drive.share()
     with show.working("evaluation on the test split"):
         outcome = next(iter(drive.launcher.run_tasks(evaluate_task, [checkpoints], task.pack())))
+        task.fetch_outputs()
     wall, summed = phases.seconds()
     facts: dict[str, Any] = {
         "fingerprint": asked,
@@ -172,6 +191,20 @@ def _chosen_checkpoint(task: TrainingTask, show: Show) -> Path | None:
         )
         return None
     return chosen
+
+
+def choose_run_place(job: Job, out: RunPlace | None, resume: bool) -> RunPlace:
+    """Where the run is: `out`, or what `choose_run_directory` chooses. Raises UserError where no run can be."""
+    if out is None or out.url is None:
+        return RunPlace(choose_run_directory(job, out.folder if out else None, resume))
+    require_one_training(job)
+    if resume and not out.holds_a_run:
+        raise UserError(f"--resume --out {out}: no run is there; look at the name, or leave --resume out")
+    if not resume:
+        if out.holds_a_run:
+            raise UserError(f"--out {out}: already holds a run; add --resume to go on with it, or choose another URL")
+        require_free(out)
+    return out
 
 
 def choose_run_directory(job: Job, out: Path | None, resume: bool) -> Path:

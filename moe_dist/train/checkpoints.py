@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from moe_dist.engine.checkpoint import damaged_file, is_whole, read_state
 from moe_dist.errors import UserError
+
+Key = TypeVar("Key")
 
 
 @contextlib.contextmanager
@@ -59,20 +62,30 @@ def best_on_validation(folder: Path) -> Path | None:
 
     None if no checkpoint of that stage has a score.
     """
-    found = [(read_state(path), path) for path in checkpoints(folder)]
-    last_stage = found[-1][0]["stage"] if found else None
-    validated = [
-        (state["score"], state["step"], path)
-        for state, path in found
-        if state["stage"] == last_stage and state.get("score") is not None
-    ]
-    return max(validated)[2] if validated else None
+    return _best(_states(folder))
 
 
 def superseded(folder: Path, keep: int) -> list[Path]:
     """The checkpoints that can be removed: all but the newest `keep` and the best one on validation."""
-    best = best_on_validation(folder)
-    return [path for path in checkpoints(folder)[:-keep] if path != best]
+    return superseded_among(_states(folder), keep)
+
+
+def superseded_among(states: Mapping[Key, Mapping[str, Any]], keep: int) -> list[Key]:
+    """`superseded`, of checkpoints by anything that names them, with the states that the loop saved in them."""
+    by_step = sorted(states, key=lambda key: states[key]["step"])
+    best = _best(states)
+    return [key for key in by_step[:-keep] if key != best]
+
+
+def _states(folder: Path) -> dict[Path, dict[str, Any]]:
+    return {path: read_state(path) for path in checkpoints(folder)}
+
+
+def _best(states: Mapping[Key, Mapping[str, Any]]) -> Key | None:
+    by_step = sorted(states, key=lambda key: states[key]["step"])
+    last_stage = states[by_step[-1]]["stage"] if by_step else None
+    validated = [key for key in by_step if states[key]["stage"] == last_stage and states[key].get("score") is not None]
+    return max(validated, key=lambda key: (states[key]["score"], states[key]["step"]), default=None)
 
 
 def checkpoint_score(stage: int, validation_top1: float | None) -> float:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from moe_dist.files import write_text
 
+METRICS = "metrics.jsonl"
+
 
 class Log(Protocol):
     """What a training tells while it runs."""
@@ -35,7 +37,7 @@ class TrainingLog:
             from torch.utils.tensorboard import SummaryWriter
 
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "metrics.jsonl"
+            path = folder / METRICS
             text = path.read_text() if path.exists() and restored_step else ""
             whole = (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n"))
             write_text(path, "".join(json.dumps(line) + "\n" for line in whole if line["step"] <= restored_step))

@@ -15,6 +15,7 @@ from torch import nn
 
 from moe_dist.data.batch import TrainingSet
 from moe_dist.data.opened.opened import OpenedData, open_data
+from moe_dist.data.storage.locks import locked
 from moe_dist.engine.checkpoint import load_weights
 from moe_dist.engine.choose import IN_ONE_PROCESS, makers
 from moe_dist.errors import UserError
@@ -23,7 +24,9 @@ from moe_dist.methods.base import Method
 from moe_dist.methods.phases import Stage
 from moe_dist.methods.registry import method_class
 from moe_dist.models.makers import Makers
+from moe_dist.places import NODE_CACHE
 from moe_dist.record.fingerprints import decided_precision
+from moe_dist.record.mirror import CHECKPOINTS, Mirror, working_folder
 from moe_dist.record.results import Results
 from moe_dist.train.origin import Origin
 from moe_dist.train.worker import Worker
@@ -37,14 +40,15 @@ BAD_SAMPLES = "bad_samples"
 class TrainingTask:
     """A training of one model in a run, with all that a worker on any node needs.
 
-    Paths are absolute and on storage that every node can reach.
+    Paths are absolute and on storage that every node can reach; but the cache is what each node keeps for itself.
 
     model: the model's name in the job. run: the run directory. cache: the folder of decoded images. shards: the folder
     or URL of the shards. folder: the training's own folder, for its log and checkpoints; its name changes with
     everything that the training depends on. steps: the folders of the results of earlier steps, by name. trained: the
     last checkpoint of each earlier stage with a network of its own, by name. stages: the names of the stages to train;
     empty: all. start: the number of the current start in the run's record. origin: the finished model that the training
-    begins from, None where it begins anew.
+    begins from, None where it begins anew. url: where the run is kept, if nodes need not share its folder: each has one
+    of its own then, below what it keeps, and paths below `run` are that node's.
     """
 
     job: Job
@@ -58,11 +62,12 @@ class TrainingTask:
     stages: tuple[str, ...] = ()
     start: int = 0
     origin: Origin | None = None
+    url: str | None = None
 
     @property
     def checkpoints(self) -> Path:
         """The folder of the training's checkpoints."""
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
     def pack(self) -> dict[str, Any]:
         """The task as JSON values, to be sent to a worker."""
@@ -72,23 +77,56 @@ class TrainingTask:
             "run": str(self.run),
             "cache": str(self.cache),
             "shards": self.shards,
-            "folder": str(self.folder),
-            "steps": {name: str(folder) for name, folder in self.steps.items()},
-            "trained": {name: str(folder) for name, folder in self.trained.items()},
+            "folder": self.in_run(self.folder),
+            "steps": {name: self.in_run(folder) for name, folder in self.steps.items()},
+            "trained": {name: self.in_run(folder) for name, folder in self.trained.items()},
             "stages": list(self.stages),
             "start": self.start,
             "origin": self.origin.pack() if self.origin else None,
+            "url": self.url,
         }
+
+    def in_run(self, path: Path) -> str:
+        """A path for another node: one below the run directory is relative to it."""
+        return str(path.relative_to(self.run)) if path.is_relative_to(self.run) else str(path)
 
     @staticmethod
     def unpack(packed: dict[str, Any]) -> TrainingTask:
-        """The task from what `pack` returned."""
-        run, cache, folder = (Path(packed[name]) for name in ("run", "cache", "folder"))
-        steps, trained = ({key: Path(path) for key, path in packed[name].items()} for name in ("steps", "trained"))
+        """The task from what `pack` returned, with the paths of this node."""
+        url, cache = packed["url"], Path(os.environ.get(NODE_CACHE, packed["cache"]))
+        run = Path(packed["run"]) if url is None else working_folder(url, cache)
+        folder = run / packed["folder"]
+        steps, trained = ({key: run / path for key, path in packed[name].items()} for name in ("steps", "trained"))
         job, shards, stages = parse_job(packed["job"], "job"), packed["shards"], tuple(packed["stages"])
         origin = Origin.unpack(packed["origin"]) if packed["origin"] else None
         model, start = packed["model"], packed["start"]
-        return TrainingTask(job, model, run, cache, shards, folder, steps, trained, stages, start, origin)
+        return TrainingTask(job, model, run, cache, shards, folder, steps, trained, stages, start, origin, url)
+
+    def fetch_inputs(self, *checkpoints: Path, log: bool = False) -> None:
+        """Fetch from the run's URL what the task reads: steps' results, networks of earlier stages, `checkpoints`.
+
+        log: also the log that a training goes on with. A run in a folder that nodes share has it all.
+        """
+        if self.url is None:
+            return
+        mirror = Mirror(self.run, self.url)
+        with locked(self.run.with_name(f"{self.run.name}.fetching")):
+            for folder in (*self.steps.values(), *self.trained.values(), *checkpoints):
+                mirror.pull(folder)
+            if log:
+                mirror.pull(self.folder, without=[CHECKPOINTS])
+
+    def push_bad_samples(self) -> None:
+        """Push to the run's URL what this node has noted of bad samples."""
+        if self.url is not None:
+            Mirror(self.run, self.url, lambda name: name.startswith(f"{BAD_SAMPLES}/")).push()
+
+    def fetch_outputs(self) -> None:
+        """Fetch from the run's URL what a training has left on its nodes: log, checkpoints, notes of bad samples."""
+        if self.url is not None:
+            mirror = Mirror(self.run, self.url)
+            mirror.pull(self.folder)
+            mirror.pull(self.run / BAD_SAMPLES)
 
 
 @dataclass
@@ -128,6 +166,7 @@ class Training:
 def open_training(task: TrainingTask, worker: Worker) -> Training:
     """Open the data and the results of steps, and build the network on the worker's device."""
     job = task.job
+    task.fetch_inputs(log=worker.rank == 0)
     if job.resources.deterministic and worker.device.type == "cuda":
         compute_the_same_bits()
     data = open_data(job.data, job.seed, task.cache, task.shards)

@@ -14,7 +14,7 @@ from moe_dist.data.opened.opened import are_whole, open_data
 from moe_dist.errors import UserError
 from moe_dist.files import write_json, write_text
 from moe_dist.job import load_job
-from moe_dist.places import cache_folder
+from moe_dist.places import cache_folder, shared_cache
 from moe_dist.record.exported import CONFIG, WEIGHTS, is_exported
 from moe_dist.train.finished import Choice
 from moe_dist.use.card import card, facts_of
@@ -76,7 +76,7 @@ def _samples(run: Path, empty: Tensor) -> tuple[Tensor, str]:
         job, cache = load_job(run / "job.yaml"), cache_folder()
         data = job.data
         source_is_here = data.shards is not None or data.source is None or data.source.exists()
-        if source_is_here and are_whole(place := shards_place(data, cache), data):
+        if source_is_here and are_whole(place := shards_place(data, shared_cache()), data):
             opened = open_data(data, job.seed, cache, place)
             return opened.test.images.uint8(opened.test_samples[:CHECKED]), "test samples"
     generator = torch.Generator().manual_seed(0)

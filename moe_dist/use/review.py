@@ -25,7 +25,7 @@ from moe_dist.errors import UserError
 from moe_dist.files import write_text
 from moe_dist.methods.dfcp.trusted import TRUSTED
 from moe_dist.methods.phases import StepResult
-from moe_dist.places import ModelFolder, cache_folder
+from moe_dist.places import ModelFolder, cache_folder, shared_cache
 from moe_dist.record.results import Results
 from moe_dist.train.finished import job_of_run
 
@@ -60,7 +60,7 @@ def review(run: Path, model: str | None, out: Path, uncertain: int) -> dict[str,
         raise UserError(f"{out / LIST}: is there already, perhaps filled in; name another folder by --out, or move it")
     job = job_of_run(run)
     results = _results(run, list(job.models), model)
-    data = open_data(job.data, job.seed, cache_folder(), ensure_shards(job.data, cache_folder()))
+    data = open_data(job.data, job.seed, cache_folder(), ensure_shards(job.data, shared_cache()))
     rows, samples = _rows(data, results["split"], results["pseudo_labels"], uncertain)
     write_text(out / LIST, _as_csv(rows))
     write_text(out / PAGE, _as_page(f"{job.name}: pseudo-labels to look at", rows, samples, data))

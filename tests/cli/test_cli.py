@@ -148,14 +148,19 @@ def test_the_command_that_goes_on(
 
 
 URL = "s3://bucket/x"
+CUT = "s3:/bucket/x"
+"""A URL that has lost a slash would be a folder `s3:`."""
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["run", "job.yaml", "--launcher", "local", "--out", URL], f"--out {URL}: must be a path of this machine"),
-        (["run", "job.yaml", "--launcher", "local", f"--out={URL}"], "object storage are not built yet; give a folder"),
-        (["run", "job.yaml", "--resume", "--out", URL], f"--out {URL}: "),
+        (["run", "job.yaml", "--launcher", "local", "--out", CUT], f"--out {CUT}: must be a path of this machine"),
+        (["run", "job.yaml", "--launcher", "local", f"--out={CUT}"], "give a folder, or a URL with two slashes"),
+        (
+            ["run", "job.yaml", "--resume", "--out", "https://host/x"],
+            "--out https://host/x: cannot be written over http",
+        ),
         (["run", "s3://bucket/job.yaml"], "JOB.yaml s3://bucket/job.yaml: "),
         (
             ["run", "job.yaml", "--set", f"data.source={URL}"],
@@ -166,9 +171,11 @@ URL = "s3://bucket/x"
             "method.weights: must be a path of this",
         ),
         (["show", "dfcp.yaml", "--set", "method.experts=s3://bucket/x.yaml"], "method.experts: must be a path of this"),
-        (["submit", "job.yaml", "--address", "http://127.0.0.1:9", "--out", URL], f"--out {URL}: "),
-        (["report", URL], f"RUN {URL}: must be a path of this machine"),
-        (["report", "one", URL], f"RUN {URL}: "),
+        (["submit", "job.yaml", "--address", "http://127.0.0.1:9", "--out", CUT], f"--out {CUT}: "),
+        (["report", CUT], f"RUN {CUT}: must be a path of this machine"),
+        (["report", "one", CUT], f"RUN {CUT}: "),
+        (["report", "file:///nowhere/x"], "RUN file:///nowhere/x: no run is there; `moe-dist runs list URL`"),
+        (["run", "job.yaml", "--out", "https://me:word@host/x"], "--out https://host/x: leave out user, password"),
         (["report", "one", "two", "--out", URL], f"--out {URL}: "),
         (["shards", "mnist", "out", "--from", URL], f"--from {URL}: must be a path of this machine"),
         (["shards", "stats", "packed", "--plot", "s3://bucket/x.png"], "--plot s3://bucket/x.png: "),
@@ -190,17 +197,19 @@ def test_a_url_where_a_path_is_meant_is_refused_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_url_as_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("variable", "url"), [("MOE_DIST_CACHE", CUT), ("MOE_DIST_NODE_CACHE", URL)])
+def test_a_url_as_cache_is_refused(variable: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a node keeps is in a folder; what runs share may be at a URL, but not at one that has lost a slash."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MOE_DIST_CACHE", URL)
-    with pytest.raises(UserError, match=f"MOE_DIST_CACHE {URL}: must be a path of this machine"):
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(UserError, match=f"{variable} {url}: must be a path of this machine"):
         in_process("run", str(write_job(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 
 
-def test_an_out_that_is_a_url_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
-    said = sentence(moe_dist("run", write_job(tmp_path), "--launcher", "local", "--out", URL, cwd=tmp_path))
-    assert said.startswith(f"error: --out {URL}: ")
+def test_an_out_that_is_no_url_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
+    said = sentence(moe_dist("run", write_job(tmp_path), "--launcher", "local", "--out", CUT, cwd=tmp_path))
+    assert said.startswith(f"error: --out {CUT}: ")
     assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running_cluster import REPOSITORY, RunningCluster
+from running_cluster import REPOSITORY, RunningCluster, start_cluster
 
 sys.path.insert(0, str(REPOSITORY / "cluster"))
 
@@ -22,12 +21,4 @@ def repository() -> Path:
 @pytest.fixture(scope="module")
 def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     """A local cluster with a token, stopped at the end unless the test did."""
-    import local
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("cluster")
-    yield RunningCluster(folder, local.start(folder, nodes=3, cpus_per_node=2, port=port))
-    if local.load(folder) is not None:
-        local.stop(folder)
+    yield from start_cluster(tmp_path_factory.mktemp("cluster"), nodes=3)

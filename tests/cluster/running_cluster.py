@@ -1,8 +1,12 @@
-"""Three local nodes as tests see them."""
+"""Three local nodes as tests see them, and the checkers of cluster files."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,3 +31,22 @@ class RunningCluster:
         bare = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MOE_DIST_"))}
         bare["PYTHONPATH"] = str(REPOSITORY)
         return bare | (client_environment(self.cluster) if token else {})
+
+
+def start_cluster(folder: Path, nodes: int) -> Iterator[RunningCluster]:
+    """Local nodes of two CPUs each, with a token; stopped when the iterator is asked on, unless a test did."""
+    import local
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    yield RunningCluster(folder, local.start(folder, nodes=nodes, cpus_per_node=2, port=port))
+    if local.load(folder) is not None:
+        local.stop(folder)
+
+
+def tool(name: str) -> str:
+    """The path of a checker that comes as a package: beside this Python, or on the PATH."""
+    path = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert path is not None, f"{name} is not installed: pip install -e '.[dev]'"
+    return path

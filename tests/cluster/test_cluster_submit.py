@@ -21,6 +21,7 @@ from moe_dist.errors import UserError
 from moe_dist.job import Job, load_job
 from moe_dist.launch import submit as submitting
 from moe_dist.launch.submit import ClusterNode
+from moe_dist.record.run_place import RunPlace
 
 TOKEN = "5f0c1d-this-is-the-token"
 
@@ -220,7 +221,7 @@ def test_the_job_is_shipped_as_resolved_here(monkeypatch: pytest.MonkeyPatch, re
     job_path = tmp_path / "elsewhere.yaml"
     job_path.write_text((repository / "jobs/demo.yaml").read_text())
     run = Path("/shared/runs/x")
-    assert submitting.submit(job_path, overrides, "http://head:8265", follow=True, out=run, resume=True) == 0
+    assert submitting.submit(job_path, overrides, "http://head:8265", follow=True, out=RunPlace(run), resume=True) == 0
     command = "python -m moe_dist.cli run submitted_job.yaml --out /shared/runs/x --resume"
     assert client.submitted["entrypoint"] == command
     again = ["moe-dist", "submit", str(job_path), "--address", "http://head:8265", "--out", str(run), "--resume"]
@@ -235,16 +236,18 @@ def test_the_job_is_shipped_as_resolved_here(monkeypatch: pytest.MonkeyPatch, re
 
 def test_results_stay_here_only_where_all_nodes_are(job: Job, repository: Path) -> None:
     here, afar = ClusterNode("127.0.0.2", {}), ClusterNode("10.0.0.7", {})
-    assert submitting.run_directory(job, [here], None).parent == repository / "runs" / "demo"
-    assert submitting.run_directory(job, [here, afar], Path("/shared/x")) == Path("/shared/x")
+    assert Path(submitting.run_directory(job, [here], None)).parent == repository / "runs" / "demo"
+    assert submitting.run_directory(job, [here, afar], RunPlace(Path("/shared/x"))) == "/shared/x"
+    assert submitting.run_directory(job, [here, afar], RunPlace(Path("/node/x"), "s3://b/x")) == "s3://b/x"
     with pytest.raises(UserError, match="--out is missing"):
         submitting.run_directory(job, [here, afar], None)
 
 
 def test_shards_are_kept_where_every_node_reaches_them(monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
     def cache(run: str, out: str | None) -> str:
-        return submitting.job_environment(Path(run), Path(out) if out else None)["MOE_DIST_CACHE"]
+        return submitting.job_environment(run, RunPlace(Path(out)) if out else None)["MOE_DIST_CACHE"]
 
+    assert cache("s3://bucket/runs/x", "/node/x") == "s3://bucket/runs/cache"
     assert cache("/shared/runs/x", "/shared/runs/x") == "/shared/runs/cache"
     assert cache(f"{repository}/runs/demo/now", None) == f"{repository}/runs/cache"
     monkeypatch.setenv("MOE_DIST_CACHE", "/fast/cache")

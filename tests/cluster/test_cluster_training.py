@@ -26,7 +26,7 @@ TWO_RANKS = ["--set", "workers=2", "--set", "parallel.expert=2"]
 def write_job(folder: Path, epochs: int) -> Path:
     """DFCP as in the demo, smaller, with `epochs` of its joint stage and a checkpoint after each.
 
-    Without dropout, whose draws differ from rank to rank.
+    Without dropout, whose draws differ from rank to rank. A worker fills a node: ranks of a group would share one.
     """
     job: dict[str, Any] = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
     dfcp = job.pop("methods")["dfcp"]
@@ -37,7 +37,7 @@ def write_job(folder: Path, epochs: int) -> Path:
     dfcp["joint"]["epochs"] = epochs
     dfcp["gate"]["dropout"] = 0.0
     small = {"kind": "train", "name": "small", "method": dfcp, "paper_table": None}
-    job |= small | {"resources": {"cpus_per_worker": 1}}
+    job |= small | {"resources": {"cpus_per_worker": 2}}
     job["data"] |= {"max_train_images": 600, "max_test_images": 200}
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(job))

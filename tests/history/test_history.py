@@ -17,6 +17,7 @@ from moe_dist.files import read_json, write_json
 from moe_dist.history.clean import removable, remove
 from moe_dist.history.compare import compare_runs
 from moe_dist.history.found import find_runs, headlines, in_words, runs_table, size_of
+from moe_dist.history.stored import stored_runs_table
 from moe_dist.places import KILLED, RECORD
 from moe_dist.record.one_driver import LOCK
 from moe_dist.run.run import run_job
@@ -52,6 +53,16 @@ def test_runs_are_found_with_their_figures_and_sizes(home: Path, tmp_path: Path)
     assert [row.heading for row in table.rows] == ["small/b", "small/a"]  # a was begun again after b
     assert table.notes[0].startswith("2 runs, ")
     assert list(find_runs(tmp_path)) == []
+
+
+def test_runs_at_a_url_are_listed_as_those_of_a_folder(home: Path) -> None:
+    here, there = runs_table(home, list(find_runs(home))), stored_runs_table(f"file://{home}")
+    assert there is not None
+    assert [(row.heading, row.cells[:3]) for row in there.rows] == [(row.heading, row.cells[:3]) for row in here.rows]
+    assert there.title == f"Runs in file://{home}"
+    listed = CliRunner().invoke(app, ["runs", "list", f"file://{home}/small/a"])
+    assert listed.exit_code == 0 and "finished" in listed.output
+    assert stored_runs_table(f"file://{home}/nothing") is None
 
 
 def test_a_grid_is_one_line(copied: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_job_that_a_power_cut_emptied_is_a_sentence(begun: Path, left: str) ->
 def test_resuming_runs_the_job_in_its_folder_by_its_launcher(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def run_job(job: object, run: Path, launcher: str, show: object) -> Path:
+    def run_job(job: object, run: Path, launcher: str, show: object, **kept: object) -> Path:
         asked.append((job, run, launcher))
         raise UserError("far enough")
 

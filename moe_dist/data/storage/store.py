@@ -7,25 +7,32 @@ protocol's library looks for them (environment, configuration files, the machine
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from time import sleep
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
+
+from fsspec.core import strip_protocol
 
 from moe_dist.data.storage.transfer import Failed, Watch, failure_of, http_status, operate, protocol, without_secrets
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256
+from moe_dist.paths import is_url
 from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 
 LONGEST_PAUSE_SECONDS = 30
 T = TypeVar("T")
 
 
-def is_url(place: Path | str) -> bool:
-    """Whether `place` is a URL rather than a folder."""
-    return "://" in str(place)
+class StoreFailed(UserError):
+    """An operation on a store that failed at its last try; lasting: trying again cannot help."""
+
+    def __init__(self, sentence: str, lasting: bool) -> None:
+        super().__init__(sentence)
+        self.lasting = lasting
 
 
 def join(place: Path | str, *names: str) -> str:
@@ -104,6 +111,49 @@ def _listed(url: str, remote: RemoteConfig) -> tuple[list[str], list[str]]:
     return _try(look, url, "cannot be listed", remote, missing=lambda: ([], []))
 
 
+class Stored(NamedTuple):
+    """A file in a store: its bytes, and when it was written in seconds since 1970, if the store says."""
+
+    size: int
+    written: float | None
+
+
+def stored_files(url: str, remote: RemoteConfig = DEFAULT_REMOTE) -> dict[str, Stored]:
+    """All files below a URL, by their paths below it, with `/` between folders. Raises UserError.
+
+    Names that would lead to another folder of this machine are left out.
+    """
+
+    def look(watch: Watch) -> dict[str, Stored]:
+        top = strip_protocol(url).strip("/")
+        found = operate(url, "find", remote.timeout_seconds, watch)
+        below = {name.strip("/").removeprefix(top).strip("/"): entry for name, entry in found.items()}
+        return {
+            name: Stored(entry["size"], _when_written(entry))
+            for name, entry in below.items()
+            if not {"", ".", ".."}.intersection(name.split("/"))
+        }
+
+    return _try(look, url, "cannot be listed", remote, missing=dict)
+
+
+def _when_written(entry: Mapping[str, Any]) -> float | None:
+    """When a file was written, by the name that its store gives that: S3, a file system, Google."""
+    when = next((entry[name] for name in ("LastModified", "mtime", "updated") if name in entry), None)
+    if isinstance(when, str):
+        when = datetime.fromisoformat(when)
+    return when.timestamp() if isinstance(when, datetime) else when
+
+
+def remove(url: str, remote: RemoteConfig = DEFAULT_REMOTE) -> None:
+    """Remove the file at a URL, if there is one. Raises UserError."""
+
+    def take_away(watch: Watch) -> None:
+        operate(url, "rm_file", remote.timeout_seconds, watch)
+
+    _try(take_away, url, "cannot be removed", remote, missing=lambda: None)
+
+
 def get_file(url: str, to: Path, remote: RemoteConfig = DEFAULT_REMOTE, sha256: str | None = None) -> None:
     """Fetch the file at `url` to `to`, from the start at every try.
 
@@ -148,10 +198,15 @@ def get_bytes(place: Path | str, remote: RemoteConfig = DEFAULT_REMOTE) -> bytes
         return path.read_bytes()
 
 
+def require_store(url: str) -> None:
+    """Raise UserError for a URL that cannot be written to."""
+    if protocol(url) in ("http", "https"):
+        raise UserError(f"{shown(url)}: cannot be written over http; name a folder, s3:// or gs://")
+
+
 def put_file(local: Path, url: str, remote: RemoteConfig = DEFAULT_REMOTE) -> None:
     """Write the file `local` to `url`, over what is there; it appears whole. Raises UserError."""
-    if protocol(url) in ("http", "https"):
-        raise UserError(f"{shown(url)}: cannot be written over http; build to a folder, s3:// or gs://")
+    require_store(url)
 
     def put(watch: Watch) -> None:
         operate(url, "put_file", remote.timeout_seconds, watch, local)
@@ -185,4 +240,4 @@ def _try(
         if tried <= remote.retries:
             sleep(min(2 ** (tried - 1), LONGEST_PAUSE_SECONDS))
     times = "" if tried == 1 else f" after {tried} tries"
-    raise UserError(f"{shown(url)}: {failing}{times}: {failed.reason}; {failed.advice}")
+    raise StoreFailed(f"{shown(url)}: {failing}{times}: {failed.reason}; {failed.advice}", failed.lasting)

@@ -60,16 +60,18 @@ def without_secrets(text: str) -> str:
 
 
 def operate(url: str, operation: str, timeout: float, watch: Watch, local: Path | None = None) -> Any:
-    """The result of fsspec's `operation` (info, ls, get_file, put_file) on `url`; `local` is the file got or put.
+    """The result of fsspec's `operation` (info, ls, find, get_file, put_file, rm_file) on `url`.
 
-    Raises the file system's own errors, Failed where nothing moves for `timeout` seconds, and UserError where no
-    installed package knows the protocol.
+    local: the file that is got or put. Raises the file system's own errors, Failed where nothing moves for `timeout`
+    seconds, and UserError where no installed package knows the protocol.
     """
     system, path = _open(url, timeout)
     block = _UPLOAD_BLOCK if protocol(url) in _EXTRAS else {}
     arguments: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         "info": ((path,), {}),
         "ls": ((path,), {"detail": True}),
+        "find": ((path,), {"detail": True}),
+        "rm_file": ((path,), {}),
         "get_file": ((path, str(local)), {"callback": watch}),
         "put_file": ((str(local), path), {"callback": watch, **block}),
     }

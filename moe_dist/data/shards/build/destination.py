@@ -118,7 +118,7 @@ def destination_at(place: str | Path, cache: Path, remote: RemoteConfig) -> Dest
     if not is_url(place):
         return FolderDestination(str(place), remote)
     if protocol(str(place)) in ("http", "https"):
-        raise UserError(f"{shown(place)}: cannot be written over http; build to a folder, s3:// or gs://")
+        raise UserError(f"{shown(place)}: cannot be written over http; name a folder, s3:// or gs://")
     return StoreDestination(str(place), remote, cache)
 
 

@@ -1,0 +1,83 @@
+"""A submitted job whose run and shards lie on an S3 server, which fails for a while: the nodes share no disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from running_cluster import RunningCluster, start_cluster
+from s3_server import SECRET, S3Server, serving_s3
+from test_cluster_training import losses, train_workers, write_job
+
+from moe_dist.places import RECORD
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+
+AWAY_SECONDS = 10
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[S3Server]:
+    with serving_s3("bucket") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nodes(store: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    """Two nodes that know the store, each with a folder of its own."""
+    yield from start_cluster(tmp_path_factory.mktemp("cluster"), nodes=2)
+
+
+def stored(prefix: str) -> list[str]:
+    found = boto3.client("s3").list_objects_v2(Bucket="bucket", Prefix=prefix)
+    return [entry["Key"] for entry in found.get("Contents", [])]
+
+
+def a_checkpoint_is_being_saved() -> bool:
+    """Whether files of experts of DFCP's joint stage have arrived."""
+    return any("/dfcp/trainings/" in name and "/experts_" in name for name in stored("runs/x"))
+
+
+def test_two_nodes_without_a_shared_disk_and_a_store_that_is_away(
+    nodes: RunningCluster, store: S3Server, tmp_path: Path
+) -> None:
+    job, out = write_job(tmp_path, epochs=3), "s3://bucket/runs/x"
+    command = [sys.executable, "-m", "moe_dist.cli"]
+    submit = [*command, "submit", str(job), "--follow", "--address", nodes.cluster.dashboard, "--out", out]
+    submit += ["--set", "workers=2", "--set", "parallel.expert=2"]
+    log = tmp_path / "submit.log"
+    with log.open("w") as file:
+        following = subprocess.Popen(submit, env=nodes.environment(), stdout=file, stderr=file)
+    while not a_checkpoint_is_being_saved():
+        assert following.poll() is None, log.read_text()
+        time.sleep(0.1)
+    store.be_away(AWAY_SECONDS).join()
+    assert following.wait() == 0, log.read_text()
+
+    assert len({worker["node_id"] for worker in train_workers(nodes)}) == 2
+    for number in (0, 1):  # each node wrote into its own folder
+        assert list(nodes.folder.glob(f"node-{number}/runs/*/dfcp/trainings/*/checkpoints/checkpoint_*/experts_*"))
+    assert any(name.startswith("runs/cache/shards/digits") for name in stored("runs/cache"))
+
+    here = nodes.environment(token=False) | {"MOE_DIST_NODE_CACHE": str(tmp_path / "here")}
+    subprocess.run([*command, "report", out], env=here, check=True, capture_output=True)
+    (run,) = (tmp_path / "here/runs").glob("*[0-9a-f]")
+    assert json.loads((run / RECORD).read_text())["status"] == "finished"
+    near = tmp_path / "near"
+    alone = [*command, "run", str(job), "--launcher", "local", "--out", str(near)]
+    environment = here | {"MOE_DIST_CACHE": str(tmp_path / "cache")}
+    subprocess.run(alone, env=environment, check=True, capture_output=True)
+    expected, found = losses(near), losses(run)
+    assert len(expected) == len(found) > 10
+    assert max(abs(one - two) for one, two in zip(expected[:10], found[:10])) < 1e-5
+
+    again = subprocess.run([*submit, "--resume"], env=nodes.environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "kept from an earlier run" in again.stdout
+    assert SECRET not in log.read_text() + again.stdout
