@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from moe_dist.disk import raising_disk_errors
 from moe_dist.launch.launcher import use_threads
 from moe_dist.launch.ray_environment import PROMPT
-from moe_dist.launch.ray_failures import FailurePolicy, sentence
+from moe_dist.launch.ray_failures import FailurePolicy, FaultNotes, sentence
 from moe_dist.launch.ray_worker import RayWorker
 from moe_dist.train.loop import train
 from moe_dist.train.task import TrainingTask
@@ -33,7 +34,9 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
     trainer = Trainer(
         worker,
         train_loop_config=task.pack(),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
+        torch_config=TorchConfig(
+            backend="nccl" if gpus else "gloo", timeout_s=math.ceil(job.resources.hung_after_seconds)
+        ),
         scaling_config=ScalingConfig(
             num_workers=job.workers, use_gpu=gpus > 0, resources_per_worker=per_worker, placement_strategy="SPREAD"
         ),
@@ -44,6 +47,7 @@ def fit(task: TrainingTask, worker: Callable[[dict[str, Any]], None]) -> None:
             checkpoint_config=CheckpointConfig(  # Ray also keeps the newest one
                 num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="checkpoint_score"
             ),
+            callbacks=[FaultNotes(task.folder, job.name, task.model)],  # type: ignore[list-item]  # of the controller
             worker_runtime_env={"env_vars": environment},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

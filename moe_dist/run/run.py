@@ -88,7 +88,11 @@ def _drive(job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
     record = RunRecord(run, job, data, launcher_name)
-    with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher, record.failing():
+    with (
+        record.ending() as ending,
+        open_launcher(launcher_name, job, run, show, record.survived) as launcher,
+        record.failing(),
+    ):
         drive = Drive(job, run, data, launcher, record, show, shares)
         for model in job.models:
             show.headline(model)
