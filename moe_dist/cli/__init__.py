@@ -17,6 +17,7 @@ from moe_dist import __version__
 from moe_dist.cli.runs import runs
 from moe_dist.cli.shards import shards
 from moe_dist.cli.use import export, predict, review
+from moe_dist.cli.watch import top
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
@@ -281,6 +282,7 @@ def submit(
     raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, out=out, resume=resume))
 
 
+app.command()(top)
 app.command()(predict)
 app.command()(export)
 app.command()(review)
