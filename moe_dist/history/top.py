@@ -11,33 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
 from moe_dist.places import RECORD, RUNNING, status_of
 from moe_dist.record.restarts import seconds_lost
-from moe_dist.terminal import duration, plain_facts, plain_table
+from moe_dist.terminal import duration, plain_facts
 
 TAIL_BYTES = 2**20
 """How much of a log's end is read: the last epoch's line lies there, unless an epoch has thousands of steps."""
 SILENT_AFTER_SECONDS = 30.0
 STEPS_OF_LOAD = "▁▂▃▄▅▆▇█"
-BAR_WIDTH = 16
-HEADER = (
-    "model",
-    "stage",
-    "",
-    "step",
-    "epoch",
-    "loss",
-    "images/s",
-    "a step",
-    "of it data",
-    "gradient",
-    "last line",
-)
+BAR_WIDTH = 24
 RESTARTS_SHOWN = 3
 
 
@@ -125,60 +111,58 @@ def _told(journal: Path) -> int:
 
 
 def screen(now: RunNow, moment: float | None = None) -> Group:
-    """The run in words and tables for a terminal. moment: the time now, in seconds since 1970."""
+    """The run in words for a terminal, in 80 columns. moment: the time now, in seconds since 1970."""
     moment = time.time() if moment is None else moment
     parts: list[Any] = [_headline(now, moment)]
-    if now.trainings:
-        parts.append(_trainings(now, moment))
-    facts = {f"experts of {each.model}": load for each in now.trainings if (load := _load(each.epoch))}
-    facts |= {
-        f"checkpoint of {each.model}": f"{each.saved[0]}, {_ago(moment - each.saved[1])}"
-        for each in now.trainings
-        if each.saved
-    }
+    for each in now.trainings:
+        parts += [Text.assemble("\n", (each.model, "bold")), plain_facts(_training_facts(each, now, moment))]
+    facts = {f"search of {name}": f"{count} trials have an outcome" for name, count in now.searches.items()}
     if now.tasks:
         facts["tasks"] = f"{now.tasks[0]:.1f} of {now.tasks[1]} begun are done"
-    facts |= {f"search of {name}": f"{count} trials have an outcome" for name, count in now.searches.items()}
     facts |= _restarts(now)
     if facts:
-        parts.append(plain_facts(facts))
+        parts += [Text(), plain_facts(facts)]
     return Group(*parts)
 
 
 def _headline(now: RunNow, moment: float) -> Text:
     start = (now.record.get("starts") or [{}])[-1]
-    begun = datetime.fromisoformat(now.record["started"])
     since = f", for {duration(max(0.0, moment - start['time']))}" if now.status == RUNNING and "time" in start else ""
-    how = f"{now.record['launcher']}, {now.record['workers']} workers, " if "launcher" in now.record else ""
-    return Text.assemble(
-        (str(now.path), "bold"), f"  {now.status}{since}  ", (f"{how}begun {begun:%Y-%m-%d %H:%M}", "dim")
-    )
+    how = [f"begun {datetime.fromisoformat(now.record['started']):%Y-%m-%d %H:%M}"]
+    if "launcher" in now.record:
+        workers = now.record["workers"]
+        how = [now.record["launcher"], f"{workers} worker{'s' if workers > 1 else ''}", *how]
+    return Text.assemble((str(now.path), "bold"), f"  {now.status}{since}\n", (f"  {', '.join(how)}", "dim"))
 
 
-def _trainings(now: RunNow, moment: float) -> Table:
-    return plain_table(HEADER, [_row(each, now.status == RUNNING, moment) for each in now.trainings])
-
-
-def _row(each: TrainingNow, running: bool, moment: float) -> list[str]:
+def _training_facts(each: TrainingNow, now: RunNow, moment: float) -> dict[str, str]:
     newest, step = each.newest, each.step
     done, total = newest["step"], newest["of_steps"]
     filled = round(BAR_WIDTH * done / total) if total else 0
     age = moment - newest["time"]
-    silent = running and done < total and age > SILENT_AFTER_SECONDS
-    took, waited = step.get("step_seconds"), step.get("data_wait_seconds")
-    return [
-        each.model,
-        newest["stage"],
-        "█" * filled + "░" * (BAR_WIDTH - filled),
-        f"{done}/{total}",
-        str(newest["epoch"] + 1),
-        f"{newest['loss']:.4f}" if "loss" in newest else "",
-        f"{step['images_per_second']:,.0f}" if "images_per_second" in step else "",
-        f"{1000 * took:.1f} ms" if took else "",
-        f"{waited / took:.0%}" if took and waited is not None else "",
-        f"{step['gradient_norm']:.3g}" if "gradient_norm" in step else "",
-        f"no step since {datetime.fromtimestamp(newest['time']):%H:%M:%S}" if silent else _ago(age),
-    ]
+    facts = {"stage": f"{newest['stage']}, epoch {newest['epoch'] + 1}"}
+    facts["step"] = f"{'█' * filled}{'░' * (BAR_WIDTH - filled)}  {done} of {total}, {_ago(age)}"
+    if now.status == RUNNING and done < total and age > SILENT_AFTER_SECONDS:
+        since = datetime.fromtimestamp(newest["time"])
+        facts["!"] = f"no step since {since:%H:%M:%S}: a long validation, a restart, or a rank that hangs"
+    if "loss" in newest:
+        norm = f", gradient norm {step['gradient_norm']:.3g}" if "gradient_norm" in step else ""
+        facts["loss"] = f"{newest['loss']:.4f}{norm}"
+    if "images_per_second" in step:
+        facts["speed"] = f"{step['images_per_second']:,.0f} images/s{_pace(step)}"
+    if load := _load(each.epoch):
+        facts["experts"] = load
+    if each.saved:
+        facts["saved"] = f"{each.saved[0]}, {_ago(moment - each.saved[1])}"
+    return facts
+
+
+def _pace(step: Mapping[str, Any]) -> str:
+    """What a step takes; nothing in a run from before that was logged."""
+    if "step_seconds" not in step:
+        return ""
+    took, waited = step["step_seconds"], step["data_wait_seconds"]
+    return f", {1000 * took:.1f} ms a step, {waited / took:.0%} of it waiting for data"
 
 
 def _ago(seconds: float) -> str:
@@ -192,9 +176,7 @@ def _load(epoch: Mapping[str, Any]) -> str:
         return ""
     heaviest = max(shares) or 1.0
     bars = "".join(STEPS_OF_LOAD[round((len(STEPS_OF_LOAD) - 1) * share / heaviest)] for share in shares)
-    return (
-        f"{bars}  {min(shares):.1%} to {max(shares):.1%} of the gate's weight on validation, epoch {epoch['epoch'] + 1}"
-    )
+    return f"{bars}  {min(shares):.1%} to {max(shares):.1%} of the gate's weight (validation)"
 
 
 def _restarts(now: RunNow) -> dict[str, str]:

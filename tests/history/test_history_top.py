@@ -48,24 +48,32 @@ def shown(run: Path, moment: float = NOW) -> list[str]:
     return [line.rstrip() for line in output.getvalue().splitlines() if line.strip()]
 
 
-def test_a_training_in_a_line(tmp_path: Path) -> None:
-    headline, *table, experts, checkpoint = shown(write_run(tmp_path / "run"))
-    assert headline.startswith(str(tmp_path / "run"))
-    assert headline.endswith("running, for 90.0 s  ray, 2 workers, begun 2027-01-15 08:00")
-    (row,) = [line for line in table if "dfcp" in line]
-    cells = [cell.strip() for cell in row.split("│")]
-    bar = "█" * 11 + "░" * 5
-    wanted = ["dfcp", "joint", bar, "42/60", "3", "0.1250", "812", "50.0 ms", "20%", "0.821", "4.0 s ago"]
-    assert [cell for cell in cells if cell] == wanted
-    assert experts.endswith("█▂▃  10.0% to 70.0% of the gate's weight on validation, epoch 2")
-    assert "checkpoint_00000036, 20.0 s ago" in checkpoint
+def test_a_training_in_words(tmp_path: Path) -> None:
+    assert shown(write_run(tmp_path / "run")) == [
+        f"{tmp_path / 'run'}  running, for 90.0 s",
+        "  ray, 2 workers, begun 2027-01-15 08:00",
+        "dfcp",
+        "  stage   joint, epoch 3",
+        f"  step    {'█' * 17}{'░' * 7}  42 of 60, 4.0 s ago",
+        "  loss    0.1250, gradient norm 0.821",
+        "  speed   812 images/s, 50.0 ms a step, 20% of it waiting for data",
+        "  experts █▂▃  10.0% to 70.0% of the gate's weight (validation)",
+        "  saved   checkpoint_00000036, 20.0 s ago",
+    ]
 
 
 def test_a_silent_training_is_called_that_and_a_finished_one_is_not(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    assert any("no step since" in line for line in shown(run, NOW + 60))
+    assert any(line.startswith("  !       no step since") for line in shown(run, NOW + 60))
     write_run(tmp_path / "done", status="finished")
     assert not any("no step since" in line for line in shown(tmp_path / "done", NOW + 60))
+
+
+def test_a_run_from_before_steps_were_timed_is_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    line = {name: value for name, value in STEP.items() if name not in ("step_seconds", "data_wait_seconds")}
+    (run / "dfcp" / "trainings" / "0a1b" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert "  speed 812 images/s" in shown(run)
 
 
 def test_restarts_tasks_and_searches(tmp_path: Path) -> None:
