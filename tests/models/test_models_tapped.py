@@ -34,7 +34,7 @@ NETWORKS = [
 
 def whole(name: str) -> nn.Module:
     own = name.removeprefix("timm/")
-    return timm.create_model(own) if own != name else torchvision.models.get_model(own, weights=None)
+    return timm.create_model(own) if own != name else torchvision().models.get_model(own, weights=None)
 
 
 @pytest.mark.parametrize(("name", "taps", "channels"), NETWORKS, ids=[name for name, *_ in NETWORKS])
