@@ -49,13 +49,14 @@ def fault_of(failures: Mapping[int, Failure], places: Mapping[int, Place]) -> Fa
     """The fault that explains the failures of ranks; places: of all ranks of the training."""
     kind = min((failure.kind for failure in failures.values()), key=KINDS.index)
     ranks = tuple(sorted(rank for rank, failure in failures.items() if failure.kind == kind))
+    others = tuple(rank for rank in sorted(places) if rank not in ranks)
     said = " ".join(failures[ranks[0]].said.split())
-    where = "; ".join(str(places[rank]) for rank in ranks if rank in places)
-    of = f"of {_ranks(ranks)}" + (f" ({where})" if where else "")
-    s = "s" if len(ranks) > 1 else ""
+    of, s = f"of {_at(ranks, places)}", "s" if len(ranks) > 1 else ""
     if kind == "hung":
-        missing = [rank for rank in sorted(places) if rank not in ranks]
-        return Fault(kind, tuple(missing) or ranks, f"{_ranks(ranks)} waited {said} for {_awaited(missing)}")
+        waited_for = _ranks(others) if others else "each other"
+        return Fault(kind, others or ranks, f"{_ranks(ranks)} waited {said} for {waited_for}")
+    if kind == "connection lost" and len(others) == 1:  # it died, and Ray does not know it yet
+        return Fault(kind, others, f"{_ranks(ranks)} lost the connection to {_at(others, places)}")
     what = {
         "preempted": f"the node{s} {of} will be taken away",
         "node died": f"the node{s} {of} died",
@@ -63,7 +64,7 @@ def fault_of(failures: Mapping[int, Failure], places: Mapping[int, Place]) -> Fa
         "worker died": f"the worker{s} {of} died",
         "silent": f"the worker{s} {of} did not answer for {said}",
         "error": f"the worker{s} {of} failed: {said}",
-        "connection lost": f"the worker{s} {of} lost the connection to another rank",
+        "connection lost": f"{_at(ranks, places)} lost the connection to another rank",
     }
     return Fault(kind, ranks, what[kind])
 
@@ -79,5 +80,7 @@ def _ranks(ranks: Sequence[int]) -> str:
     return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
 
 
-def _awaited(missing: Sequence[int]) -> str:
-    return _ranks(missing) if missing else "each other"
+def _at(ranks: Sequence[int], places: Mapping[int, Place]) -> str:
+    """Ranks and where they run."""
+    where = "; ".join(str(places[rank]) for rank in ranks if rank in places)
+    return _ranks(ranks) + (f" ({where})" if where else "")

@@ -144,10 +144,16 @@ TAKEN = PreemptionError(PreemptionInfo(None, {"node": [1, 2]}), drain_timed_out=
             group(rank_0=CLOSED),
             "connection lost",
             (0,),
-            "the worker of rank 0 (process 11 on a) lost the connection to another rank",
+            "rank 0 (process 11 on a) lost the connection to another rank",
+        ),
+        (
+            group(rank_0=CLOSED, rank_2=CLOSED),
+            "connection lost",
+            (1,),
+            "ranks 0 and 2 lost the connection to rank 1 (process 12 on b)",
         ),
     ],
-    ids=["died", "node", "memory", "silent", "hung", "taken", "taken by Ray's deadline", "error", "consequence"],
+    ids=["died", "node", "memory", "silent", "hung", "taken", "taken, late", "error", "consequence", "unknown death"],
 )
 def test_the_rank_that_explains_the_others_is_named(
     error: TrainingFailedError, kind: str, ranks: tuple[int, ...], what: str
