@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -81,7 +82,10 @@ def _training(model: str, log: Path) -> TrainingNow | None:
         lines[newest["kind"]] = newest
     if not newest:
         return None
-    saved = [(path.name, path.stat().st_mtime) for path in (log.parent / "checkpoints").glob("checkpoint_*/")]
+    saved = []
+    for path in (log.parent / "checkpoints").glob("checkpoint_*/"):
+        with suppress(FileNotFoundError):  # the run removes those that it needs no more
+            saved.append((path.name, path.stat().st_mtime))
     latest = max(saved, key=lambda each: each[1], default=None)
     return TrainingNow(model, newest, lines.get("step", {}), lines.get("epoch", {}), latest)
 
