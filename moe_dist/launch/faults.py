@@ -55,6 +55,8 @@ def fault_of(failures: Mapping[int, Failure], places: Mapping[int, Place]) -> Fa
     if kind == "hung":
         waited_for = _ranks(others) if others else "each other"
         return Fault(kind, others or ranks, f"{_ranks(ranks)} waited {said} for {waited_for}")
+    if kind == "preempted" and not others:  # all ranks saved a checkpoint and ended, whosever node it is
+        return Fault(kind, (), "a node of the training will be taken away")
     if kind == "connection lost" and len(others) == 1:  # it died, and Ray does not know it yet
         return Fault(kind, others, f"{_ranks(ranks)} lost the connection to {_at(others, places)}")
     what = {

@@ -127,7 +127,12 @@ TAKEN = PreemptionError(PreemptionInfo(None, {"node": [1, 2]}), drain_timed_out=
             (1,),
             "ranks 0 and 2 waited 300 s for rank 1",
         ),
-        (group(rank_1=NodeTaken()), "preempted", (1,), "the node of rank 1 (process 12 on b) will be taken away"),
+        (
+            group(rank_0=NodeTaken(), rank_1=NodeTaken(), rank_2=NodeTaken()),
+            "preempted",
+            (),
+            "a node of the training will be taken away",
+        ),
         (
             TAKEN,
             "preempted",
