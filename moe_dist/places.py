@@ -3,8 +3,9 @@
     <run>/job.yaml, run.json, lock, metrics.json, results.md, report.html, figures/, bad_samples/
     <run>/<model>/current.json                          which of the following folders the report shows
     <run>/<model>/steps/<name>/<fingerprint>/           the result of a step
-    <run>/<model>/trainings/<fingerprint>/              settings.json, metrics.jsonl, tensorboard/, checkpoints/,
-                                                        training.json when it is done, evaluations/<fingerprint>/
+    <run>/<model>/trainings/<fingerprint>/              settings.json, metrics.jsonl, attempts.jsonl,
+                                                        tensorboard/, checkpoints/, training.json when it is
+                                                        done, evaluations/<fingerprint>/
     <run>/<model>/search/                               journals and results of a search
 
 A fingerprint is a hash of all that a result depends on. So a changed setting makes a new folder beside the old one, and

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as LiveBars
 from rich.table import Column, Table
 from rich.text import Text
@@ -38,9 +39,17 @@ def say(console: Console, *parts: str | tuple[str, str]) -> None:
     console.print(Text.assemble(*parts), soft_wrap=True)
 
 
-def say_table(console: Console, table: Table) -> None:
-    """Print a table, whose cells are `Text`."""
+def say_table(console: Console, table: RenderableType) -> None:
+    """Print a table, whose cells are `Text`, or several parts below each other."""
     console.print(table)
+
+
+def redraw(console: Console, draw: Callable[[], RenderableType | None], every_seconds: float) -> None:
+    """Draw in place what `draw` returns, again and again, until it returns None."""
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while (drawn := draw()) is not None:
+            live.update(drawn, refresh=True)
+            time.sleep(every_seconds)
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", caption: str = "") -> Table:
@@ -90,6 +99,10 @@ class Show:
         """Print a warning."""
         say(self.console, "  ", ("!", "yellow"), f" {text}")
 
+    def aside(self, text: str) -> None:
+        """Print what is good to know, less striking than a warning."""
+        say(self.console, (f"    {text}", "dim"))
+
     def skipped(self, title: str, seconds: float) -> None:
         """Print that a result is reused, for which an earlier run took `seconds`."""
         self._ended("=", "green", title, f"kept from an earlier run ({duration(seconds)})")
@@ -106,11 +119,10 @@ class Show:
             BarColumn(bar_width=24),
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
         )
         with LiveBars(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bars:
-            self._bars, self._task = bars, bars.add_task(title, total=None, note="")
+            self._bars, self._task = bars, bars.add_task(title, total=None, note="", left="")
             try:
                 yield
             except BaseException:
@@ -130,13 +142,26 @@ class Show:
 
     def update(self, done: float, total: float, note: str = "") -> None:
         """Display that `done` of `total` is done, with a note and the time left (see `count_from`)."""
-        if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=done, total=total, note=note)
         now = time.perf_counter()
-        if not self.console.is_terminal and self._done_before < done < total and now >= self._next_line:
+        left = ""
+        if self._done_before < done < total:
+            left = f"about {duration((now - self._started) * (total - done) / (done - self._done_before))} left"
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=done, total=total, note=note, left=left)
+        if left:
+            self._line(f"{done / total:.0%} {note}, {left}", now)
+
+    def stalled(self, note: str) -> None:
+        """Display a note in place of the time left, which nobody knows while the work does not go on."""
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, note=note, left="")
+        self._line(note, time.perf_counter())
+
+    def _line(self, text: str, now: float) -> None:
+        """Print a line of progress into a log, if it is time for one."""
+        if not self.console.is_terminal and now >= self._next_line:
             self._next_line = now + LINE_EVERY_SECONDS
-            left = (now - self._started) * (total - done) / (done - self._done_before)
-            say(self.console, (f"    {done / total:.0%} {note}, about {duration(left)} left", "dim"))
+            self.aside(text)
 
     def shards(self, split: str, done: int, total: int) -> None:
         """Display that `done` of a split's `total` images are in shards, and the rate of writing."""

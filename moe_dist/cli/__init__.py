@@ -21,6 +21,7 @@ from moe_dist.cli.jobs import jobs
 from moe_dist.cli.runs import runs
 from moe_dist.cli.shards import shards
 from moe_dist.cli.use import export, predict, review
+from moe_dist.cli.watch import top
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import is_url, typed
@@ -376,6 +377,7 @@ def submit(
 
 
 app.command()(doctor)
+app.command()(top)
 app.command()(predict)
 app.command()(export)
 app.command()(review)

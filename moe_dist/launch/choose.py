@@ -11,6 +11,7 @@ from moe_dist.launch.launcher import Launcher
 from moe_dist.paths import is_url
 from moe_dist.places import shared_cache
 from moe_dist.ray_address import cluster_address
+from moe_dist.record.restarts import Survived, forget
 from moe_dist.record.run_place import RunPlace
 from moe_dist.terminal import Show
 
@@ -41,13 +42,18 @@ def require_shared_folders(name: str, run: RunPlace, show: Show) -> None:
                 require_shared(folders)
 
 
-def open_launcher(name: str, job: Job, run: Path, show: Show) -> AbstractContextManager[Launcher]:
-    """A context manager that starts the launcher `name`. Raises UserError as `require_launcher` does."""
+def open_launcher(
+    name: str, job: Job, run: Path, show: Show, survived: Survived = forget
+) -> AbstractContextManager[Launcher]:
+    """A context manager that starts the launcher `name`. Raises UserError as `require_launcher` does.
+
+    survived: is given what the launcher started again because a worker was lost.
+    """
     require_launcher(name)
     if name == "ray":
         from moe_dist.launch.ray import ray_launcher
 
-        return ray_launcher(job, run, show)
+        return ray_launcher(job, run, show, survived)
     from moe_dist.launch.local import LocalLauncher
 
     return nullcontext(LocalLauncher(job, run, show))

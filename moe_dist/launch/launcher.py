@@ -15,6 +15,7 @@ from moe_dist.errors import UserError
 from moe_dist.launch.progress import ProgressFile
 from moe_dist.methods.phases import TaskContext, TaskFunction
 from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint
+from moe_dist.train.log import Log
 from moe_dist.train.loop import train
 from moe_dist.train.store_worker import open_worker
 from moe_dist.train.task import TrainingTask
@@ -96,6 +97,14 @@ class TaskWorker:
         with self._worker.saving(metrics) as folder:
             yield folder
         self._context.progress(metrics["step"], metrics["of_steps"])
+
+    def metered(self, log: Log, job: str, model: str) -> Log:
+        """See Worker."""
+        return self._worker.metered(log, job, model)
+
+    def leaving(self) -> bool:
+        """See Worker."""
+        return self._worker.leaving()
 
 
 def use_threads(cpus: float, sharing: int = 1) -> None:

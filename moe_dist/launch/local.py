@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.methods.phases import TaskFunction
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import no_torn_checkpoint
+from moe_dist.train.ends import HungCollective
 from moe_dist.train.store_worker import open_worker
 from moe_dist.train.task import TrainingTask
 from moe_dist.train.worker import TRAINING_FILES
+
+HUNG = "is one stopped, or busy for longer (resources.hung_after_seconds)? Go on from the last checkpoint with --resume"
 
 
 class LocalLauncher:
@@ -74,7 +78,11 @@ def train_rank(rank: int, ranks: int, packed: dict[str, Any], port: int) -> None
         if device.type == "cuda":
             device = torch.device("cuda", rank % torch.cuda.device_count())
         torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks
+            "nccl" if device.type == "cuda" else "gloo",
+            f"tcp://127.0.0.1:{port}",
+            timeout=timedelta(seconds=resources.hung_after_seconds),
+            rank=rank,
+            world_size=ranks,
         )
     with (
         raising_disk_errors(task.folder, TRAINING_FILES),
@@ -131,8 +139,8 @@ def _spawned(
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
     try:
         train_rank(rank, ranks, packed, port)
-    except UserError as error:
-        sentence.send(error)
+    except (UserError, HungCollective) as error:
+        sentence.send(error if isinstance(error, UserError) else UserError(f"{error}; {HUNG}"))
         sys.exit(1)  # torch would write the exception to a temporary file, and the disk may be full
     sys.stdout.flush()
     sys.stderr.flush()

@@ -16,24 +16,30 @@ from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, last_checkpoint, train_alone, use_threads
-from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
+from moe_dist.launch.progress import ProgressFile, begin_task, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
 from moe_dist.launch.ray_room import telling_of_waits
+from moe_dist.launch.restart_watch import RestartWatch
 from moe_dist.methods.phases import TaskFunction
 from moe_dist.private_ray import private_ray
 from moe_dist.ray_address import cluster_address
+from moe_dist.record.restarts import Survived, forget
 from moe_dist.settings.resources import ResourceConfig
 from moe_dist.signals import deferring_signals
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import no_torn_checkpoint, superseded
 from moe_dist.train.task import TrainingTask
 
+TOLD_BY_RAY = ("A worker died or was killed", "The node with node id", "Raylet is terminated")
+"""How Ray's messages begin that the launcher puts into words of its own."""
+TASK_RETRIES = 2
+"""How often a task is begun again after its worker died."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """The object store of an embedded Ray, instead of 30 % of memory: images are read from files, not from the store."""
 
 
 @contextlib.contextmanager
-def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
+def ray_launcher(job: Job, run: Path, show: Show, survived: Survived = forget) -> Iterator[RayLauncher]:
     """Connect to the cluster of RAY_ADDRESS, which is set for a submitted job, or start an embedded Ray."""
     gpus = max(job.resources.gpus_per_worker, job.resources.gpus_per_task)
     with started_ray(embedded_cpus(job), show, gpus) as is_shared:
@@ -41,7 +47,7 @@ def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
 
         require_resources(job, ray.cluster_resources(), show)
         with telling_of_waits(show) if is_shared else contextlib.nullcontext():
-            yield RayLauncher(job, run, show)
+            yield RayLauncher(job, run, show, survived)
 
 
 @contextlib.contextmanager
@@ -68,9 +74,32 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[bool]:
     try:
         with show.working("start Ray"), deferring_signals():
             _start_ray(cpus, address)
-        yield address not in (None, "local")
+        with _deaths_held_back():
+            yield address not in (None, "local")
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _deaths_held_back() -> Iterator[None]:
+    """Keep Ray from printing that a worker or a node died while the block runs: the launcher says so in a sentence.
+
+    Ray prints what a raylet tells the driver by this function, and has no setting for it.
+    """
+    from ray._private import worker
+
+    printing = worker.print_to_stdstream
+
+    def print_others(data: dict[str, Any], ignore_prefix: bool) -> None:
+        lines = [line for line in data["lines"] if not line.lstrip().startswith(TOLD_BY_RAY)]
+        if lines:
+            printing(data | {"lines": lines}, ignore_prefix)
+
+    worker.print_to_stdstream = print_others
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printing
 
 
 def _start_ray(cpus: int, address: str | None) -> None:
@@ -127,8 +156,8 @@ class RayLauncher:
 
     name = "ray"
 
-    def __init__(self, job: Job, run: Path, show: Show) -> None:
-        self._job, self._run, self._show = job, run, show
+    def __init__(self, job: Job, run: Path, show: Show, survived: Survived = forget) -> None:
+        self._job, self._run, self._show, self._survived = job, run, show, survived
 
     def run_tasks(self, function: TaskFunction, items: Sequence[Any], common: Any = None) -> Iterator[Any]:
         """See Launcher. Each item is a Ray task, with the CPUs and the share of a GPU that the job gives to tasks."""
@@ -136,10 +165,10 @@ class RayLauncher:
 
         resources = self._job.resources
         remote = ray.remote(_run_task).options(
-            num_cpus=resources.cpus_per_task, num_gpus=resources.gpus_per_task, max_retries=2
+            num_cpus=resources.cpus_per_task, num_gpus=resources.gpus_per_task, max_retries=TASK_RETRIES
         )
         shared = ray.put(common)
-        with watch_tasks(self._show, self._run, len(items)) as folder:
+        with watch_tasks(self._show, self._run, len(items), self._survived) as folder:
             pending = [
                 remote.remote(function, shared, item, resources.model_dump(), str(folder / f"{number}.json"))
                 for number, item in enumerate(items)
@@ -169,14 +198,18 @@ class RayLauncher:
 
         task.checkpoints.mkdir(parents=True, exist_ok=True)
         forget_ray_snapshot(task)
+        restarts = RestartWatch(self._show, task.folder, f"the training of {task.model}", self._survived)
         try:
-            with watch_training(self._show, task), no_torn_checkpoint(task.checkpoints):
+            with watch_training(self._show, task, restarts.look), no_torn_checkpoint(task.checkpoints):
                 fit(task, train_worker)
         except TrainingFailedError as error:
+            restarts.look()
             raise UserError(
                 f"the training of {task.model} failed more than {task.job.checkpoint.max_failures} times "
-                f"(checkpoint.max_failures); go on from its last checkpoint with --resume. The last failure: {error}"
+                "(checkpoint.max_failures); go on from its last checkpoint with --resume. The last failure: "
+                f"{restarts.last_fault or error}"
             ) from error
+        restarts.ended()
         return last_checkpoint(task)
 
 
@@ -197,17 +230,24 @@ def _run_task(function: TaskFunction, common: Any, item: Any, resources: dict[st
     path = Path(progress_path)
     progress = ProgressFile(path)
     with raising_disk_errors(path.parent.parent, "what a task leaves"):
+        begin_task(path)
         result = function(common, item, Context(device_of(asked.gpus_per_task), progress))
         progress(1, 1)
     return result
 
 
 def _result(reference: Any) -> Any:
-    """The result of a task; its UserError, if it raised one, is raised as such."""
+    """The result of a task; its UserError, if it raised one, is raised as such, and one if its workers died."""
     import ray
 
     try:
         return ray.get(reference)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
+        raise UserError(
+            f"the worker of a task died {TASK_RETRIES + 1} times (out of memory, or killed); give tasks more memory "
+            "(resources.cpus_per_task: fewer of them run on a machine at a time), and go on with --resume. It said: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,8 +18,8 @@ from moe_dist.disk import raising_disk_errors
 from moe_dist.job import Job
 from moe_dist.launch.launcher import use_threads
 from moe_dist.launch.ray_environment import PROMPT
-from moe_dist.launch.ray_failures import FailurePolicy, sentence
-from moe_dist.launch.ray_worker import RayWorker
+from moe_dist.launch.ray_failures import FailurePolicy, FaultNotes, sentence
+from moe_dist.launch.ray_worker import RayStoreWorker, RayWorker
 from moe_dist.train.loop import train
 from moe_dist.train.store_worker import open_worker
 from moe_dist.train.task import TrainingTask
@@ -68,7 +69,9 @@ def _trainer(task: TrainingTask, worker: Callable[[dict[str, Any]], None], stora
     return Trainer(
         worker,
         train_loop_config=task.pack(),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=300),
+        torch_config=TorchConfig(
+            backend="nccl" if gpus else "gloo", timeout_s=math.ceil(job.resources.hung_after_seconds)
+        ),
         scaling_config=ScalingConfig(
             num_workers=job.workers,
             use_gpu=gpus > 0,
@@ -82,6 +85,7 @@ def _trainer(task: TrainingTask, worker: Callable[[dict[str, Any]], None], stora
             checkpoint_config=CheckpointConfig(  # Ray also keeps the newest one
                 num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="checkpoint_score"
             ),
+            callbacks=[FaultNotes(task.folder, job.name, task.model)],  # type: ignore[list-item]  # of the controller
             worker_runtime_env={"env_vars": environment},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -98,8 +102,8 @@ def train_worker(packed: dict[str, Any]) -> None:
         if task.url is None:
             train(RayWorker(task.checkpoints, device), task)
             return
-        with open_worker(task, context.get_world_rank(), context.get_world_size(), device, deepspeed=True) as rank:
-            train(rank, task)
+        with open_worker(task, context.get_world_rank(), context.get_world_size(), device, deepspeed=True) as store:
+            train(RayStoreWorker(store, device), task)
 
 
 class Trainer(TorchTrainer):

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from moe_dist.methods.search import ExpertSearch
 
 
+LOAD = "load/"
+"""How the names begin of the shares of a gate's weight that experts have on validation."""
+
+
 @dataclass
 class Prediction:
     """The prediction of a network for images.
@@ -125,11 +129,16 @@ class Method(ABC):
     def measure(self, network: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """What `score` needs to know of each sample of a validation batch, tensors [B, ...] by name.
 
-        Default: `loss`, the negative log-likelihood, and `top1`, whether the most likely class is right.
+        Default: `loss`, the negative log-likelihood, `top1`, whether the most likely class is right, and where there is
+        one gate, `load/expert_<e>`, the weight that it gives to each expert.
         """
-        log_probs = self.predict(network, batch.images).log_probs.float()
+        prediction = self.predict(network, batch.images)
+        log_probs = prediction.log_probs.float()
         loss = nn.functional.nll_loss(log_probs, batch.labels, reduction="none")
-        return {"loss": loss, "top1": (log_probs.argmax(1) == batch.labels).float()}
+        measured = {"loss": loss, "top1": (log_probs.argmax(1) == batch.labels).float()}
+        if (gate := prediction.gates.get("")) is not None:
+            measured |= {f"{LOAD}expert_{expert}": weights for expert, weights in enumerate(gate.float().T)}
+        return measured
 
     def score(self, measured: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, float]:
         """The scores of a validation split by name, given the arrays [N, ...] of `measure` and the labels [N].

@@ -23,8 +23,9 @@ from moe_dist.files import read_json, write_json
 from moe_dist.job import Job
 from moe_dist.places import FAILED, FINISHED, KILLED, LAYOUT, RECORD, RUNNING, STOPPED, ModelFolder
 from moe_dist.record.provenance import code_version, hardware
+from moe_dist.record.restarts import Restart
 
-OF_A_START = frozenset({"status", "time", "seconds", "worked", "reason", "process", "host"})
+OF_A_START = frozenset({"status", "time", "seconds", "worked", "reason", "process", "host", "restarts"})
 """The fields of a start's entry that are not copied to the top."""
 
 
@@ -62,6 +63,13 @@ class RunRecord:
         if not self._start["worked"]:
             self._start["worked"] = True
             self._write({"status": RUNNING} | self._shown([self.number]))
+
+    def survived(self, restart: Restart) -> None:
+        """Record a restart of this start; given again, what became known of it since."""
+        restarts = self._start.setdefault("restarts", [])
+        if not any(each is restart for each in restarts):
+            restarts.append(restart)
+        self._write({})
 
     @contextmanager
     def ending(self) -> Iterator[dict[str, Any]]:

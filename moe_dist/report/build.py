@@ -17,7 +17,7 @@ from moe_dist.report.figures import draw_figures
 from moe_dist.report.page import render_page
 from moe_dist.report.run import Evaluation, RunDirectory
 from moe_dist.report.seeds import seeds_table
-from moe_dist.report.tables import experts_table, results_table
+from moe_dist.report.tables import experts_table, restarts_table, results_table
 from moe_dist.report.tune import search_tables
 
 
@@ -31,7 +31,7 @@ def build_report(path: Path) -> Path:
     metrics = flat_metrics(run)
     own = [table for report, models in run.reports() for table in report.tables(run, models)]
     tables = [results_table(run, metrics), experts_table(run, metrics), *own]
-    tables += [rejection_table(run), *search_tables(run)]
+    tables += [rejection_table(run), *search_tables(run), restarts_table(run)]
     results = [table for table in tables if table.rows]
     write_json(path / "metrics.json", metrics)
     write_text(path / "results.md", "\n".join(map(to_markdown, results)))

@@ -13,7 +13,7 @@ from moe_dist import __version__
 from moe_dist.plots.drawing import Picture
 from moe_dist.plots.tables import Table, percent, to_html
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
-from moe_dist.report.tables import class_table, steps_table
+from moe_dist.report.tables import class_table, restarts_in_words, steps_table
 from moe_dist.terminal import duration
 
 IMAGE_KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -64,13 +64,15 @@ def _figure(picture: Picture) -> str:
 
 
 def _status(run: RunDirectory) -> str:
-    """A warning for the top of the page if the run is not finished."""
-    if run.status == "finished":
-        return ""
-    missing = [model.title for model in run.models.values() if model.evaluation is None]
-    rest = f"; not evaluated yet: {', '.join(missing)}" if missing else ""
-    sentence = f"This run is not finished (status: {run.status}){rest}."
-    return f'<p class="status">{escape(sentence)}</p>'
+    """Warnings for the top of the page: the run is not finished, or was restarted."""
+    sentences = []
+    if run.status != "finished":
+        missing = [model.title for model in run.models.values() if model.evaluation is None]
+        rest = f"; not evaluated yet: {', '.join(missing)}" if missing else ""
+        sentences.append(f"This run is not finished (status: {run.status}){rest}.")
+    if run.restarts:
+        sentences.append(f"{restarts_in_words(run.restarts)}; the last table of the results tells of each.")
+    return "".join(f'<p class="status">{escape(sentence)}</p>' for sentence in sentences)
 
 
 def _score(model: ModelRun, evaluation: Evaluation) -> str:

@@ -20,6 +20,7 @@ from moe_dist.metrics.calibration import tempered
 from moe_dist.metrics.classification import ClassificationMetrics, classification_metrics, reported_groups
 from moe_dist.metrics.clustering import ClusteringMetrics, clustering_metrics
 from moe_dist.places import ModelFolder, status_of
+from moe_dist.record.restarts import Restart
 from moe_dist.report.paper import PaperTable, paper_table
 from moe_dist.yaml_core import load_run_yaml
 
@@ -204,6 +205,11 @@ class RunDirectory:
     def bad_samples(self) -> BadSamplesRecord:
         """The bad samples that the run left out; they are counted when it is finished."""
         return BadSamplesRecord(**self.record.get("bad_samples", {"count": 0, "first": []}))
+
+    @property
+    def restarts(self) -> list[Restart]:
+        """What was started again because a worker or a node was lost, in all starts of the run."""
+        return [restart for start in self.record.get("starts", []) for restart in start.get("restarts", [])]
 
     @property
     def class_counts(self) -> np.ndarray | None:

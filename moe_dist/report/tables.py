@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE
 from moe_dist.metrics.classification import LONG_TAIL_FROM
 from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table, percent
+from moe_dist.record.restarts import Restart, seconds_lost
 from moe_dist.report.run import RunDirectory
 from moe_dist.terminal import duration
 
@@ -233,6 +235,40 @@ def steps_table(run: RunDirectory) -> Table:
     columns = (Column("", "Step"), Column("", "Time"), Column("", "What it left"))
     notes = ("Training: from the first to the last line of its log.",)
     return Table("Steps of this run", columns, tuple(rows), notes, corner="Model", left=True)
+
+
+def restarts_table(run: RunDirectory) -> Table:
+    """What the run survived: each restart, where it went on, and the seconds that it cost; it may have no rows."""
+    rows = [
+        Row(
+            each["what"],
+            (
+                each["of"],
+                datetime.fromtimestamp(each["time"]).strftime("%Y-%m-%d %H:%M:%S"),
+                ABSENT if each["step"] is None else str(each["step"]),
+                ABSENT if each["from_step"] is None else str(each["from_step"]),
+                ABSENT if each["seconds_lost"] is None else duration(each["seconds_lost"]),
+            ),
+        )
+        for each in run.restarts
+    ]
+    return Table(
+        title=restarts_in_words(run.restarts),
+        columns=tuple(Column("", name) for name in ("of", "when", "after step", "went on from", "lost")),
+        rows=tuple(rows),
+        notes=(
+            "Lost: from the last step that was heard of until it was done again: noticing the fault, new workers and "
+            "repeated steps. On a CPU, the figures are those of an unbroken run, to the last bit.",
+        ),
+        corner="What happened",
+        left=True,
+    )
+
+
+def restarts_in_words(restarts: Sequence[Restart]) -> str:
+    """How many restarts there were, and what they cost."""
+    s = "s" if len(restarts) > 1 else ""
+    return f"Survived: {len(restarts)} restart{s}, {duration(seconds_lost(restarts))} lost"
 
 
 def _training_lines(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, str]]:

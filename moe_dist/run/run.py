@@ -104,7 +104,11 @@ def _drive(
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
     record = RunRecord(run, job, data, launcher_name)
-    with record.ending() as ending, open_launcher(launcher_name, job, run, show) as launcher, record.failing():
+    with (
+        record.ending() as ending,
+        open_launcher(launcher_name, job, run, show, record.survived) as launcher,
+        record.failing(),
+    ):
         drive = Drive(job, run, data, launcher, record, show, shares, mirror)
         drive.share()
         for model in job.models:

@@ -53,6 +53,9 @@ class ResourceConfig(Strict):
     graphs: Annotated[bool, Part.NONE] = True
     """On a GPU, run a step's passes as CUDA graphs where the method's loss can be captured and one process trains the
     network. They launch the same kernels; docs/on_a_gpu.md says where they are not used."""
+    hung_after_seconds: Annotated[float, Field(gt=0), Part.NONE] = 300
+    """How long a worker waits for the others in an exchange before the training counts as hung, and is started again.
+    What one of them computes alone meanwhile, as k-means on rank 0, must take less."""
     deterministic: bool = False
     """On a GPU, use only kernels that give the same bits in every run. Slower; an operation without such a kernel ends
     the run. On a CPU, runs are the same bits without it."""

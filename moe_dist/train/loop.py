@@ -21,11 +21,14 @@ from moe_dist.data.batch import Batch
 from moe_dist.data.stream.stream import Stream
 from moe_dist.engine.checkpoint import load_arrays, load_checkpoint, read_state, save_checkpoint, seed_random
 from moe_dist.errors import UserError
-from moe_dist.methods.base import Method
+from moe_dist.methods.base import LOAD, Method
 from moe_dist.methods.phases import Losses, Progress
 from moe_dist.record.provenance import Made
+from moe_dist.record.restarts import note_attempt
 from moe_dist.train.checkpoints import checkpoint_score
+from moe_dist.train.ends import NodeTaken, naming_failures
 from moe_dist.train.log import Log, TrainingLog
+from moe_dist.train.pace import Pace
 from moe_dist.train.session import Session
 from moe_dist.train.task import Training, TrainingTask, open_training, refusing_other_kernels
 from moe_dist.train.worker import Worker, sum_into_all, sum_over_ranks
@@ -39,8 +42,11 @@ def train(worker: Worker, task: TrainingTask) -> None:
     training = open_training(task, worker)
     restored = worker.restore()
     state = read_state(restored) if restored else BEGINNING
+    log = worker.metered(TrainingLog(task.folder, worker.rank, state["step"]), task.job.name, task.model)
+    if worker.rank == 0:
+        note_attempt(task.folder, {"from_step": state["step"], "workers": worker.ranks, "start": task.start})
     with refusing_other_kernels():
-        train_stages(worker, training, TrainingLog(task.folder, worker.rank, state["step"]), restored)
+        train_stages(worker, training, log, restored)
 
 
 def train_stages(worker: Worker, training: Training, log: Log, restored: Path | None) -> None:
@@ -50,18 +56,18 @@ def train_stages(worker: Worker, training: Training, log: Log, restored: Path | 
     names = [stage.name for stage in training.stages]
     first = names.index(state["stage"]) if restored else 0
     loop = Loop(worker, training, log, state)
-    for stage in training.stages[first:]:
-        session = Session(training, stage, worker)
-        if restored and stage.name == state["stage"]:
-            session.load(
-                load_checkpoint(restored, session.engine, rank=worker.rank, ranks=worker.ranks), load_arrays(restored)
-            )
-        else:
-            session.prepare()
-            if training.task.origin is not None and stage is training.stages[0]:
-                training.task.origin.take_over(training.network, training.method)
-        loop.train_stage(session)
-        session.engine.close()
+    with naming_failures(worker.rank, worker.ranks, lambda: loop.step):
+        for stage in training.stages[first:]:
+            session = Session(training, stage, worker)
+            if restored and stage.name == state["stage"]:
+                kept = load_checkpoint(restored, session.engine, rank=worker.rank, ranks=worker.ranks)
+                session.load(kept, load_arrays(restored))
+            else:
+                session.prepare()
+                if training.task.origin is not None and stage is training.stages[0]:
+                    training.task.origin.take_over(training.network, training.method)
+            loop.train_stage(session)
+            session.engine.close()
     loop.log.close()
 
 
@@ -86,10 +92,10 @@ class Loop:
             scores = validate(session, self.worker.ranks)
             if "loss" in scores:
                 require_finite("val/loss", scores["loss"], self.step, session.stage.name)
-            values |= {f"val/{name}": value for name, value in scores.items()}
+            values |= {name if name.startswith(LOAD) else f"val/{name}": value for name, value in scores.items()}
             if self._every.test_every_epochs and ((epoch + 1) % self._every.test_every_epochs == 0 or session.over):
                 tested = scores_of(session, session.test, self.worker.ranks)
-                values |= {f"test/{name}": value for name, value in tested.items()}
+                values |= {f"test/{name}": value for name, value in tested.items() if not name.startswith(LOAD)}
             values |= {"rate_factor": session.rate.factor} | session.gradients.take()
             session.epoch_done(scores.get("loss"))
             steps_by = {} if session.captured is None else {"steps_by": session.captured.how}
@@ -102,8 +108,8 @@ class Loop:
         images, losses = 0, None
         session.engine.optimiser.scale_rates(session.rate.factor)
         session.method.set_training(session.engine.network, session.stage.name)
-        started = time.perf_counter()
-        for batch in session.batches(self.step):
+        started, pace = time.perf_counter(), Pace()
+        for batch in pace.timed(session.batches(self.step)):
             self._log_refresh(session, epoch)
             self.step += 1
             losses = train_step(session.method, session, batch, session.progress(self.step))
@@ -114,11 +120,15 @@ class Loop:
                 values = checked(losses, self.worker.ranks, self.step, session.stage.name)
                 if session.engine.gradient_norm is not None:
                     values["gradient_norm"] = float(session.engine.gradient_norm)
-                self._log("step", session, epoch, values, images_per_second=rate)
-            within_epoch = session.stream.position.steps > 0 and not session.over  # at its end, validation comes first
-            if within_epoch and self._every.every_steps and self.step % self._every.every_steps == 0:
+                self._log("step", session, epoch, values, images_per_second=rate, **pace.take())
+            if session.stream.position.steps == 0 or session.over:
+                continue  # at an epoch's end, validation comes before the checkpoint
+            leaving = self.step % session.log_every == 0 and self.worker.leaving()
+            if leaving or (self._every.every_steps and self.step % self._every.every_steps == 0):
                 checked(losses, self.worker.ranks, self.step, session.stage.name)
                 self._save(session, None)
+            if leaving:
+                raise NodeTaken
         self._log_refresh(session, epoch)
         return losses
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from moe_dist.errors import UserError
 from moe_dist.files import flush_to_disk
 from moe_dist.train.checkpoints import sound_checkpoint, superseded
+from moe_dist.train.log import Log
 
 T = TypeVar("T")
 TRAINING_FILES = "a checkpoint or the log"
@@ -42,6 +43,12 @@ class Worker(Protocol):
 
         metrics: step, of_steps, checkpoint_score, and done: whether this is the last checkpoint of the training.
         """
+
+    def metered(self, log: Log, job: str, model: str) -> Log:
+        """The log of a training, as it is, or as one that also tells whoever watches the cluster."""
+
+    def leaving(self) -> bool:
+        """Whether the node of any rank will soon be taken away: time for a checkpoint, and the end. Collective."""
 
 
 class LocalWorker:
@@ -74,6 +81,14 @@ class LocalWorker:
             for old in superseded(self.folder, self.keep):
                 shutil.rmtree(old)
         self._barrier()
+
+    def metered(self, log: Log, job: str, model: str) -> Log:
+        """See Worker. A local training is watched by its files alone."""
+        return log
+
+    def leaving(self) -> bool:
+        """See Worker. This machine stays; a signal ends the command itself."""
+        return False
 
     def _barrier(self) -> None:
         if self.ranks > 1:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -21,13 +22,13 @@ from ray.tune.search import Searcher
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import DiskError, UserError
 from moe_dist.launch.launcher import device_of, use_threads
+from moe_dist.launch.ray import TASK_RETRIES
 from moe_dist.settings.resources import ResourceConfig
 from moe_dist.tune.backend import Backend, OpenBackend, failure
 from moe_dist.tune.search import Search
-from moe_dist.tune.trials import Outcome, Round, TrialBatch
+from moe_dist.tune.trials import LOST, Outcome, Round, TrialBatch
 
 METRIC = "trials"
-WORKER_LOST = "the worker died (out of memory, or killed)"
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a CSV, JSON and TensorBoard file for every trial
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots grow with the number of trials, and ours is the journal
@@ -70,7 +71,7 @@ class StudiesSearcher(Searcher):
             if result and "disk_error" in result:
                 raise DiskError(result["disk_error"])
             if error or not result or "outcomes" not in result:
-                self._search.tell(work, _all_failed(work.batches, WORKER_LOST))
+                self._search.tell(work, _all_failed(work.batches, LOST))
             else:
                 self._search.tell(work, [[Outcome.from_values(each) for each in batch] for batch in result["outcomes"]])
 
@@ -91,6 +92,22 @@ class StudiesSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing: see `save`."""
+
+
+class LostRounds(tune.Callback):
+    """Tells of a round whose worker died, which Tune runs again, and of the seconds that it had run."""
+
+    def __init__(self, lost: Callable[[Round, float], None]) -> None:
+        self._lost = lost
+        self._began: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Take down when it began."""
+        self._began[trial.trial_id] = time.monotonic()
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tell of it."""
+        self._lost(Round.from_json(trial.config["round"]), time.monotonic() - self._began[trial.trial_id])
 
 
 class RoundTrainable(tune.Trainable):
@@ -133,10 +150,18 @@ def _all_failed(batches: Sequence[TrialBatch], reason: str) -> list[list[Outcome
     return [[Outcome("failed", reason=reason) for _ in batch.trials] for batch in batches]
 
 
-def run_on_ray(search: Search, open_backend: OpenBackend, packed: Any, resources: ResourceConfig, folder: Path) -> None:
+def run_on_ray(
+    search: Search,
+    open_backend: OpenBackend,
+    packed: Any,
+    resources: ResourceConfig,
+    folder: Path,
+    lost: Callable[[Round, float], None] = lambda work, seconds: None,
+) -> None:
     """Run the whole search as one run of Ray Tune on the Ray this process is connected to.
 
-    folder: for Tune's temporary files; every node must reach it.
+    A round whose worker died is run again as often as a task is; after that, its trials are lost in this run.
+    folder: for Tune's temporary files; every node must reach it. lost: is told of each such round and its seconds.
     Raises the error that ended the search from within, and UserError where Tune itself ends it.
     """
     for name, value in TUNE_ENVIRONMENT.items():
@@ -162,6 +187,8 @@ def run_on_ray(search: Search, open_backend: OpenBackend, packed: Any, resources
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=storage,
+                failure_config=tune.FailureConfig(max_failures=TASK_RETRIES),
+                callbacks=[LostRounds(lost)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),

@@ -12,7 +12,9 @@ from moe_dist.files import read_json
 from moe_dist.launch.launcher import device_of, use_threads
 from moe_dist.launch.phases import Drive, ModelPhases
 from moe_dist.record.fingerprints import fingerprint
+from moe_dist.record.restarts import restart
 from moe_dist.settings.tune import METHOD, TuneConfig
+from moe_dist.terminal import duration
 from moe_dist.train.task import TrainingTask, open_method
 from moe_dist.tune.backend import OpenBackend
 from moe_dist.tune.budget import Budget
@@ -32,6 +34,7 @@ from moe_dist.tune.results import (
 from moe_dist.tune.search import Search, SearchedStudy, run_here
 from moe_dist.tune.space import configured
 from moe_dist.tune.studies import FOLDER, ExpertStudies, MethodStudy, Studies, tune_settings
+from moe_dist.tune.trials import Round
 
 
 def tune_model(drive: Drive, model: str) -> None:
@@ -79,7 +82,7 @@ class _Searches:
             with drive.show.working(f"search of {studies.title} ({drive.launcher.name})"):
                 drive.show.count_from(_progress(search, studies.settings)[0])
                 with drive.show.watching(lambda: _progress(search, studies.settings)):
-                    _run_search(search, open_backend, task, drive.launcher.name)
+                    _run_search(search, open_backend, task, drive, studies.title)
         self.found |= search.studies
         self._infos |= infos
         self._seconds += search.elapsed
@@ -124,12 +127,26 @@ def _open_search(
     )
 
 
-def _run_search(search: Search, open_backend: OpenBackend, task: TrainingTask, launcher: str) -> None:
+def _run_search(search: Search, open_backend: OpenBackend, task: TrainingTask, drive: Drive, title: str) -> None:
     resources = task.job.resources
-    if launcher == "ray":
+
+    def lost(work: Round, seconds: float) -> None:
+        """Tell of a round whose worker died."""
+        what = f"the worker of round {work.number} died"
+        drive.show.notice(f"{what}, after {duration(seconds)} of the search of {title}; it is run again")
+        drive.record.survived(restart(f"the search of {title}", "worker died", what, seconds_lost=seconds))
+
+    if drive.launcher.name == "ray":
         from moe_dist.tune.ray_search import run_on_ray  # Ray need not be installed for another launcher
 
-        run_on_ray(search, open_backend, task.pack(), resources, task.folder)
+        run_on_ray(search, open_backend, task.pack(), resources, task.folder, lost)
+        if search.lost:
+            s = "s" if search.lost > 1 else ""
+            drive.show.notice(
+                f"{search.lost} trial{s} without a score: the worker died each time (out of memory, or killed); give "
+                "tasks more memory (resources.cpus_per_task: fewer of them run on a machine at a time), and go on with "
+                "--resume, which tries again"
+            )
     else:
         use_threads(resources.cpus_per_task)
         run_here(search, open_backend(task.pack(), device_of(resources.gpus_per_task)).run)

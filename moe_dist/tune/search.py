@@ -7,7 +7,7 @@ budget is used up, every study's best configuration and the job's own are traine
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -74,6 +74,7 @@ class Search:
         self._earlier, self._rounds = 0.0, 0
         for record in journal.records:
             self._replay(record)
+        self._lost = {name: list(_lost_trials(each.study)) for name, each in self.studies.items()}
         self._started = time.monotonic()
 
     @property
@@ -83,8 +84,13 @@ class Search:
 
     @property
     def finished(self) -> int:
-        """The number of trials that have an outcome, whatever it is."""
-        return sum(len(each.study.outcomes) for each in self.studies.values())
+        """The number of trials that have an outcome, whatever it is, unless it is that their worker died."""
+        return sum(not outcome.lost for each in self.studies.values() for outcome in each.study.outcomes)
+
+    @property
+    def lost(self) -> int:
+        """The number of trials whose worker died each time that they were tried."""
+        return sum(outcome.lost for each in self.studies.values() for outcome in each.study.outcomes)
 
     @property
     def running(self) -> bool:
@@ -107,8 +113,11 @@ class Search:
         """The next batch of a study that has none running; comparisons come after all trials."""
         idle = [each for each in self.studies.values() if not each.running]
         for each in idle:
+            if lost := self._lost[each.study.name]:  # with their workers, in an earlier run
+                self._lost[each.study.name] = lost[self._budget.batch :]
+                return self._batch(each.study, lost[: self._budget.batch])
             if each.study.open_trials:  # begun by a run that was killed
-                return self._batch(each.study)
+                return self._batch(each.study, each.study.open_trials)
         studies = [each.study for each in self.studies.values()]
         following = self._budget.next_study(studies, [each.study for each in idle], self.elapsed)
         if following is not None:
@@ -116,34 +125,45 @@ class Search:
             trials = study.ask(count)
             asked = [{"number": trial.number, "values": trial.values} for trial in trials]
             self._journal.write({"study": study.name, "asked": asked})
-            return self._batch(study)
+            return self._batch(study, study.open_trials)
         if self._budget.next_study(studies, studies, self.elapsed) is not None:
             return None  # a running study has trials left, so its best is not known yet
         return next((batch for each in idle if (batch := each.next_comparison)), None)
 
-    def _batch(self, study: Study) -> TrialBatch:
-        return TrialBatch(study.name, study.open_trials, self._seed, rung_keys(study.outcomes, self._rungs))
+    def _batch(self, study: Study, trials: Sequence[Trial]) -> TrialBatch:
+        return TrialBatch(study.name, tuple(trials), self._seed, rung_keys(study.outcomes, self._rungs))
 
     def tell(self, work: Round, outcomes: Sequence[Sequence[Outcome]]) -> None:
         """Take the outcomes of a round: of each batch, in the order of its trials."""
         for batch, of_batch in zip(work.batches, outcomes, strict=True):
-            told = [asdict(outcome) for outcome in of_batch]
-            compared = {} if batch.rungs is not None else {"compared": batch.seed}
-            self._journal.write({"study": batch.study, "told": told, "at": self.elapsed, **compared})
-            self._take(batch.study, of_batch, None if batch.rungs is not None else batch.seed)
+            record: dict[str, Any] = {"study": batch.study, "told": [asdict(outcome) for outcome in of_batch]}
+            if batch.rungs is None:
+                record["compared"] = batch.seed
+            elif batch.trials[0].number < len(self.studies[batch.study].study.outcomes):
+                record["again"] = [trial.number for trial in batch.trials]
+            self._journal.write(record | {"at": self.elapsed})
+            self._take(record)
 
-    def _take(self, name: str, outcomes: Sequence[Outcome], compared: int | None) -> None:
-        """Give a study the outcomes of its batch, or of its comparison from the seed `compared`."""
-        each = self.studies[name]
+    def _take(self, record: Mapping[str, Any]) -> None:
+        """Give a study the outcomes of a record.
+
+        They are of its batch, of lost trials that were tried `again`, or of its comparison from the seed `compared`.
+        """
+        each = self.studies[record["study"]]
+        outcomes = [Outcome.from_values(values) for values in record["told"]]
         each.running = None
-        if compared is None:
-            before = each.study.best
-            each.study.tell(outcomes)
-            if each.study.best != before:
-                each.compared.clear()  # a longer search found a better one than the one that was compared
-        else:
+        if "compared" in record:
             default, best = outcomes
-            each.compared[compared] = default, best
+            each.compared[record["compared"]] = default, best
+            return
+        before = each.study.best
+        if "again" in record:
+            for number, outcome in zip(record["again"], outcomes, strict=True):
+                each.study.tell_again(number, outcome)
+        else:
+            each.study.tell(outcomes)
+        if each.study.best != before:
+            each.compared.clear()  # a longer search found a better one than the one that was compared
 
     def _replay(self, record: Mapping[str, Any]) -> None:
         """Restore what an earlier run wrote into the journal, if this run has the study."""
@@ -153,9 +173,13 @@ class Search:
             trials = [Trial(asked["number"], asked["values"]) for asked in record["asked"]]
             self.studies[record["study"]].study.restore(trials)
         else:
-            outcomes = [Outcome.from_values(values) for values in record["told"]]
             self._earlier = max(self._earlier, record["at"])
-            self._take(record["study"], outcomes, record.get("compared"))
+            if "compared" not in record or not any(Outcome.from_values(values).lost for values in record["told"]):
+                self._take(record)
+
+
+def _lost_trials(study: Study) -> Iterator[Trial]:
+    return (trial for trial, outcome in zip(study.trials, study.outcomes) if outcome.lost)
 
 
 def run_here(search: Search, run_round: RunRound) -> None:

@@ -94,15 +94,26 @@ class Study:
     def tell(self, outcomes: Sequence[Outcome]) -> None:
         """Take the outcomes of the open trials, in their order."""
         for trial, outcome in zip(self.open_trials, outcomes, strict=True):
-            asked = self._asked[trial.number]
-            if outcome.state == "failed":
-                self._study.tell(asked, state=TrialState.FAIL)
-            elif outcome.state == "stopped":
-                asked.report(outcome.last.score, outcome.last.epoch)
-                self._study.tell(asked, state=TrialState.PRUNED)
-            else:
-                self._study.tell(asked, outcome.last.score)
+            if not outcome.lost:  # to the sampler a lost trial is a running one, until another run has its outcome
+                self._tell(trial.number, outcome)
             self.outcomes.append(outcome)
+
+    def tell_again(self, number: int, outcome: Outcome) -> None:
+        """Take the outcome of a trial that was lost, and was tried again."""
+        assert self.outcomes[number].lost
+        if not outcome.lost:
+            self._tell(number, outcome)
+        self.outcomes[number] = outcome
+
+    def _tell(self, number: int, outcome: Outcome) -> None:
+        asked = self._asked[number]
+        if outcome.state == "failed":
+            self._study.tell(asked, state=TrialState.FAIL)
+        elif outcome.state == "stopped":
+            asked.report(outcome.last.score, outcome.last.epoch)
+            self._study.tell(asked, state=TrialState.PRUNED)
+        else:
+            self._study.tell(asked, outcome.last.score)
 
     def importance(self) -> dict[str, float]:
         """Each parameter's share of the score's variance (fANOVA), largest first; the shares sum to 1.

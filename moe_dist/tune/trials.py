@@ -11,6 +11,8 @@ from moe_dist.settings.tune import Value
 
 State = Literal["finished", "stopped", "failed"]
 """finished: trained to its last epoch; stopped: at a rung; failed: with a reason."""
+LOST = "the worker died (out of memory, or killed)"
+"""The reason of a trial whose worker died each time it was tried. It says nothing about the trial."""
 SortKey = tuple[float, float]
 """(score, -loss): larger is better."""
 
@@ -45,6 +47,11 @@ class Outcome:
     curve: tuple[Point, ...] = ()
     seconds: float = 0.0
     reason: str = ""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the trial's workers died; the next run of the search tries it again."""
+        return self.state == "failed" and self.reason.startswith(LOST)
 
     @property
     def last(self) -> Point:

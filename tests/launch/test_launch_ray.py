@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from built_data import built_data
+from rich.console import Console
 from run_folders import checkpoints_of, evaluation_of, log_of, training_of
 from small_jobs import dfcp, quiet, traditional
 
@@ -28,6 +30,7 @@ from moe_dist.launch.ray import embedded_cpus, ray_launcher
 from moe_dist.places import cache_folder
 from moe_dist.record.run_record import RunRecord
 from moe_dist.run.run import run_model
+from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import checkpoints
 from moe_dist.train.log import last_metrics
 
@@ -130,13 +133,20 @@ def test_a_killed_worker_is_started_again_and_the_end_is_the_same(ray: Launcher,
 
     watcher = threading.Thread(target=kill_one, daemon=True)
     watcher.start()
-    restarted = run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
+    launcher, output, restarts = with_job(ray, job, tmp_path / "ray"), io.StringIO(), []
+    launcher._show, launcher._survived = Show(Console(file=output, width=300)), restarts.append
+    restarted = run(job, tmp_path / "ray", launcher)
     assert len(killed) == 1, "a worker was killed while it trained"
     lines = log_of(tmp_path / "ray" / "traditional_moe")
     assert lines[0]["time"] < moments[0] < lines[-1]["time"], "it went on from a checkpoint, not from the start"
     assert restarted == run_locally(job, tmp_path / "local")
     left, right = (evaluated(tmp_path / name / "traditional_moe") for name in ("ray", "local"))
     assert np.array_equal(left, right)
+    restart = restarts[-1]
+    assert (restart["kind"], restart["ranks"]) == ("worker died", [0]) and restart["step"] >= 60
+    assert restart["step"] - 10 <= restart["from_step"] <= restart["step"] and restart["seconds_lost"] > 0
+    told = [line.strip() for line in output.getvalue().splitlines() if "died" in line]
+    assert len(told) == 1 and told[0].startswith(f"! the worker of rank 0 (process {killed[0]} on "), "one sentence"
 
 
 def evaluated(model: Path) -> np.ndarray:

@@ -13,6 +13,7 @@ import pytest
 from synthetic_run import write_run
 
 from moe_dist.errors import UserError
+from moe_dist.record.restarts import restart
 from moe_dist.report.build import build_report
 from tests.reference import metrics as reference
 
@@ -161,6 +162,20 @@ def test_an_unfinished_run_says_so_and_shows_what_is_there(tmp_path: Path) -> No
     assert "not finished (status: running); not evaluated yet: DFCP-MoE, Traditional MoE, Dense." in page.text
     assert page.ids() == ["headline", "results", "figures", "steps", "job", "notes"]
     assert not list((path / "figures").glob("precision*")) and list((path / "figures").glob("training_dfcp.png"))
+
+
+def test_restarts_are_warned_of_and_told_one_by_one(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", DIGITS, methods=("dfcp",))
+    record = json.loads((path / "run.json").read_text())
+    died = restart("the training of dfcp", "worker died", "the worker of rank 1 died", step=42)
+    caught_up = died | {"from_step": 36, "seconds_lost": 21.25}
+    starts = [{"restarts": [died]}, {}, {"restarts": [caught_up]}]
+    (path / "run.json").write_text(json.dumps(record | {"starts": starts}))
+    build_report(path)
+    assert "Survived: 2 restarts, 21.2 s lost; the last table" in read_page(path).text
+    markdown = (path / "results.md").read_text()
+    (first, second) = (line for line in markdown.splitlines() if line.startswith("| the worker of rank 1 died"))
+    assert first.endswith("| 42 | – | – |") and second.endswith("| 42 | 36 | 21.2 s |")
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from formula_studies import FormulaBackend, score, search, suggestions
 
 from moe_dist.errors import UserError
 from moe_dist.tune.search import Search, SearchedStudy, run_here
-from moe_dist.tune.trials import Outcome, Round, Trial
+from moe_dist.tune.trials import LOST, Outcome, Round, Trial
 
 FORK = multiprocessing.get_context("fork")
 
@@ -237,3 +237,66 @@ def test_a_failed_trial_is_kept_with_its_reason_and_is_never_the_best(tmp_path):
     assert again.best is not None and again.best % 3 != 0
     assert again.trials == found.studies["0"].study.trials
     assert isinstance(again.trials[0], Trial)
+
+
+DIED = Outcome("failed", reason=LOST)
+
+
+def test_trials_whose_worker_died_are_run_by_the_next_run_alone(tmp_path):
+    """Trial 4 of study 1 and its batch are lost; the run itself goes on without them, and the next one runs them."""
+    backend = FormulaBackend()
+
+    def dying(work: Round) -> list[list[Outcome]]:
+        outcomes = backend.run(work)
+        for place, batch in enumerate(work.batches):
+            if batch.study == "1" and 4 in [trial.number for trial in batch.trials]:
+                outcomes[place] = [DIED] * len(batch.trials)
+        return outcomes
+
+    first = search(tmp_path, [0, 1], trials=9, batch=3, rungs=())
+    run_here(first, dying)
+    assert (first.finished, first.lost) == (15, 3)
+    assert len(first.studies["1"].study.trials) == 9, "it went on without them"
+    again = search(tmp_path, [0, 1], trials=9, batch=3, rungs=())
+    work = again.next_round()
+    (batch,) = work.batches
+    assert (batch.study, [trial.number for trial in batch.trials]) == ("1", [3, 4, 5])
+    assert batch.trials == tuple(first.studies["1"].study.trials[3:6]) and again.next_round() is None
+    again.tell(work, backend.run(work))
+    for found in (again, search(tmp_path, [0, 1], trials=9, batch=3, rungs=())):
+        assert (found.finished, found.lost) == (18, 0) and found.next_round() is None
+        assert {outcome.state for outcome in found.studies["1"].study.outcomes} == {"finished"}
+
+
+def test_trials_that_failed_by_themselves_are_not_run_again(tmp_path):
+    found = search(tmp_path, [0], trials=3, batch=3)
+    run_here(found, lambda work: [[Outcome("failed", reason="ValueError: no")] * 3])
+    again = search(tmp_path, [0], trials=3, batch=3)
+    assert again.next_round() is None and again.finished == 3
+
+
+def test_a_comparison_whose_worker_died_is_made_by_the_next_run(tmp_path):
+    backend = FormulaBackend()
+    first = search(tmp_path, [0], trials=3, batch=3, compared=(7,))
+    run_here(first, lambda work: [[DIED, DIED]] if work.batches[0].rungs is None else backend.run(work))
+    again = search(tmp_path, [0], trials=3, batch=3, compared=(7,))
+    (batch,) = again.next_round().batches
+    assert (batch.rungs, batch.seed) == (None, 7)
+
+
+def test_a_better_lost_trial_is_compared_anew(tmp_path):
+    """The best trial was lost, and another one compared; tried again, it is the best and compared itself."""
+    settings = {"trials": 6, "batch": 1, "rungs": (), "compared": (7,), "sampler": "random"}
+    values = suggestions(finished(tmp_path / "whole", [3], **settings))["3"]
+    best = max(range(6), key=lambda number: score("3", values[number]))
+    backend = FormulaBackend()
+
+    def dying(work: Round) -> list[list[Outcome]]:
+        asked = work.batches[0]
+        return [[DIED]] if asked.rungs is not None and asked.trials[0].number == best else backend.run(work)
+
+    run_here(search(tmp_path / "lost", [3], **settings), dying)
+    again = search(tmp_path / "lost", [3], **settings)
+    run_here(again, backend.run)
+    each = again.studies["3"]
+    assert each.study.best == best and compared_best(each) == best_score(each)

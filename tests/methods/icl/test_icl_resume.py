@@ -49,8 +49,9 @@ def last_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     """The log without times and rates."""
+    times = ("time", "images_per_second", "step_seconds", "data_wait_seconds")
     log = log_of(folder / "icl")
-    return [{key: value for key, value in line.items() if key not in ("time", "images_per_second")} for line in log]
+    return [{key: value for key, value in line.items() if key not in times} for line in log]
 
 
 @pytest.fixture(scope="module")

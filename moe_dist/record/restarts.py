@@ -1,0 +1,54 @@
+"""What a run survived: workers and nodes that were lost, what was started again, and what that cost.
+
+A training keeps its attempts in attempts.jsonl in its folder, a JSON object a line: rank 0 tells where an attempt
+begins, the launcher tells which fault ended it. The driver reads the lines, tells the user, and records the restarts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ATTEMPTS = "attempts.jsonl"
+
+Restart = dict[str, Any]
+"""A restart as run.json keeps it: time (seconds since 1970), of (what was started again, in words), kind (see
+launch/faults.py), what (a clause that says what happened), ranks, step (the last one that was heard of, or None),
+from_step (that of the checkpoint that it went on from, 0 for the beginning, or None), seconds_lost (from that last step
+until it was done again; None if it never was)."""
+Survived = Callable[[Restart], None]
+"""Records a restart, or what became known of it since."""
+
+
+def forget(restart: Restart) -> None:
+    """Record nothing, where there is no run to record it in."""
+
+
+def restart(of: str, kind: str, what: str, **known: Any) -> Restart:
+    """A restart with what is known of it so far; a field that is not given is None."""
+    unknown: Restart = {"ranks": [], "step": None, "from_step": None, "seconds_lost": None}
+    return {"time": time.time(), "of": of, "kind": kind, "what": what} | unknown | known
+
+
+def note_attempt(training: Path, line: dict[str, Any]) -> None:
+    """Append a line to the attempts of the training in a folder."""
+    training.mkdir(parents=True, exist_ok=True)
+    with (training / ATTEMPTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": time.time()} | line) + "\n")
+
+
+def read_attempts(training: Path) -> list[dict[str, Any]]:
+    """All whole lines of the attempts of the training in a folder; none if it has no such file."""
+    path = training / ATTEMPTS
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def seconds_lost(restarts: Sequence[Restart]) -> float:
+    """The seconds that restarts cost in all, as far as they are known."""
+    return sum(each["seconds_lost"] or 0.0 for each in restarts)
