@@ -12,6 +12,8 @@ from moe_dist.ray_address import cluster_address
 from moe_dist.terminal import Show
 
 LAUNCHERS = ("ray", "local")
+RAY_TASK = "ray task"
+"""The launcher of a run that is itself a task of Ray, as a grid's cell is (ray_runs.py); users name the others."""
 
 
 def require_launcher(name: str) -> None:
@@ -24,6 +26,10 @@ def require_launcher(name: str) -> None:
 
 def open_launcher(name: str, job: Job, run: Path, show: Show) -> AbstractContextManager[Launcher]:
     """A context manager that starts the launcher `name`. Raises UserError as `require_launcher` does."""
+    if name == RAY_TASK:
+        from moe_dist.launch.ray_runs import TaskLauncher
+
+        return nullcontext(TaskLauncher(job, run, show))
     require_launcher(name)
     if name == "ray":
         from moe_dist.launch.ray import ray_launcher
