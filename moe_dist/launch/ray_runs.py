@@ -114,13 +114,16 @@ class RayRuns:
         return found
 
     def cancel(self) -> None:
-        """Stop all that run, as Ctrl-C would."""
+        """Stop all that run, as Ctrl-C would. Ray can crash if a finished task is cancelled."""
         import ray
 
-        for reference in self._at_work:
+        if not self._at_work:
+            return
+        running = ray.wait([*self._at_work], num_returns=len(self._at_work), timeout=0)[1]
+        for reference in running:
             ray.cancel(reference)
-        if self._at_work:
-            ray.wait([*self._at_work], num_returns=len(self._at_work), timeout=LAST_SECONDS)
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=LAST_SECONDS)
 
 
 def _why_lost(reference: Any) -> str:
