@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "moe_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     ("errors.py", "__init__.py", "files.py", "vision.py", "processor.py", "yaml_core.py"),
-    ("paths.py", "places.py", "terminal.py", "disk.py", "signals.py", "ray_address.py"),
+    ("paths.py", "places.py", "terminal.py", "disk.py", "signals.py", "ray_address.py", "private_ray.py"),
     ("settings", "shipped.py"),
     ("optimisers.py", "data"),
     ("plots", "metrics"),

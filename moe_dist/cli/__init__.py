@@ -6,6 +6,7 @@ import io
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ import typer
 import typer.core
 
 from moe_dist import __version__
+from moe_dist.cli.doctor import doctor
+from moe_dist.cli.jobs import jobs
 from moe_dist.cli.runs import runs
 from moe_dist.cli.shards import shards
 from moe_dist.cli.use import export, predict, review
@@ -105,19 +108,46 @@ def run(
 ) -> None:
     """Run a job here: on an embedded Ray, or on the cluster that RAY_ADDRESS names."""
     from moe_dist.launch.choose import require_launcher
+    from moe_dist.run.run import choose_run_directory
+
+    job = load(job_file, overrides)
+    require_launcher(launcher)
+    folder = choose_run_directory(job, out, resume)
+    drive(job, folder, launcher, lambda: again(folder, out, resume))
+
+
+@app.command("resume")
+def resume_run(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN_DIR", help="A run directory, or a grid's.", parser=typed("RUN_DIR", FOR_RUNS))
+    ],
+) -> None:
+    """Go on with a run: its job, its settings and its launcher are those that it was begun with."""
+    from moe_dist.launch.choose import require_launcher
+    from moe_dist.run.begun import begun_with, recorded_launcher
+    from moe_dist.run.run import choose_run_directory
+
+    job = begun_with(folder)
+    launcher = recorded_launcher(folder)
+    require_launcher(launcher)
+    folder = choose_run_directory(job, folder, resume=True)
+    drive(job, folder, launcher, lambda: os.environ.get(GO_ON) or shlex.join(["moe-dist", *sys.argv[1:]]))
+
+
+def drive(job: Job, folder: Path, launcher: str, go_on: Callable[[], str]) -> None:
+    """Run a job in its folder and print its results. go_on: the command that goes on with it once it is stopped."""
+    from moe_dist.launch.choose import require_shared_folders
     from moe_dist.plots.tables import to_rich
     from moe_dist.report.build import flat_metrics
     from moe_dist.report.run import RunDirectory
     from moe_dist.report.tables import results_table
     from moe_dist.report.tune import search_tables
-    from moe_dist.run.run import choose_run_directory, run_job
+    from moe_dist.run.run import run_job
     from moe_dist.terminal import Show
 
-    job = load(job_file, overrides)
-    require_launcher(launcher)
-    folder = choose_run_directory(job, out, resume)
     say(console, (job.name, "bold"), f" into {short(folder)}")
-    with stoppable(lambda: again(folder, out, resume)), raising_disk_errors(folder, "what the run leaves"):
+    with stoppable(go_on), raising_disk_errors(folder, "what the run leaves"):
+        require_shared_folders(launcher, folder, Show(console))
         if job.grid is not None:
             from moe_dist.grid.run import run_grid
 
@@ -272,18 +302,23 @@ def submit(
         Path | None, typer.Option(help="The run directory, on storage that every node reaches.", parser=RUN_FOLDER)
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Follow the job's log and return its exit code.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the job's end, without its log, and return its exit code.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:
     """Run a job on a cluster: ship this directory to it by Ray's job submission."""
     from moe_dist.launch.submit import submit as submit_job
 
     load(job_file, overrides)
-    raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, out=out, resume=resume))
+    raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, wait=wait, out=out, resume=resume))
 
 
+app.command()(doctor)
 app.command()(predict)
 app.command()(export)
 app.command()(review)
+app.add_typer(jobs, name="jobs")
 app.add_typer(shards, name="shards")
 app.add_typer(runs, name="runs")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from moe_dist.errors import UserError
 from moe_dist.job import Job
 from moe_dist.launch.launcher import Launcher
+from moe_dist.places import cache_folder
 from moe_dist.ray_address import cluster_address
 from moe_dist.terminal import Show
 
@@ -22,6 +23,16 @@ def require_launcher(name: str) -> None:
         raise UserError(f"--launcher {name}: choose {' or '.join(LAUNCHERS)}")
     if name == "ray":
         cluster_address()
+
+
+def require_shared_folders(name: str, run: Path, show: Show) -> None:
+    """Raise UserError where the launcher's cluster has a node that does not share the run directory or the cache."""
+    if name == "ray" and cluster_address() not in (None, "local"):
+        from moe_dist.launch.ray import started_ray
+        from moe_dist.launch.ray_nodes import require_shared
+
+        with started_ray(1, show), show.working("look at the nodes' folders"):
+            require_shared({"--out": run, "MOE_DIST_CACHE": cache_folder()})
 
 
 def open_launcher(name: str, job: Job, run: Path, show: Show) -> AbstractContextManager[Launcher]:

@@ -18,7 +18,9 @@ from moe_dist.job import Job
 from moe_dist.launch.launcher import Context, device_of, train_alone, use_threads
 from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
+from moe_dist.launch.ray_room import telling_of_waits
 from moe_dist.methods.phases import TaskFunction
+from moe_dist.private_ray import private_ray
 from moe_dist.ray_address import cluster_address
 from moe_dist.settings.resources import ResourceConfig
 from moe_dist.signals import deferring_signals
@@ -34,22 +36,26 @@ OBJECT_STORE_BYTES = 512 * 2**20
 def ray_launcher(job: Job, run: Path, show: Show) -> Iterator[RayLauncher]:
     """Connect to the cluster of RAY_ADDRESS, which is set for a submitted job, or start an embedded Ray."""
     gpus = max(job.resources.gpus_per_worker, job.resources.gpus_per_task)
-    with started_ray(embedded_cpus(job), show, gpus):
+    with started_ray(embedded_cpus(job), show, gpus) as is_shared:
         import ray
 
         require_resources(job, ray.cluster_resources(), show)
-        yield RayLauncher(job, run, show)
+        with telling_of_waits(show) if is_shared else contextlib.nullcontext():
+            yield RayLauncher(job, run, show)
 
 
 @contextlib.contextmanager
-def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[None]:
+def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[bool]:
     """Connect to the cluster of RAY_ADDRESS, or start an embedded Ray that counts with `cpus`, while the block runs.
+
+    The block is told whether it is a cluster, which others may use at the same time.
 
     gpus: what a worker asks for, which an embedded Ray must find on this machine. Raises UserError where Ray is not
     installed, or the cluster cannot be used from here.
     """
     for name, value in (QUIET | PROMPT).items():
         os.environ.setdefault(name, value)
+    address = cluster_address()
     try:
         import ray
     except ImportError:
@@ -58,12 +64,11 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[None]:
             "or use --launcher local"
         ) from None
 
-    address = cluster_address()
     device_of(0 if address else gpus)
     try:
         with show.working("start Ray"), deferring_signals():
             _start_ray(cpus, address)
-        yield
+        yield address not in (None, "local")
     finally:
         ray.shutdown()
 
@@ -74,14 +79,15 @@ def _start_ray(cpus: int, address: str | None) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if not address:
-            ray.init(
-                address="local",  # not one that `ray start` left on this machine
-                num_cpus=cpus,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        if address in (None, "local"):  # not one that `ray start` left on this machine
+            with private_ray():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
             return
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -1,29 +1,21 @@
-"""`moe-dist submit`: ships the working tree to a Ray cluster, runs `moe-dist run` there and follows the log.
-
-Ray itself reads the token of the job server (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN). It is not
-an argument here, so that it does not appear in a command line, a log or a job's description.
-"""
+"""`moe-dist submit`: ships the working tree to a Ray cluster, runs `moe-dist run` there and follows the log."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import os
 import secrets
 import shlex
-import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job, dump_job, load_job
+from moe_dist.launch.job_server import ClusterNode, connect, living_nodes, raising_user_errors
+from moe_dist.launch.jobs import RESUME, RUN, ClusterJob
 from moe_dist.launch.shipping import pack_tree
 from moe_dist.places import RUNS
 from moe_dist.signals import GO_ON, exit_code
@@ -34,34 +26,24 @@ if TYPE_CHECKING:
 YOUNG_CLUSTER_SECONDS = 180
 """How long a cluster that has just started may take to accept its first job."""
 
-CONNECTION_SECONDS = 20.0
-"""How long the port of a job server may take to accept a connection."""
-
-NO_SERVER = (
-    "no job server answers at {}: is the cluster up, and is its port forwarded (`ray dashboard ray_cluster.yaml`)?"
-)
-
-MOST_NODES = 10_000
-"""The most nodes that Ray lists. Its default is 100, which may all be dead nodes of an autoscaled cluster."""
-
 SHIPPED_JOB = "submitted_job.yaml"
 """The name of the resolved job in the shipped tree. It is resolved here, where its relative paths are valid."""
 
 
-@dataclass(frozen=True)
-class ClusterNode:
-    """A living node: its address, and its amount of each resource (CPU, GPU, ...)."""
-
-    address: str
-    resources: Mapping[str, float]
-
-
 def submit(
-    job_path: Path, overrides: list[str], address: str, *, follow: bool, out: Path | None = None, resume: bool = False
+    job_path: Path,
+    overrides: list[str],
+    address: str,
+    *,
+    follow: bool,
+    wait: bool = False,
+    out: Path | None = None,
+    resume: bool = False,
 ) -> int:
-    """Run a job on the cluster whose job server is at `address`. Returns the job's exit code, or 0 without `follow`.
+    """Run a job on the cluster whose job server is at `address`.
 
-    The current directory is shipped, and paths in the job are relative to it, as for `moe-dist run`.
+    Returns the job's exit code, or 0 at once without `follow` (print its log) and `wait` (do not). The current
+    directory is shipped, and paths in the job are relative to it, as for `moe-dist run`.
 
     out: the run directory, on storage that every node can reach; it may be None for a cluster on this machine.
     resume: continue the run in `out`.
@@ -82,7 +64,8 @@ def submit(
     command += ["--resume"] if resume else []
     files = {SHIPPED_JOB: dump_job(job)}
     go_on = ["moe-dist", "submit", str(job_path), "--address", address, "--out", str(run), "--resume"]
-    go_on += [word for override in overrides for word in ("--set", override)] + (["--follow"] if follow else [])
+    go_on += [word for override in overrides for word in ("--set", override)]
+    go_on += (["--follow"] if follow else []) + (["--wait"] if wait else [])
     return submit_command(
         client,
         command,
@@ -90,7 +73,9 @@ def submit(
         name=job.name,
         files=files,
         environment=job_environment(run, out) | {GO_ON: shlex.join(go_on)},
+        about={RUN: str(run), RESUME: shlex.join(go_on)},
         follow=follow,
+        wait=wait,
     )
 
 
@@ -144,46 +129,6 @@ def _fitting(need: Mapping[str, float], have: Mapping[str, float]) -> int:
     return int(min(have.get(kind, 0.0) / amount for kind, amount in need.items() if amount))
 
 
-def connect(address: str) -> JobSubmissionClient:
-    """A client of the job server at `address`. Raises UserError if none answers, or it refuses the client."""
-    try:
-        from ray.job_submission import JobSubmissionClient
-    except ImportError:
-        raise UserError("submit needs Ray, which is not installed: pip install 'ray[default]'") from None
-    if urlsplit(address).scheme not in ("http", "https"):
-        raise UserError(
-            f"--address {address}: give the job server's address with its scheme, as in http://127.0.0.1:8265"
-        )
-    _require_open_port(address)
-    for module in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-        os.environ.pop(name, None)  # Ray prefers these to the address that it is given
-    with _raising_user_errors(address):
-        return JobSubmissionClient(address)
-
-
-def _require_open_port(address: str) -> None:
-    """Raise UserError unless the job server's port takes a connection, for which Ray's client would wait on and on."""
-    parts = urlsplit(address)
-    try:
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        socket.create_connection((parts.hostname or "", port), CONNECTION_SECONDS).close()
-    except ValueError:
-        raise UserError(f"--address {address}: holds no port; write it as http://127.0.0.1:8265") from None
-    except OSError:
-        raise UserError(NO_SERVER.format(address)) from None
-
-
-def living_nodes(address: str) -> list[ClusterNode]:
-    """The nodes of the cluster that are alive. Raises UserError if its state API does not answer."""
-    from ray.util.state import list_nodes
-
-    with _raising_user_errors(address):  # filtered below, because Ray raises if its own filter drops nodes
-        nodes = list_nodes(address=address, detail=True, limit=MOST_NODES)
-    return [ClusterNode(node.node_ip, node.resources_total or {}) for node in nodes if node.state == "ALIVE"]
-
-
 def start_job(client: JobSubmissionClient, **job: Any) -> None:
     """Submit a job. Try again while a new cluster has no agent, for which its job server answers 500."""
     last_try = time.monotonic() + YOUNG_CLUSTER_SECONDS
@@ -205,86 +150,49 @@ def submit_command(
     name: str,
     files: Mapping[str, str],
     environment: Mapping[str, str],
+    about: Mapping[str, str] | None = None,
     follow: bool,
+    wait: bool = False,
 ) -> int:
-    """Ship the tree below `root` and run `command` in it. Returns its exit code, or 0 without `follow`.
+    """Ship the tree below `root` and run `command` in it. Returns its exit code, or 0 without `follow` and `wait`.
+
+    files, environment, about: as of `ship`.
+    """
+    job = ship(client, command, root=root, name=name, files=files, environment=environment, about=about or {})
+    print(f"submitted {job.submission} to {client.get_address()}")
+    if not (follow or wait):
+        print(job.commands())
+        return 0
+    try:
+        return job.follow() if follow else job.wait()
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on\n{job.commands()}")
+        return exit_code()
+
+
+def ship(
+    client: JobSubmissionClient,
+    command: Sequence[str],
+    *,
+    root: Path,
+    name: str,
+    files: Mapping[str, str],
+    environment: Mapping[str, str],
+    about: Mapping[str, str],
+) -> ClusterJob:
+    """Ship the tree below `root` to the cluster, where `command` is run in it.
 
     files: further text files to ship, by name. environment: variables of the command and of the workers that it starts.
+    about: what the cluster shall know of the job, as `moe_dist.launch.jobs` reads it.
     """
     submission = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    address = client.get_address()
     with tempfile.TemporaryDirectory(prefix="moe-dist-") as folder:
         with raising_disk_errors(Path(folder).parent, "the tree to ship", "submit again"):
             tree = pack_tree(root, Path(folder), files)
         runtime = {"working_dir": str(tree), "env_vars": dict(environment)}
-        with _raising_user_errors(address):
-            start_job(client, entrypoint=shlex.join(command), submission_id=submission, runtime_env=runtime)
-    print(f"submitted {submission} to {address}")
-    if not follow:
-        print(_afterwards(address, submission))
-        return 0
-    try:
-        with _raising_user_errors(address):
-            return follow_job(client, submission)
-    except UserError as error:
-        raise UserError(f"{error}; the job may go on: ray job status --address {address} {submission}") from None
-    except KeyboardInterrupt:
-        print(f"\nthe job goes on\n{_afterwards(address, submission)}")
-        return exit_code()
-
-
-def follow_job(client: JobSubmissionClient, submission: str) -> int:
-    """Print a job's log until it ends. Returns its exit code, or 1 if it was stopped or did not start."""
-
-    async def print_log() -> None:
-        async for text in client.tail_job_logs(submission):
-            print(text, end="", flush=True)
-
-    asyncio.run(print_log())
-    details = client.get_job_info(submission)
-    print(f"{submission}: {details.status.value.lower()}")
-    if details.status.value == "SUCCEEDED":
-        return 0
-    if details.driver_exit_code is None:
-        print(details.message)
-    return details.driver_exit_code or 1
-
-
-def _afterwards(address: str, submission: str) -> str:
-    commands = {"follow": f"logs --follow --address {address}", "stop": f"stop --address {address}"}
-    return "\n".join(f"  {what} it: ray job {command} {submission}" for what, command in commands.items())
-
-
-@contextlib.contextmanager
-def _raising_user_errors(address: str) -> Iterator[None]:
-    """Raise UserError for exceptions of Ray in the block, which uses the job server at `address`.
-
-    Ray raises AuthenticationError if the token is missing or wrong, ConnectionError (an OSError, as those of requests)
-    if nothing answers, RuntimeError with the server's words if it refuses otherwise. Its state API has own exceptions.
-    """
-    from ray.exceptions import AuthenticationError, RayError
-    from ray.util.state.exception import DataSourceUnavailable, RayStateApiException
-
-    try:
-        yield
-    except AuthenticationError as error:
-        raise UserError(_refusal(address, str(error))) from None
-    except ConnectionError:
-        raise UserError(NO_SERVER.format(address)) from None
-    except (RayStateApiException, DataSourceUnavailable) as error:
-        raise UserError(
-            f"{address} does not tell which nodes the cluster has; check the cluster, and submit again. "
-            f"It said: {' '.join(str(error).split())}"
-        ) from None
-    except (OSError, RuntimeError, RayError) as error:
-        raise UserError(f"{address}: {' '.join(str(error).split())}") from None
-
-
-def _refusal(address: str, reason: str) -> str:
-    """A sentence on why the job server answered 401 or 403, or Ray had no token to send."""
-    variables = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
-    if reason.startswith("Authentication failed"):
-        return f"{address} refuses the token (403): it is not this cluster's; set {variables}"
-    if reason.startswith("Authentication required"):
-        return f"{address} asks for a token (401) and none was sent: set {variables}"
-    return f"no token to send to {address}: set {variables}, which must not be empty"
+        entrypoint = shlex.join(command)
+        with raising_user_errors(client.get_address()):
+            start_job(
+                client, entrypoint=entrypoint, submission_id=submission, runtime_env=runtime, metadata=dict(about)
+            )
+    return ClusterJob(client, submission)

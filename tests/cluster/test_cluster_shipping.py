@@ -156,3 +156,55 @@ def test_from_a_folder_without_the_package_the_installed_one_is_shipped(tmp_path
     names = packed_names(other, tmp_path)
     assert {"job.yaml", "moe_dist/__init__.py", "moe_dist/cli/__main__.py", "moe_dist/report/page.css"} <= names
     assert not any("__pycache__" in name for name in names)
+
+
+SECRETS = {".env", "deploy/id_rsa", "server.PEM", ".aws/config", "credentials.json", "notes.txt"}
+PUBLIC = {".env.example", "id_rsa.pub", "moe_dist/token.py", "environment.yaml"}
+
+
+def with_secrets(root: Path) -> None:
+    """Files that hold secrets, by their names and one by its content, and some that are called alike."""
+    for name in SECRETS | PUBLIC:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("KEY=1\n")
+    (root / "notes.txt").write_text("the key:\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n")
+
+
+def test_secrets_that_git_does_not_track_stay_here(tree: Path, tmp_path: Path) -> None:
+    under_git(tree)
+    with_secrets(tree)
+    assert packed_names(tree, tmp_path) == SHIPPED | PUBLIC | {".gitignore"}
+    told: list[str] = []
+    shipping.pack_tree(tree, tmp_path, {}, told.append)
+    (sentence,) = told
+    assert sentence.startswith(
+        "! not shipped: .aws/config, .env, credentials.json, deploy/id_rsa, notes.txt and 1 more: "
+    )
+
+
+def test_secrets_that_git_tracks_are_shipped_and_named(tree: Path, tmp_path: Path) -> None:
+    under_git(tree)
+    with_secrets(tree)
+    in_git("add", ".env", "server.PEM", cwd=tree)
+    told: list[str] = []
+    shipping.pack_tree(tree, tmp_path, {}, told.append)
+    kept, shipped = told
+    assert ".env" not in kept and "deploy/id_rsa" in kept
+    assert shipped.startswith("! shipped, since git tracks it: .env, server.PEM: ")
+    assert {".env", "server.PEM"} <= packed_names(tree, tmp_path)
+
+
+def test_without_git_secrets_stay_here_too(tree: Path, tmp_path: Path) -> None:
+    with_secrets(tree)
+    assert packed_names(tree, tmp_path) == SHIPPED | {name for name in PUBLIC if not name.startswith(".")}
+
+
+def test_secrets_behind_a_link_stay_here(tree: Path, tmp_path: Path) -> None:
+    """By the whole name in the tree: a link may be called as a folder of secrets is."""
+    (tree / "mine").symlink_to(other_folder(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere" / ".netrc").touch()
+    (tmp_path / "elsewhere" / "gates" / "api.key").touch()
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "config").touch()
+    (tree / "gcloud").symlink_to(tmp_path / "another")
+    assert packed_names(tree, tmp_path) == SHIPPED | {"mine/gates/own.py"}

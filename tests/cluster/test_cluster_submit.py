@@ -226,6 +226,7 @@ def test_the_job_is_shipped_as_resolved_here(monkeypatch: pytest.MonkeyPatch, re
     again = ["moe-dist", "submit", str(job_path), "--address", "http://head:8265", "--out", str(run), "--resume"]
     again += ["--set", "workers=2", "--set", "data.source=digits folder", "--follow"]
     assert shlex.split(client.submitted["runtime_env"]["env_vars"]["MOE_DIST_GO_ON"]) == again
+    assert client.submitted["metadata"] == {"run": str(run), "resume": shlex.join(again)}
     (tmp_path / "arrived.yaml").write_bytes(client.shipped["submitted_job.yaml"])
     assert load_job(tmp_path / "arrived.yaml") == load_job(job_path, overrides)
     assert load_job(tmp_path / "arrived.yaml").data.source == repository / "digits folder"
@@ -271,7 +272,7 @@ class StubClient:
 
     def __init__(self, status: str, exit_code: int | None, interrupt: bool = False) -> None:
         self.details = SimpleNamespace(
-            status=SimpleNamespace(value=status), driver_exit_code=exit_code, message="why it ended"
+            status=SimpleNamespace(value=status), driver_exit_code=exit_code, message="why it ended", metadata=None
         )
         self.interrupt = interrupt
         self.submitted: dict[str, Any] = {}
@@ -294,7 +295,7 @@ class StubClient:
         return self.details
 
 
-def run_stub(client: StubClient, root: Path, follow: bool = True) -> int:
+def run_stub(client: StubClient, root: Path, follow: bool = True, wait: bool = False) -> int:
     return submitting.submit_command(
         client,  # type: ignore[arg-type]
         ["python", "a b.py"],
@@ -303,6 +304,7 @@ def run_stub(client: StubClient, root: Path, follow: bool = True) -> int:
         files={},
         environment={"A": "1"},
         follow=follow,
+        wait=wait,
     )
 
 
@@ -329,14 +331,21 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_go_on(tmp_path: Path, capsys: pyt
     printed = capsys.readouterr().out
     submission = client.submitted["submission_id"]
     assert "the job goes on" in printed
-    assert f"ray job logs --follow --address http://head:8265 {submission}" in printed
-    assert f"ray job stop --address http://head:8265 {submission}" in printed
+    assert f"  follow it: moe-dist jobs logs --follow --address http://head:8265 {submission}\n" in printed
+    assert f"  stop it: moe-dist jobs stop --address http://head:8265 {submission}\n" in printed
 
 
 def test_without_follow_it_returns_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_stub(StubClient("RUNNING", None), tmp_path, follow=False) == 0
     printed = capsys.readouterr().out
-    assert "ray job logs --follow" in printed
+    assert "moe-dist jobs logs --follow" in printed
+    assert "a line of the log" not in printed
+
+
+def test_waiting_gives_the_exit_code_without_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_stub(StubClient("FAILED", 3), tmp_path, follow=False, wait=True) == 3
+    printed = capsys.readouterr().out
+    assert printed.endswith(": failed\n")
     assert "a line of the log" not in printed
 
 

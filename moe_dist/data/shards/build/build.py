@@ -12,7 +12,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from moe_dist.data.shards.build.working_folder import (
 from moe_dist.data.shards.index import INDEX_FILE, Index, Shrink, read_index, write_index
 from moe_dist.data.storage.store import exists, get_bytes, join, shown
 from moe_dist.errors import UserError
+from moe_dist.private_ray import private_ray
 from moe_dist.settings.data import DEFAULT_REMOTE, RemoteConfig
 from moe_dist.signals import deferring_signals
 
@@ -193,11 +194,11 @@ def _connected_ray(workers: int) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    own = {"address": "local", "num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES}
-    cluster = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else own
+    own: dict[str, Any] = {"address": "local", "num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES}
+    is_own = (os.environ.get("RAY_ADDRESS") or "local") == "local"
     try:
-        with deferring_signals():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **cluster)
+        with deferring_signals(), private_ray() if is_own else nullcontext():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **(own if is_own else {"address": "auto"}))
         yield ray
     finally:
         ray.shutdown()
