@@ -107,6 +107,10 @@ class Show:
         """Print that a result is reused, for which an earlier run took `seconds`."""
         self._ended("=", "green", title, f"kept from an earlier run ({duration(seconds)})")
 
+    def ended(self, title: str, how: str) -> None:
+        """Print that something ended well that was not shown while it was at work."""
+        self._ended("+", "green", title, how)
+
     @contextlib.contextmanager
     def working(self, title: str) -> Iterator[None]:
         """Display the step `title` while the block runs, and print its time at the end, even if it fails."""

@@ -77,15 +77,20 @@ def cells_of(job: Job) -> list[Cell]:
     grid, axes = grid_of(job), axes_of(job)
     named = [("leave_out", place) for place in grid.leave_out]
     named += [("paper.where", paper.where) for paper in grid.paper]
-    named += [("against", {axis: (name,) for axis, name in grid.against.items()})]
+    named += [("tables.where", table.where) for table in grid.tables]
+    compared = [("against", grid.against), *(("tables.against", table.against) for table in grid.tables)]
+    named += [(field, {axis: (name,) for axis, name in against.items()}) for field, against in compared]
     for field, place in named:
         _require_names(place, axes, f"{job.name}: grid.{field}")
-    if SEED in grid.against:
-        raise UserError(f"{job.name}: grid.against.seed: seeds are compared one by one; leave it out")
+    for field, against in compared:
+        if SEED in against:
+            raise UserError(f"{job.name}: grid.{field}.seed: seeds are compared one by one; leave it out")
     common = job.model_dump(mode="json", exclude={"name", "kind", "title", "methods", "grid", "paper_table"})
     places = [at for at in _places(axes) if not any(lies_in(at, place) for place in grid.leave_out)]
+    if grid.tables:
+        places = [at for at in places if any(lies_in(at, table.where) for table in grid.tables)]
     if not places:
-        raise UserError(f"{job.name}: grid.leave_out leaves no cell")
+        raise UserError(f"{job.name}: grid.leave_out{' and grid.tables leave' if grid.tables else ' leaves'} no cell")
     return [Cell(at, _cell_job(job, at, common)) for at in places]
 
 

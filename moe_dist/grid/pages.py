@@ -3,6 +3,12 @@
 <!-- tables of records/digits.json -->
 ...
 <!-- end of tables -->
+
+A list of reproductions in a record's place gives the tables of reproductions.py, its records lying in docs/records:
+
+<!-- tables of repro/tables.yaml -->
+...
+<!-- end of tables -->
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from pathlib import Path
 from moe_dist.errors import UserError
 from moe_dist.files import write_text
 from moe_dist.grid.record import read_record
+from moe_dist.grid.reproductions import reproductions
 from moe_dist.grid.tables import result_tables
 from moe_dist.plots.tables import to_markdown
 
@@ -42,6 +49,13 @@ def page_text(page: Path) -> tuple[str, int]:
         _, end, rest = following.partition(END)
         if not end:
             raise UserError(f"{page}: the tables of {name} have no end; write {END} where they end")
-        tables = "\n".join(map(to_markdown, result_tables(read_record(page.parent / name))))
+        tables = _tables_of(page.parent / name)
         text += f"<!-- tables of {name} -->\n\n{tables}\n{END}{rest}"
     return text, len(parts) // 2
+
+
+def _tables_of(source: Path) -> str:
+    """The tables of a record, or of a list of reproductions."""
+    if source.suffix == ".yaml":
+        return reproductions(source, source.parents[2] / "docs" / "records")
+    return "\n".join(map(to_markdown, result_tables(read_record(source))))

@@ -33,7 +33,7 @@ def printed_for(job: Job, cell: Cell) -> dict[str, dict[str, str]]:
             about = {"source": paper.source, "note": "", "not_comparable": differs}
             found |= {metric: {"text": paper.figure, **about} for metric in paper.metrics or grid_of(job).metrics[:1]}
             continue
-        table = paper_table(paper.table)
+        table = paper_table(paper.table, paper.column)
         if (column := column_of(job, cell, table)) is None:
             continue
         differs = "; ".join(_differences(paper, table, settings))

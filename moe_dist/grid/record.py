@@ -17,7 +17,7 @@ import numpy as np
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
-from moe_dist.grid.cells import Cell, axes_of, cells_of, grid_of
+from moe_dist.grid.cells import Cell, axes_of, cells_of, grid_of, lies_in
 from moe_dist.grid.paper import column_of, papers_of, printed_for
 from moe_dist.grid.state import run_folder, state_of
 from moe_dist.job import Job, parse_job
@@ -57,8 +57,9 @@ def record_of(folder: Path) -> dict[str, Any]:
         "headings": _headings(job, cells),
         "rows": [*rows],
         "columns": [*columns],
-        "metrics": [*grid.metrics],
+        "metrics": [*grid.shown_metrics],
         "against": dict(grid.against),
+        **({"tables": [table.model_dump(mode="json") for table in grid.tables]} if grid.tables else {}),
         "cells": [_cell(folder, job, cell) for cell in cells],
     }
 
@@ -85,7 +86,7 @@ def _headings(job: Job, cells: list[Cell]) -> dict[str, str]:
     found: dict[str, str] = {}
     for cell in cells:
         name = cell.at[METHOD]
-        tables = (paper_table(paper.table) for paper in papers_of(job) if paper.table)
+        tables = (paper_table(paper.table, paper.column) for paper in papers_of(job) if paper.table)
         titles = [table.titles[name] for table in tables if column_of(job, cell, table) == name]
         found.setdefault(name, titles[0] if titles else name.replace("_", " "))
     return found
@@ -139,6 +140,21 @@ def _predictions(evaluation: Evaluation) -> dict[str, Any]:
         right = np.packbits(predicted == evaluation.labels).tobytes()
         about["right"] = base64.b64encode(right).decode("ascii")
     return about
+
+
+def parts_of(record: Record) -> list[Record]:
+    """The record of each table of a grid that has several, with its own cells, metrics and comparison; else itself."""
+    if "tables" not in record:
+        return [record]
+    return [_part(record, table) for table in record["tables"]]
+
+
+def _part(record: Record, table: Mapping[str, Any]) -> Record:
+    cells = [cell for cell in record["cells"] if lies_in(cell["at"], table["where"])]
+    there = {axis: {cell["at"][axis] for cell in cells} for axis in record["axes"]}
+    axes = {axis: [name for name in names if name in there[axis]] for axis, names in record["axes"].items()}
+    own = {name: table[name] for name in ("title", "metrics", "against")}
+    return {**record, **own, "axes": axes, "cells": cells}
 
 
 def right_images(cell: Mapping[str, Any]) -> np.ndarray | None:

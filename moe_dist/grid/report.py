@@ -13,7 +13,7 @@ from string import Template
 from moe_dist import __version__
 from moe_dist.files import require_writable, write_text
 from moe_dist.grid.cells import name_of
-from moe_dist.grid.record import Record, record_of, record_text
+from moe_dist.grid.record import Record, parts_of, record_of, record_text
 from moe_dist.grid.state import CELLS
 from moe_dist.grid.summary import figures_of
 from moe_dist.grid.tables import cells_table, result_tables
@@ -50,8 +50,8 @@ def csv_text(record: Record) -> str:
     names = ["metric", "status", "seeds", "mean", "low", "high", "interval", "difference", "difference_low"]
     names += ["difference_high", "p", "difference_test", "paper", "paper_not_comparable"]
     writer.writerow([*axes, *names])
-    for by_metric in figures_of(record).values():
-        for figure in by_metric.values():
+    for part in parts_of(record):
+        for figure in (figure for by_metric in figures_of(part).values() for figure in by_metric.values()):
             low, high = figure.interval or (None, None)
             mean, interval, p = figure.difference or (None, None, None)
             line = [figure.metric, figure.status, len(figure.values), figure.mean, low, high, figure.interval_kind]

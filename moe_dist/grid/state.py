@@ -1,4 +1,4 @@
-"""How the run of each cell ended, as the grid's folder remembers it: <grid>/cells/<cell>.json."""
+"""How the run of each cell ended, as the grid's folder remembers it: <grid>/cells/<cell>.json, and <cell>.log."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ class CellState:
 def run_folder(folder: Path, cell: Cell) -> Path:
     """The run directory of a cell of the grid in `folder`."""
     return folder / CELLS / cell.name
+
+
+def log_file(folder: Path, cell: Cell) -> Path:
+    """The file that holds what a cell printed which ran beside others."""
+    return folder / CELLS / f"{cell.name}.log"
 
 
 def state_of(folder: Path, cell: Cell) -> CellState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from moe_dist.grid.record import Record
+from moe_dist.grid.record import Record, parts_of
 from moe_dist.grid.summary import MCNEMAR, PAIRED_T, T_INTERVAL, WILSON, Figure, combinations, figures_of
 from moe_dist.methods.registry import method_report
 from moe_dist.places import FINISHED
@@ -23,7 +23,11 @@ Format = Callable[[float], str]
 
 
 def result_tables(record: Record) -> list[Table]:
-    """The grid's table: of all metrics where the columns hold one place, else one of each metric."""
+    """The grid's tables: each of all its metrics where the columns hold one place, else one of each metric."""
+    return [table for part in parts_of(record) for table in _tables_of(part)]
+
+
+def _tables_of(record: Record) -> list[Table]:
     figures = figures_of(record)
     columns, metrics = combinations(record, record["columns"]), record["metrics"]
     together = [metrics] if len(columns) == 1 else [[metric] for metric in metrics]
@@ -136,6 +140,11 @@ def _names(record: Record, axes: Sequence[str], names: Sequence[str]) -> str:
     """The heading of a row or column: its names on axes that have several, else the first one."""
     shown = [name for axis, name in zip(axes, names) if axis in _shown_axes(record, axes)] or names[:1]
     return ", ".join(record["headings"].get(name, name.replace("_", " ")) for name in shown)
+
+
+def written(record: Record, figure: Figure) -> str:
+    """A figure as the tables show it."""
+    return _ours(figure, heading_and_format(record, figure.metric)[1])
 
 
 def _ours(figure: Figure, write: Format) -> str:

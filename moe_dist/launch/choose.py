@@ -16,6 +16,8 @@ from moe_dist.record.run_place import RunPlace
 from moe_dist.terminal import Show
 
 LAUNCHERS = ("ray", "local")
+RAY_TASK = "ray task"
+"""The launcher of a run that is itself a task of Ray, as a grid's cell is (ray_runs.py); users name the others."""
 
 
 def require_launcher(name: str) -> None:
@@ -49,6 +51,10 @@ def open_launcher(
 
     survived: is given what the launcher started again because a worker was lost.
     """
+    if name == RAY_TASK:
+        from moe_dist.launch.ray_runs import TaskLauncher
+
+        return nullcontext(TaskLauncher(job, run, show, survived))
     require_launcher(name)
     if name == "ray":
         from moe_dist.launch.ray import ray_launcher

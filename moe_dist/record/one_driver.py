@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from moe_dist.errors import UserError
 from moe_dist.terminal import Show
 
 LOCK = "lock"
+LOOK_EVERY_SECONDS = 0.2
 
 
 @contextmanager
@@ -39,3 +41,17 @@ def only_driver(run: Path, show: Show) -> Iterator[None]:
         file.write(f" (process {os.getpid()} on {socket.gethostname()})")
         file.flush()
         yield
+
+
+def wait_until_free(run: Path, seconds: float) -> None:
+    """Wait until no other process holds the lock of the run directory `run`, at most `seconds`."""
+    last = time.monotonic() + seconds
+    while (run / LOCK).exists() and time.monotonic() < last:
+        with (run / LOCK).open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except (BlockingIOError, PermissionError):
+                time.sleep(LOOK_EVERY_SECONDS)
+            except OSError:  # no locks here, as `only_driver` tells the user
+                return

@@ -37,6 +37,8 @@ class PaperFigure(Strict):
     """Only these metrics. Default: all of a table, the grid's first one of a figure."""
     table: str | None = None
     """Key of a table in methods/*/paper.yaml; a column of it belongs to the model of its name, else of its method."""
+    column: str = ""
+    """The column of the printed table, for a key that stands for any of them (`edcwrn/table5_mnist`)."""
     figure: str | None = None
     """A figure as printed."""
     source: str = ""
@@ -54,6 +56,17 @@ class PaperFigure(Strict):
         if self.figure is not None and not self.source:
             raise ValueError("a `figure` needs its `source`")
         return self
+
+
+class TableConfig(Strict):
+    """One of several tables of a grid."""
+
+    title: str
+    where: Place
+    """Its cells."""
+    metrics: Names
+    against: dict[AxisName, str] = Field(default={})
+    """As the grid's."""
 
 
 class GridConfig(Strict):
@@ -79,10 +92,15 @@ class GridConfig(Strict):
     against: dict[AxisName, str] = Field(default={})
     """The row that all others are compared with, by its names (`{method: cross_entropy}`); an axis that is left out
     keeps a cell's own name. Default: no comparison."""
+    tables: tuple[TableConfig, ...] = ()
+    """Several tables, each of some cells with metrics of its own; cells that lie in none are left out. Default: one
+    table of all cells, with `metrics` and `against`."""
     paper: tuple[PaperFigure, ...] = ()
 
     @model_validator(mode="after")
     def _axes_agree(self) -> GridConfig:
+        if self.tables and self.against:
+            raise ValueError("against: each of `tables` has its own; leave it out of the grid")
         if taken := {METHOD, DATA, SEED} & self.changes.keys():
             raise ValueError(f"changes.{taken.pop()}: is an axis of every grid; give this one another name")
         if empty := [name for name, entries in self.changes.items() if not entries]:
@@ -98,6 +116,11 @@ class GridConfig(Strict):
         if self.rows and self.columns and (missing := set(axes) - set(self.rows) - set(self.columns)):
             raise ValueError(f"{', '.join(sorted(missing))}: is in neither rows nor columns")
         return self
+
+    @property
+    def shown_metrics(self) -> tuple[str, ...]:
+        """The metrics of all tables."""
+        return tuple(dict.fromkeys(metric for table in self.tables or (self,) for metric in table.metrics))
 
     @property
     def table_axes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:

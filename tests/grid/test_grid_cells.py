@@ -102,6 +102,7 @@ def test_what_no_cell_can_be_is_refused(grid: dict[str, Any], said: str) -> None
         ({"changes": {"data": {"a": {}}}}, "changes.data: is an axis of every grid"),
         ({"changes": {"rate": {}}}, "changes.rate: needs one named change or more"),
         ({"paper": [{"where": {}}]}, "needs either `table`"),
+        ({"tables": [{"title": "x", "where": {}, "metrics": "top1"}]}, "against: each of `tables` has its own"),
         ({"paper": [{"figure": "5 %"}]}, "a `figure` needs its `source`"),
     ],
 )
@@ -124,6 +125,15 @@ def test_what_no_figure_depends_on_does_not_change_a_cell() -> None:
     same = small_grid(name="other", title="another", data=data, resources={"cpus_per_task": 2})
     assert cells_of(same)[0].asked() == one
     assert cells_of(small_grid(data=DATA | {"image_size": 16}))[0].asked() != one
+
+
+def test_cells_that_lie_in_no_table_are_left_out() -> None:
+    table = {"title": "Half", "where": {"data": "half", "method": ["narrow"]}, "metrics": ["top1"]}
+    job = small_grid({"against": {}, "tables": [table]})
+    assert [cell.name for cell in cells_of(job)] == ["narrow.half.seed0", "narrow.half.seed1", "narrow.half.seed2"]
+    assert cells_of(parse_job(job.model_dump(mode="json"), "resolved")) == cells_of(job)
+    with pytest.raises(UserError, match=r"grid\.tables\.where\.data: no data is called 'third'"):
+        cells_of(small_grid({"against": {}, "tables": [table | {"where": {"data": "third"}}]}))
 
 
 def grids() -> list[Path]:

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hand_made import over_seeds
 
 from moe_dist.errors import UserError
 from moe_dist.grid.pages import page_text
 from moe_dist.grid.record import read_record, record_text
+from moe_dist.grid.reproductions import reproductions
+from moe_dist.job import load_job
+from moe_dist.shipped import job_file
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECORDS = sorted((DOCS / "records").glob("*.json"))
@@ -27,6 +31,55 @@ def test_the_tables_of_the_results_are_what_the_records_say() -> None:
     text, count = page_text(DOCS / "results.md")
     assert text == (DOCS / "results.md").read_text()
     assert count >= 1
+
+
+def test_the_table_of_jobs_is_what_the_papers_and_the_records_say() -> None:
+    """Where this fails: `moe-dist tables jobs/README.md`."""
+    page = DOCS.parent / "jobs" / "README.md"
+    text, _ = page_text(page)
+    assert text == page.read_text()
+
+
+def rows_of_reproductions() -> list[dict[str, Any]]:
+    listing = DOCS.parent / "jobs" / "repro" / "tables.yaml"
+    return [row for about in yaml.safe_load(listing.read_text()) for row in about["rows"]]
+
+
+def test_every_table_and_figure_that_is_asked_for_has_a_job_that_trains_its_models() -> None:
+    rows = rows_of_reproductions()
+    for row in rows:
+        job = load_job(job_file(row["job"]))
+        names = {*job.methods, *(config.name for config in job.models.values())}
+        beside = {"idec", "dec"} if "method.name" in row["what"] else set()
+        assert set(row.get("models", ())) - beside <= names, row
+        for setting in row["set"]:
+            load_job(job_file(row["job"]), [setting.replace("PATH", "somewhere")])
+    tables = [(row["job"].partition("/")[0], row["table"]) for row in rows]
+    wanted = {"dfcp": "3", "icl": "1234", "edcwrn": "35678", "repro": "345", "gmm_moe": "234"}
+    figures = {"dfcp": [1], "icl": [1, 3, 4, 5, 6], "edcwrn": [*range(7, 14)], "gmm_moe": [5, 6, 7, 8]}
+    assert {(paper, f"Table {number}") for paper, numbers in wanted.items() for number in numbers} <= set(tables)
+    assert {(paper, f"Figure {number}") for paper, numbers in figures.items() for number in numbers} <= set(tables)
+
+
+def test_our_figure_stands_beside_the_papers_in_the_table_of_jobs(tmp_path: Path) -> None:
+    row = {"table": "Table 4", "what": "parts", "job": "x", "set": [], "key": "icl/table4", "metric": "top1"}
+    run, not_run = row | {"models": ["moe", "icl"], "record": "made.json"}, row | {"models": ["icl"]}
+    listing = tmp_path / "tables.yaml"
+    listing.write_text(yaml.safe_dump([{"paper": "Theirs", "rows": [run, not_run]}]))
+    record = over_seeds()
+    for cell in record["cells"]:
+        cell["at"]["method"] = {"one": "moe", "two": "single"}[cell["at"]["method"]]
+    record |= {"axes": record["axes"] | {"method": ["moe", "single"]}, "against": {"method": "moe"}}
+    (tmp_path / "made.json").write_text(record_text(record))
+    lines = reproductions(listing, tmp_path).splitlines()
+    assert lines[0] == "### Theirs"
+    assert lines[4] == (
+        "| Table 4 | parts | `moe-dist run jobs/x.yaml` | MoE 54.42 %; MoE + CoL + DOL (ICL) 57.59 % | "
+        "MoE 30.00 % (5.16 % to 54.84 %); the others not run |"
+    )
+    assert lines[5].endswith("| MoE + CoL + DOL (ICL) 57.59 % | not run |")
+    with pytest.raises(UserError, match=r"gone\.yaml: no such list"):
+        reproductions(tmp_path / "gone.yaml", tmp_path)
 
 
 def test_every_record_is_in_the_results() -> None:

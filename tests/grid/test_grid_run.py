@@ -13,8 +13,8 @@ import pytest
 from small_grids import SPARSE, small_grid
 from small_jobs import dfcp, quiet
 
+import moe_dist.grid.cell as grid_cell
 import moe_dist.grid.report as grid_report
-import moe_dist.grid.run as grid_run
 import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.errors import DiskError, UserError
@@ -50,7 +50,7 @@ def run(job: Job, folder: Path) -> list[str]:
         return run_job(job, run, *given, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grid_run, "run_job", noted)
+        patch.setattr(grid_cell, "run_job", noted)
         try:
             run_grid(job, folder, "local", quiet())
         except Killed:
@@ -182,7 +182,7 @@ def test_a_full_disk_is_no_failure_of_a_cell(tmp_path: Path, monkeypatch: pytest
     def full(*given: Any, **named: Any) -> Path:
         raise DiskError("the disk is full")
 
-    monkeypatch.setattr(grid_run, "run_job", full)
+    monkeypatch.setattr(grid_cell, "run_job", full)
     with pytest.raises(DiskError):
         run_grid(small_grid(), tmp_path / "grid", "local", quiet())
     assert state_of(tmp_path / "grid", cells_of(small_grid())[0]).status == "unfinished"
@@ -192,7 +192,7 @@ def test_a_bug_in_one_method_is_told_with_its_kind(tmp_path: Path, monkeypatch: 
     def broken(*given: Any, **named: Any) -> Path:
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr(grid_run, "run_job", broken)
+    monkeypatch.setattr(grid_cell, "run_job", broken)
     run_grid(small_grid(), tmp_path / "grid", "local", quiet())
     state = state_of(tmp_path / "grid", cells_of(small_grid())[0])
     assert (state.status, state.reason) == ("failed", "IndexError: list index out of range")

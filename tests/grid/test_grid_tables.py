@@ -55,6 +55,23 @@ def test_the_table_shows_ours_the_papers_and_the_difference() -> None:
     assert "Hardware: 2 cores of X (AVX2)." in notes and "Split (sha256): a1b2c3d4e5f6" in notes
 
 
+def test_a_grid_of_several_tables_has_each_with_its_own_cells_metrics_and_comparison() -> None:
+    cells = [cell(at("one"), [0, 1]), cell(at("two"), [0]), cell({**at("three"), "data": "other"}, [0, 1, 2])]
+    tables = [
+        {"title": "First", "where": {"method": ["one", "two"]}, "metrics": ["top1"], "against": {"method": "two"}},
+        {"title": "Second", "where": {"data": ["other"]}, "metrics": ["top1_low"], "against": {}},
+    ]
+    made = record(cells, tables=tables, against={}, metrics=["top1", "top1_low"])
+    made["axes"]["data"] = ["plain", "other"]
+    first, second = result_tables(made)
+    assert (first.title, [row.heading for row in first.rows]) == ("First", ["one", "Two_fold"])
+    assert first.rows[0].cells[1].startswith("+10.00") and len(second.columns) == 2, "the second compares with none"
+    assert (second.title, [row.cells[0] for row in second.rows]) == ("Second", ["0.1"])
+    assert "2 of 2 cells are finished" in "\n".join(first.notes) and "1 of 1 cells" in "\n".join(second.notes)
+    rows = list(csv.DictReader(io.StringIO(csv_text(made))))
+    assert [(row["method"], row["metric"]) for row in rows] == [("one", "top1"), ("two", "top1"), ("three", "top1_low")]
+
+
 def test_one_seed_has_wilsons_interval_and_mcnemars_test() -> None:
     """Two is right alone on images 2 to 8, one alone on 9: p = 18/256, as in the test of mcnemar itself."""
     cells = [cell(at("one"), [0, 1, 9]), cell(at("two"), [0, 1, 2, 3, 4, 5, 6, 7, 8])]

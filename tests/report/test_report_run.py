@@ -172,11 +172,11 @@ def test_every_figure_of_a_paper_has_a_title() -> None:
     for report in method_reports().values():
         if report.papers is None:
             continue
-        tables = yaml.safe_load(report.papers.read_text())
+        tables = yaml.safe_load(report.papers.read_text())["tables"]
         (paper,) = {key.partition("/")[0] for key in tables}
         assert method_reports()[paper] is report  # idec and dec have theirs from edcwrn's paper
         for key in tables:
-            table = paper_table(key)
+            table = paper_table(key, "Speckle 0.1" if key.startswith("edcwrn/table5_") else "")
             assert all(row.keys() <= table.titles.keys() for row in table.rows.values()), key
 
 

@@ -4,8 +4,9 @@
 <folder>/<backbone>/<random>.index    what each row is of, and a check of its bytes
 
 <backbone> is a digest of all that a map depends on beside its image (`backbone_digest`). A process appends to a pair of
-files of its own and reads those of others, so no two write to one. A row whose check fails, as after a power cut, is
-computed again.
+files of its own and reads those of others, so no two write to one. Those that are at work on one set of images compute
+in turn, and look first at what the others have left: together they compute each map once. A row whose check fails, as
+after a power cut, is computed again.
 
 Letters in shapes: B samples of a batch, K channels of a map, s map side, S image side.
 """
@@ -17,6 +18,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -24,6 +26,7 @@ from typing import IO
 import torch
 from torch import Tensor, nn
 
+from moe_dist.data.storage.locks import in_turn
 from moe_dist.processor import has_avx512, multiplies_bf16
 
 CHUNK = 32
@@ -69,14 +72,16 @@ class Row:
 class KeptMaps:
     """The maps of a set's samples, found again by image; what exceeds the limit is computed each time."""
 
-    def __init__(self, folder: Path | None, limit_gib: float) -> None:
+    def __init__(self, folder: Path | None, limit_gib: float, of: str = "all") -> None:
         """folder: of the backbone's maps, made where it is missing; None: a temporary one, of this process alone.
 
-        limit_gib: of what this process adds to it.
+        limit_gib: of what this process adds to it; of: the name of the set of images.
         """
         self._temporary = tempfile.TemporaryDirectory(prefix="moe-dist-maps-") if folder is None else None
         self._folder = Path(self._temporary.name) if self._temporary else folder
         self._room = limit_gib * GIB
+        self._of = of
+        self._others: dict[Path, tuple[IO[bytes], int]] = {}
         self._of_image: dict[bytes, list[Row]] = {}
         self._of_sample: dict[int, list[Row]] = {}
         self._shapes: list[tuple[torch.Size, torch.dtype]] = []
@@ -87,33 +92,58 @@ class KeptMaps:
         numbers = samples.tolist()
         if not self._shapes:
             self._open(in_chunks(backbone, images[:1]))
-        missing = [place for place, number in enumerate(numbers) if number not in self._of_sample]
-        digests = {place: _image_digest(images[place]) for place in missing}
-        for place, digest in digests.items():
-            if digest in self._of_image:
-                self._of_sample[numbers[place]] = self._of_image[digest]
-        rows = [self._read(number) for number in numbers]
-        unknown = [place for place, row in enumerate(rows) if row is None]
-        if unknown:
-            computed = in_chunks(backbone, images[unknown])
-            for index, place in enumerate(unknown):
-                row = b"".join(_bytes(each[index]) for each in computed)
-                self._keep(numbers[place], digests.get(place) or _image_digest(images[place]), row)
-                rows[place] = bytearray(row)
+        rows = self._found(numbers, images)
+        if None in rows:
+            with self._turn():
+                self._look()
+                rows = self._found(numbers, images)
+                unknown = [place for place, row in enumerate(rows) if row is None]
+                computed = in_chunks(backbone, images[unknown]) if unknown else []
+                for index, place in enumerate(unknown):
+                    row = b"".join(_bytes(each[index]) for each in computed)
+                    self._keep(numbers[place], _image_digest(images[place]), row)
+                    rows[place] = bytearray(row)
         return self._unpacked([row for row in rows if row is not None], images.device)
+
+    def _found(self, numbers: Sequence[int], images: Tensor) -> list[bytearray | None]:
+        """The rows of images [B, 3, S, S], which are the samples `numbers`; None where there is none yet."""
+        for number, image in zip(numbers, images):
+            if number not in self._of_sample and (digest := _image_digest(image)) in self._of_image:
+                self._of_sample[number] = self._of_image[digest]
+        return [self._read(number) for number in numbers]
+
+    def _turn(self) -> AbstractContextManager[None]:
+        """The block in which a process computes maps to keep. None waits for those that it has no room for."""
+        if self._temporary or self._room < self._size:
+            return nullcontext()
+        assert self._folder is not None
+        return in_turn(self._folder / f"{self._of}.lock")
 
     def _open(self, maps: Sequence[Tensor]) -> None:
         """Learn the maps' shapes, and which images others have left maps of."""
         self._shapes = [(each.shape[1:], each.dtype) for each in maps]
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._look()
+
+    def _look(self) -> None:
+        """Learn which images others have left maps of since the last look."""
+        assert self._folder is not None
+        entry_bytes = IMAGE_DIGEST + CHECK
+        own = Path(self._own[1].name) if self._own else None
         for path in sorted(self._folder.glob("*.index")):
-            entries = path.read_bytes()
-            file = path.with_suffix(".maps").open("rb")
-            for number in range(len(entries) // (IMAGE_DIGEST + CHECK)):
-                entry = entries[number * (IMAGE_DIGEST + CHECK) :][: IMAGE_DIGEST + CHECK]
-                row = Row(file, number * self._size, entry[IMAGE_DIGEST:])
+            file, before = self._others.get(path, (None, 0))
+            if path == own or path.stat().st_size < (before + 1) * entry_bytes:
+                continue
+            with path.open("rb") as index:
+                index.seek(before * entry_bytes)
+                entries = index.read()
+            file = file or path.with_suffix(".maps").open("rb")
+            for number in range(len(entries) // entry_bytes):
+                entry = entries[number * entry_bytes :][:entry_bytes]
+                row = Row(file, (before + number) * self._size, entry[IMAGE_DIGEST:])
                 self._of_image.setdefault(entry[:IMAGE_DIGEST], []).append(row)
+            self._others[path] = file, before + len(entries) // entry_bytes
 
     @property
     def _size(self) -> int:

@@ -10,6 +10,7 @@ ReLU. Letters in shapes: B samples of a batch, C classes, E experts, S image sid
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -153,7 +154,8 @@ class GmmMoe(Method):
         if split not in self._kept:
             backbone = network.backbone
             digest = backbone_digest(backbone, self.config.backbone, backbone.taps, batch.images.device)
-            self._kept[split] = KeptMaps(self.cache / "maps" / digest if self.cache else None, limit)
+            images = hashlib.sha256(f"{split} {self.info}".encode()).hexdigest()[:12]
+            self._kept[split] = KeptMaps(self.cache / "maps" / digest if self.cache else None, limit, images)
         return network.on_maps(self._kept[split].maps(network.backbone, batch.images, batch.samples))
 
     def _initialise(self, network: nn.Module, samples: StageSamples) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,28 @@ def test_two_at_once_write_files_of_their_own(images: Tensor, samples: Tensor, t
     seen = torch.cat([torch.arange(20), half + torch.arange(20)])
     assert same(KeptMaps(tmp_path, 0).maps(later, images[seen], samples[seen]), Backbone()(images[seen]))
     assert later.seen == CHUNK
+
+
+def test_two_at_work_at_once_compute_each_map_once(images: Tensor, samples: Tensor, tmp_path: Path) -> None:
+    """The second one waits while the first computes, and then finds what that one has left."""
+    begun, seen = threading.Event(), Backbone()
+
+    def slow(images: Tensor) -> list[Tensor]:
+        maps = Backbone()(images)
+        if len(one._shapes):  # no longer to learn the maps' shapes
+            begun.set()
+            second.join(0.5)
+        return maps
+
+    one, other = KeptMaps(tmp_path, 1, "train"), KeptMaps(tmp_path, 1, "train")
+    other.maps(Backbone(), images[-1:], samples[-1:])
+    found: list[list[Tensor]] = []
+    second = threading.Thread(target=lambda: begun.wait() and found.append(other.maps(seen, images[:40], samples[:40])))
+    second.start()
+    expected = one.maps(slow, images[:40], samples[:40])
+    second.join()
+    assert same(found[0], expected) and seen.seen == 0
+    assert len(list(tmp_path.glob("*.lock"))) == 0
 
 
 @pytest.mark.parametrize("damage", ["a byte", "maps cut", "index cut"])
