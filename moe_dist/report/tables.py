@@ -197,6 +197,8 @@ def experts_table(run: RunDirectory, metrics: Metrics) -> Table:
         columns=tuple(Column("", name) for name in columns.values()),
         rows=tuple(rows),
         corner="Model",
+        sorts=True,
+        about="experts",
     )
 
 
@@ -217,6 +219,7 @@ def class_table(run: RunDirectory) -> Table:
         rows=tuple(rows),
         notes=(f"{ABSENT}: undefined (precision of a class never predicted, recall of one without a test image).",),
         corner="Class",
+        sorts=True,
     )
 
 
