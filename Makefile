@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BESIDE = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 PYTEST = $(BIN)/python -m pytest --numprocesses $(BESIDE) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-avx2 test-chaos check setup docs clean
+.PHONY: demo test test-avx2 test-chaos test-slow check setup docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/moe-dist run jobs/demo.yaml
@@ -23,6 +23,10 @@ test-avx2: $(VENV)/.installed-dev
 # Faults are caused and survived: workers, commands and disks.
 test-chaos: $(VENV)/.installed-dev
 	$(PYTEST) -m "chaos and not slow and not gpu"
+
+# What takes minutes and is covered in small by the tests above: more layouts, whole recipes, the demo.
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m "slow and not gpu"
 
 # Everything a change must pass: style, types, tests.
 check: $(VENV)/.installed-dev

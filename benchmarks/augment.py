@@ -25,7 +25,7 @@ from moe_dist.data.order import uniform
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.vision import torchvision
 
-v2 = torchvision.transforms.v2
+v2 = torchvision().transforms.v2
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 END = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
 CIFAR = AugmentConfig(pad_crop=4, flip=True, policy="autoaugment_cifar10", cutout=0.5)

@@ -54,7 +54,7 @@ class PillowImages(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
         self.images, self.labels = images.transpose(0, 2, 3, 1), labels
-        v2, plain = torchvision.transforms.v2, torchvision.transforms
+        v2, plain = torchvision().transforms.v2, torchvision().transforms
         self.transform = v2.Compose(
             [
                 v2.RandomCrop(32, padding=4),

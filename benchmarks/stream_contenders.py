@@ -121,7 +121,7 @@ def floors(stored: Stored) -> dict[str, Epoch]:
 
 def transform(stored: Stored) -> Callable:
     """What a torchvision user writes, from a Pillow image to a normalised tensor."""
-    v2, size = torchvision.transforms.v2, stored.size
+    v2, size = torchvision().transforms.v2, stored.size
     changes = {
         "none": [v2.Resize((size, size))],
         "random crop": [v2.RandomResizedCrop(size, CROP_SCALE)],
@@ -131,7 +131,7 @@ def transform(stored: Stored) -> Callable:
             v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10),
         ],
     }[stored.changes]
-    plain = torchvision.transforms
+    plain = torchvision().transforms
     last = [plain.ToTensor(), plain.Normalize((0.5,) * 3, (0.5,) * 3)]  # faster than v2's own three steps
     cutout = [v2.RandomErasing(1.0, (0.25, 0.25), (1.0, 1.0))] if stored.changes == "cifar" else []
     return v2.Compose([*changes, *last, *cutout])
@@ -146,7 +146,7 @@ def web_dataset(stored: Stored) -> Epoch:
 
 def image_folder(stored: Stored) -> Epoch:
     """torchvision's ImageFolder in a DataLoader, in the order of the files."""
-    pictures = torchvision.datasets.ImageFolder(stored.folder / "images" / "train", transform(stored))
+    pictures = torchvision().datasets.ImageFolder(stored.folder / "images" / "train", transform(stored))
     return _loader(pictures, BATCH, stored.workers)
 
 

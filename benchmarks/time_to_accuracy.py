@@ -31,7 +31,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import moe_dist.vision  # noqa: F401  (before ClustPy imports torchvision)
 from moe_dist import EDCWRN, IDEC
 from moe_dist.data.augment.augment import DRAWS, augment
 from moe_dist.data.datasets.idx import parse_idx
@@ -40,6 +39,7 @@ from moe_dist.methods.edcwrn import method as edcwrn
 from moe_dist.methods.edcwrn.update import update
 from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.settings.augment import AugmentConfig
+from moe_dist.vision import torchvision
 
 GOAL = 0.97
 CLUSTERS, BATCH, LAYERS = 10, 256, [784, 500, 500, 2000, 10]
@@ -152,6 +152,7 @@ def flat(images: np.ndarray) -> np.ndarray:
 
 def clustpy(changed: bool, images: np.ndarray, watch: Watch, options: argparse.Namespace) -> None:
     """Train ClustPy's IDEC, and look at its labels as often as ours has a target."""
+    torchvision()  # ClustPy imports it, and it loads beside a CPU-only torch only so
     from clustpy.deep import IDEC as Theirs
     from clustpy.deep.dec import _DEC_Module
     from clustpy.deep.neural_networks import FeedforwardAutoencoder

@@ -21,8 +21,6 @@ from moe_dist.models.timm_networks import TIMM, require_timm, require_timm_map, 
 from moe_dist.models.weights import SUFFIXES, load_file_into, load_state, why_not_fetched
 from moe_dist.vision import torchvision
 
-models = torchvision.models
-
 NOT_OFFERED = (
     "googlenet",  # several outputs while training, as inception
     "inception*",
@@ -41,8 +39,8 @@ def backbone(name: str, weights: str | Path | None = None) -> nn.Module:
     """
     if name.startswith(TIMM):
         return timm_network(name, weights)
-    _require_known(name, models.list_models(module=models, exclude=NOT_OFFERED))
-    network = models.get_model(name, weights=None)
+    _require_known(name, _offered())
+    network = torchvision().models.get_model(name, weights=None)
     if weights is None:
         return network
     if Path(weights).suffix in SUFFIXES:
@@ -94,6 +92,12 @@ def classifier(name: str, weights: str | Path | None, classes: int, dropout: flo
     return network
 
 
+def _offered(*excluded: str) -> list[str]:
+    """The names of torchvision's networks that are offered, without those of the `excluded` patterns."""
+    models = torchvision().models
+    return models.list_models(module=models, exclude=(*NOT_OFFERED, *excluded))
+
+
 def _require_known(name: str, known: list[str]) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or ["efficientnet_b1", "resnet18"]
@@ -102,7 +106,7 @@ def _require_known(name: str, known: list[str]) -> None:
 
 def require_known(name: str) -> None:
     """Raise UserError, with near names, where torchvision has no convolutional network `name` that is offered."""
-    _require_known(name, models.list_models(module=models, exclude=(*NOT_OFFERED, *NO_CONVOLUTIONAL_MAP)))
+    _require_known(name, _offered(*NO_CONVOLUTIONAL_MAP))
 
 
 def require_network(name: str) -> None:
@@ -112,7 +116,7 @@ def require_network(name: str) -> None:
 
 def _fetch(name: str, weights: str) -> Mapping[str, Tensor]:
     """torchvision's published weights, from its cache or the network; never unpickled."""
-    published = models.get_model_weights(name)
+    published = torchvision().models.get_model_weights(name)
     if weights not in published.__members__ and weights != "DEFAULT":
         choices = ", ".join(published.__members__)
         raise UserError(f"weights {weights!r}: {name} has {choices}, DEFAULT, or a .safetensors or .pth file")

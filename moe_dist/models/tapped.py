@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from moe_dist.errors import UserError
 from moe_dist.models.backbones import backbone, require_network
 from moe_dist.models.timm_networks import AMPLE, TIMM
-from moe_dist.vision import torchvision  # before timm, which imports it, too
+from moe_dist.vision import timm, torchvision
 
 SHOWN_TAPS = 12
 
@@ -32,9 +32,7 @@ class Tapped(nn.Module):
 
     def __init__(self, network: nn.Module, taps: Sequence[str]) -> None:
         super().__init__()
-        import timm
-
-        self.body: nn.Module = timm.models.create_feature_extractor(network, list(taps))
+        self.body: nn.Module = timm().models.create_feature_extractor(network, list(taps))
         self.taps = tuple(taps)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -76,11 +74,9 @@ def _maps_of(name: str, image_size: int) -> tuple[frozenset[str], tuple[tuple[st
     require_network(name)
     with torch.device("meta"):
         if name.startswith(TIMM):
-            import timm
-
-            network: nn.Module = timm.create_model(name.removeprefix(TIMM))
+            network: nn.Module = timm().create_model(name.removeprefix(TIMM))
         else:
-            network = torchvision.models.get_model(name, weights=None)
+            network = torchvision().models.get_model(name, weights=None)
     shapes: dict[str, tuple[int, int]] = {}
 
     def note(path: str) -> Any:

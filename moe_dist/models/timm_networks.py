@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-import moe_dist.vision  # noqa: F401  # torchvision, which timm imports, only loads behind it
 from moe_dist.errors import UserError
 from moe_dist.models.weights import SUFFIXES, load_file_into, why_not_fetched
+from moe_dist.vision import timm
 
 TIMM = "timm/"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224
@@ -26,11 +26,9 @@ AMPLE = 224
 
 def require_timm(name: str) -> None:
     """Raise UserError, with near names, where timm has no network `name`."""
-    import timm
-
     own = name.removeprefix(TIMM)
-    if not timm.is_model(own):
-        close = difflib.get_close_matches(own, timm.list_models(), n=3) or ["densenet121"]
+    if not timm().is_model(own):
+        close = difflib.get_close_matches(own, timm().list_models(), n=3) or ["densenet121"]
         raise UserError(
             f"backbone {name!r} is no network of timm's; try {', '.join(TIMM + near for near in close)}, or a "
             "torchvision network by its name alone"
@@ -44,18 +42,16 @@ def timm_network(name: str, weights: str | Path | None, **options: Any) -> nn.Mo
     does not hold this network's state.
     """
     require_timm(name)
-    import timm
-
     own = name.removeprefix(TIMM)
     if weights is None or Path(weights).suffix in SUFFIXES:
-        network = timm.create_model(own, **options)
+        network = timm().create_model(own, **options)
         if weights is not None:
             load_file_into(network, Path(weights), name)
         return network
     if weights != "DEFAULT":
         raise UserError(f"weights {weights!r}: {name} has DEFAULT, or a .safetensors or .pth file")
     try:
-        return timm.create_model(own, pretrained=True, **options)
+        return timm().create_model(own, pretrained=True, **options)
     # The hub's errors are kinds of OSError and ValueError.
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(
@@ -68,10 +64,8 @@ def timm_network(name: str, weights: str | Path | None, **options: Any) -> nn.Mo
 def require_timm_map(name: str) -> None:
     """Raise UserError where the network has no last map [B, K, s, s] before its pooling. It is made without memory."""
     require_timm(name)
-    import timm
-
     with torch.device("meta"), torch.no_grad():
-        network: Any = timm.create_model(name.removeprefix(TIMM)).eval()
+        network: Any = timm().create_model(name.removeprefix(TIMM)).eval()
         side = network.default_cfg.get("input_size", (3, AMPLE, AMPLE))[-1]
         shape = network.forward_features(torch.empty(1, 3, side, side)).shape
     if len(shape) != 4 or shape[2] != shape[3]:
@@ -85,7 +79,5 @@ def expected_input(name: str) -> tuple[tuple[float, ...], tuple[float, ...], int
     """
     if not name.startswith(TIMM):
         return IMAGENET
-    import timm
-
-    config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+    config = timm().get_pretrained_cfg(name.removeprefix(TIMM))
     return (tuple(config.mean), tuple(config.std), config.input_size[-1]) if config else None

@@ -70,11 +70,7 @@ def with_job(launcher: Launcher, job: Job, folder: Path) -> Launcher:
     return type(launcher)(job, folder, quiet())  # type: ignore[call-arg]
 
 
-def test_one_ray_worker_gives_the_very_curve_of_the_local_launcher(ray: Launcher, tmp_path: Path) -> None:
-    job = traditional()
-    assert run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray")) == run_locally(job, tmp_path / "local")
-
-
+@pytest.mark.slow
 def test_two_ray_workers_give_the_curve_of_one(ray: Launcher, tmp_path: Path) -> None:
     """Through the whole of DFCP-MoE: experts as tasks of their own, joint stage on two workers, dropout 0.
 
@@ -101,12 +97,13 @@ def test_two_ray_workers_refresh_a_deep_clustering_as_one_does(ray: Launcher, tm
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_ray_keeps_the_epoch_chosen_on_validation(ray: Launcher, tmp_path: Path) -> None:
-    """With such large steps the last epoch is not the best one."""
+def test_one_ray_worker_gives_the_very_curve_and_the_chosen_epoch_of_the_local_launcher(
+    ray: Launcher, tmp_path: Path
+) -> None:
+    """With such large steps the last epoch is not the best one on validation, which is kept."""
     gate = traditional().method.gate.model_dump() | {"optimiser": {"kind": "adam", "learning_rate": 0.1}}
     job = traditional(gate=gate, epochs=8, checkpoint={"keep": 1})
-    run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray"))
-    run_locally(job, tmp_path / "local")
+    assert run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray")) == run_locally(job, tmp_path / "local")
     by_ray, locally = (evaluation_of(tmp_path / name / "traditional_moe") for name in ("ray", "local"))
     chosen = [json.loads((folder / "evaluation.json").read_text())["chosen"] for folder in (by_ray, locally)]
     assert chosen[0]["epoch"] == chosen[1]["epoch"] < 8
@@ -147,6 +144,7 @@ def evaluated(model: Path) -> np.ndarray:
         return predictions["log_probs"]
 
 
+@pytest.mark.chaos
 def test_ray_goes_on_after_a_local_run_and_the_other_way_round(ray: Launcher, tmp_path: Path) -> None:
     """Ray's snapshot names checkpoints older than those of a local run since then; the folder counts."""
     job, folder = traditional(epochs=6, checkpoint={"keep": 9}), tmp_path / "mixed"

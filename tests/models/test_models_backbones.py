@@ -19,7 +19,7 @@ SMALL = "shufflenet_v2_x0_5"
 @pytest.fixture(scope="module")
 def state():
     """The state of a small network, every tensor unlike what a fresh one starts with."""
-    network = torchvision.models.get_model(SMALL, weights=None)
+    network = torchvision().models.get_model(SMALL, weights=None)
     return {name: value + 7 for name, value in network.state_dict().items()}
 
 
@@ -31,7 +31,7 @@ def test_efficientnet_b1_map_is_neither_pooled_nor_classified():
 @pytest.mark.parametrize("name", ["resnet18", "regnet_y_400mf", "mobilenet_v3_small"])
 def test_feature_map_is_what_the_network_pools(name, tmp_path):
     """The map must be what torchvision's forward pass averages before its classifier: average it, classify, compare."""
-    network = torchvision.models.get_model(name, weights=None).eval()
+    network = torchvision().models.get_model(name, weights=None).eval()
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():

@@ -204,7 +204,7 @@ def test_bad_configuration_is_refused(bad: dict[str, object]) -> None:
 def test_resnet50_cut_in_parts_is_torchvisions(tmp_path: Path) -> None:
     """Pretrained and not aligned, every expert's features are what torchvision's own network pools."""
     torch.manual_seed(0)
-    whole = torchvision.models.resnet50(weights=None).eval()
+    whole = torchvision().models.resnet50(weights=None).eval()
     save_file(whole.state_dict(), tmp_path / "resnet50.safetensors")
     config = NetworkConfig(kind="resnet50", aligned=False, weights=str(tmp_path / "resnet50.safetensors"))
     network = build(config, experts=2, classes=3, side=64).eval()

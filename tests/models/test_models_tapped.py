@@ -15,9 +15,7 @@ from moe_dist.models.experts import Experts
 from moe_dist.models.multi_scale import Fusion, MultiScaleNetwork, Tap, build_multi_scale
 from moe_dist.models.tapped import tap_shapes, tapped
 from moe_dist.models.timm_networks import expected_input
-from moe_dist.vision import torchvision
-
-timm = pytest.importorskip("timm")
+from moe_dist.vision import timm, torchvision
 
 LITE = "timm/tf_efficientnet_lite0"
 NETWORKS = [
@@ -34,7 +32,7 @@ NETWORKS = [
 
 def whole(name: str) -> nn.Module:
     own = name.removeprefix("timm/")
-    return timm.create_model(own) if own != name else torchvision.models.get_model(own, weights=None)
+    return timm().create_model(own) if own != name else torchvision().models.get_model(own, weights=None)
 
 
 @pytest.mark.parametrize(("name", "taps", "channels"), NETWORKS, ids=[name for name, *_ in NETWORKS])
@@ -59,7 +57,7 @@ def test_taps_give_what_the_modules_give_inside_the_whole_network(
 
 def test_the_last_tap_of_densenet_is_before_its_final_norm() -> None:
     """timm's own last feature is after it."""
-    features = timm.create_model("densenet121", features_only=True).feature_info.module_name()
+    features = timm().create_model("densenet121", features_only=True).feature_info.module_name()
     assert features[-1] == "features.norm5"
     state = tapped("timm/densenet121", ("features.denseblock4",), None).state_dict()
     assert not any("norm5" in name for name in state)

@@ -97,7 +97,7 @@ class Killed(BaseException):
     """Raised in place of the end of the process."""
 
 
-@pytest.mark.parametrize("step", [1, 5, 6, 7, 13])
+@pytest.mark.parametrize("step", [*(pytest.param(step, marks=pytest.mark.chaos) for step in (1, 5, 6)), 7, 13])
 def test_a_run_killed_at_a_step_ends_bit_identical(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

@@ -25,6 +25,7 @@ def train(folder: Path, **changes: Any) -> list[float]:
     return [record["loss"] for record in map(json.loads, lines) if record["kind"] == "step"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_training_equals_eager_up_to_rounding(tmp_path: Path) -> None:
     eager = train(tmp_path / "eager")

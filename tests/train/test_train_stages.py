@@ -107,7 +107,7 @@ def test_logged_values_are_averages_and_no_part_of_the_loss(
     assert steps and all((line["loss"], line["ten"]) == (0, 10) for line in steps)
 
 
-@pytest.mark.parametrize(("workers", "micro_batches"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("workers", "micro_batches"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_a_replicated_stage_is_the_same_on_any_workers_and_micro_batches(
     workers: int, micro_batches: int, tmp_path: Path
 ) -> None:

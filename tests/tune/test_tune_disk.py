@@ -21,6 +21,8 @@ from moe_dist.tune.journal import Journal
 from moe_dist.tune.ray_search import run_on_ray
 from moe_dist.tune.search import run_here
 
+pytestmark = pytest.mark.chaos
+
 
 def full() -> OSError:
     """What the system raises."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,6 @@ _MOVES = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"})
 _LOOKUPS = frozenset({"Brightness", "Posterize", "Solarize", "Invert"})
 _AUTOAUGMENT_BINS, _RANDAUGMENT_BINS = 10, 31
 _NOTHING, _MOVE, _LOOKUP, _KERNEL = range(4)
-_INTERPRETER = torchvision.transforms.v2.RandAugment()
-"""A policy of torchvision, for what all of them share: they run an operation by its name."""
 
 Variant = tuple[str, float]
 """An operation by torchvision's name, and its signed magnitude."""
@@ -92,7 +90,7 @@ def _choose_operations(policy: _Policy, draws: np.ndarray, operations: int) -> n
 @lru_cache
 def _autoaugment(dataset: str, side: int) -> _Policy:
     """AutoAugment's policy for a dataset, with the magnitudes of images of `side` pixels."""
-    transforms = torchvision.transforms.v2
+    transforms = torchvision().transforms.v2
     source = transforms.AutoAugment(transforms.AutoAugmentPolicy(dataset))
     table = [
         [(name, _magnitude(source, name, level, _AUTOAUGMENT_BINS, side)) for name, _, level in sub_policy]
@@ -104,7 +102,7 @@ def _autoaugment(dataset: str, side: int) -> _Policy:
 @lru_cache
 def _randaugment(magnitude: int, side: int) -> _Policy:
     """RandAugment's operations at a magnitude, for images of `side` pixels."""
-    source = torchvision.transforms.v2.RandAugment(num_magnitude_bins=_RANDAUGMENT_BINS)
+    source = torchvision().transforms.v2.RandAugment(num_magnitude_bins=_RANDAUGMENT_BINS)
     names = source._AUGMENTATION_SPACE
     table = [[(name, _magnitude(source, name, magnitude, _RANDAUGMENT_BINS, side))] for name in names]
     return _numbered(source, table, np.ones((len(table), 1)))
@@ -179,13 +177,19 @@ def _kind(name: str) -> int:
     return _MOVE if name in _MOVES else _LOOKUP if name in _LOOKUPS else _KERNEL
 
 
+@cache
+def _interpreter() -> Any:
+    """A policy of torchvision, for what all of them share: they run an operation by its name."""
+    return torchvision().transforms.v2.RandAugment()
+
+
 def _kernel(images: Tensor, variant: Variant, fill: int) -> Tensor:
     """The operation on `images` [B, 3, S, S] (or a ramp of one channel): torchvision's own, except for Sharpness."""
     name, magnitude = variant
     if name == "Sharpness":
         return _sharpen(images, 1 + magnitude)
-    nearest = torchvision.transforms.InterpolationMode.NEAREST
-    return _INTERPRETER._apply_image_or_video_transform(images, *variant, nearest, {torch.Tensor: float(fill)})
+    nearest = torchvision().transforms.InterpolationMode.NEAREST
+    return _interpreter()._apply_image_or_video_transform(images, *variant, nearest, {torch.Tensor: float(fill)})
 
 
 def _sharpen(images: Tensor, factor: float) -> Tensor:

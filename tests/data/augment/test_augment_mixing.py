@@ -20,7 +20,7 @@ from moe_dist.settings.augment import AugmentConfig
 from moe_dist.settings.data import DataConfig
 from moe_dist.vision import torchvision
 
-v2 = torchvision.transforms.v2
+v2 = torchvision().transforms.v2
 MIXUP, CUTMIX = AugmentConfig(mixup=0.4), AugmentConfig(cutmix=1.0)
 IMAGES = 40
 

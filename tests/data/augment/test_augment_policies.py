@@ -12,7 +12,7 @@ from moe_dist.data.augment.policies import FILL, POLICY_DRAWS, apply_policy
 from moe_dist.settings.augment import AugmentConfig
 from moe_dist.vision import torchvision
 
-v2 = torchvision.transforms.v2
+v2 = torchvision().transforms.v2
 CIFAR10 = AugmentConfig(policy="autoaugment_cifar10")
 IMAGENET = AugmentConfig(policy="autoaugment_imagenet")
 RANDAUGMENT = AugmentConfig(policy="randaugment")

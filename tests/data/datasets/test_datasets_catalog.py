@@ -466,7 +466,7 @@ def test_the_sizes_of_long_tailed_cifar_100(shared_data: Path):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("choice", ["auto", "first"])
+@pytest.mark.parametrize("choice", ["auto", pytest.param("first", marks=pytest.mark.slow)])
 def test_the_long_tails_of_cifar_100_are_nested(shared_data: Path, choice: Literal["auto", "first"]):
     """Class folders whose names begin with a shuffled rank: auto draws from them, first is a draw here, too."""
     source = shared_data / "cifar100_lt10.tar"

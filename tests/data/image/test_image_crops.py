@@ -39,7 +39,7 @@ def torchvisions_region(monkeypatch: pytest.MonkeyPatch, width: int, height: int
 
     known = SimpleNamespace(log=np.log, exp=np.exp, tensor=np.array, randint=randint)
     known.empty = lambda _: SimpleNamespace(uniform_=uniform_)
-    crop = torchvision.transforms.RandomResizedCrop
+    crop = torchvision().transforms.RandomResizedCrop
     with monkeypatch.context() as patched:
         patched.setitem(crop.get_params.__globals__, "torch", known)
         y1, x1, down, across = crop.get_params(Image.new("1", (width, height)), list(SCALE), list(RATIO))
@@ -85,11 +85,11 @@ def test_a_crop_of_a_region_of_interest_lies_inside_it():
 @pytest.mark.parametrize("side", [8, 32, 224])
 def test_the_centre_is_torchvisions_resize_and_centre_crop(size: tuple[int, int], side: int):
     short = round(side * 256 / 224)
-    expected = torchvision.transforms.Resize(short)(Image.new("L", size)).size
+    expected = torchvision().transforms.Resize(short)(Image.new("L", size)).size
     assert resized_sides(*size, side) == expected
     columns = Image.fromarray(np.tile(np.arange(expected[0], dtype=np.int32), (expected[1], 1)))
     rows = Image.fromarray(np.tile(np.arange(expected[1], dtype=np.int32)[:, None], (1, expected[0])))
-    cut = torchvision.transforms.CenterCrop(side)
+    cut = torchvision().transforms.CenterCrop(side)
     x1, y1, x2, y2 = centre_square(*expected, side)
     assert np.array_equal(np.asarray(cut(columns))[0], np.arange(x1, x2))
     assert np.array_equal(np.asarray(cut(rows))[:, 0], np.arange(y1, y2))

@@ -112,7 +112,7 @@ def test_a_region_of_a_jpeg_is_cut_before_resizing(region: tuple[int, int, int, 
     """Decoded at 1/d, a region is off by half a pixel of d: d / 2 times the slope, and a few levels of the JPEG."""
     x1, y1, x2, y2 = region
     data = encode(gradient(375, 500), "JPEG")
-    cut = torchvision.transforms.v2.functional.resized_crop
+    cut = torchvision().transforms.v2.functional.resized_crop
     whole = Image.open(io.BytesIO(data))
     expected = np.asarray(cut(whole, y1, x1, y2 - y1, x2 - x1, [size, size])).transpose(2, 0, 1).astype(int)
     divisor = max([1, *(d for d in (2, 4, 8) if min(x2 - x1, y2 - y1) >= d * size)])
@@ -125,7 +125,7 @@ def test_a_region_of_a_jpeg_is_cut_before_resizing(region: tuple[int, int, int, 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_centre_square_is_torchvisions(shape: tuple[int, int], size: int, kind: str):
     data = encode(gradient(*shape), kind)
-    transforms = torchvision.transforms.v2
+    transforms = torchvision().transforms.v2
     resized = transforms.Resize(round(size * 8 / 7))(Image.open(io.BytesIO(data)))
     expected = np.asarray(transforms.CenterCrop(size)(resized)).transpose(2, 0, 1).astype(int)
     found = decode_resized(data, size, frame="centre_crop")

@@ -151,7 +151,7 @@ def assert_same(left: Path, right: Path) -> None:
         assert np.array_equal(ours[name], theirs[name], equal_nan=True), name
 
 
-@pytest.mark.parametrize("name", ["edcwrn", "dec"])
+@pytest.mark.parametrize("name", ["edcwrn", pytest.param("dec", marks=pytest.mark.slow)])
 def test_two_workers_give_the_labels_of_one(name: str, tmp_path: Path) -> None:
     """With two micro-batches the very same parts are added."""
     one = run(small(name, parallel={"micro_batches": 2}), tmp_path / "one")

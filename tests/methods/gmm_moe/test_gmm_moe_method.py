@@ -29,7 +29,6 @@ from moe_dist.run.run import run_job
 from moe_dist.train.checkpoints import newest_checkpoint
 from tests.methods.gmm_moe.small_gmm_moe import METHOD, STAGE, TAPS, job
 
-pytest.importorskip("timm")
 JOBS = Path(__file__).parents[3] / "jobs" / "gmm_moe"
 INFO = DatasetInfo(10, tuple("abcdefghij"), 32, 108)
 

@@ -22,7 +22,6 @@ from moe_dist.run.run import run_job
 from moe_dist.train.checkpoints import newest_checkpoint
 from tests.methods.gmm_moe.small_gmm_moe import METHOD, STAGE, job
 
-pytest.importorskip("timm")
 ROOT = Path(__file__).parents[3]
 CLASSES = 4
 

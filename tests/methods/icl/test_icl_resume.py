@@ -88,7 +88,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("step", [4, 8, 12])
+@pytest.mark.parametrize("step", [4, *(pytest.param(step, marks=pytest.mark.chaos) for step in (8, 12))])
 def test_a_run_killed_at_a_step_ends_bit_identical(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
