@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 BESIDE = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 PYTEST = $(BIN)/python -m pytest --numprocesses $(BESIDE) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-avx2 test-chaos test-slow check setup clean
+.PHONY: demo test test-avx2 test-chaos test-slow check setup docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/moe-dist run jobs/demo.yaml
@@ -34,6 +34,11 @@ check: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory test test-chaos
 
 setup: $(VENV)/.installed-dev
+
+# The pages as a site, in site/; a link that leads nowhere fails.
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

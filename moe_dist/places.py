@@ -1,6 +1,6 @@
 """The places of runs and caches, and the layout of a run directory.
 
-    <run>/job.yaml, run.json, lock, metrics.json, results.md, report.html, figures/, bad_samples/
+    <run>/job.yaml, run.json, lock, metrics.json, results.md, report.html, figures/, bad_samples/, sample_images.npz
     <run>/<model>/current.json                          which of the following folders the report shows
     <run>/<model>/steps/<name>/<fingerprint>/           the result of a step
     <run>/<model>/trainings/<fingerprint>/              settings.json, metrics.jsonl, attempts.jsonl,
@@ -32,6 +32,7 @@ NAME_DIGITS = 12
 """Number of a fingerprint's digits that name its folder."""
 CURRENT = "current.json"
 RECORD = "run.json"
+SAMPLE_IMAGES = "sample_images.npz"
 RUNNING, FINISHED, FAILED, STOPPED, KILLED = "running", "finished", "failed", "stopped", "killed"
 """The status of a start. Stopped: by SIGTERM or Ctrl-C, which it could handle. Killed: by another signal."""
 

@@ -19,6 +19,8 @@ ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "cluster").glob("*.md"))]
 PATH = re.compile(r"(?<![\w/.<>-])((?:[a-z_0-9]+/)+(?:[a-z_0-9]+\.py\b)?|moe_dist/[\w/.]*\w)")
 """A folder such as data/stream/, a file such as data/order.py, or whatever begins with moe_dist/."""
+USERS_FOLDERS = {"data", "train"}
+"""Folders that users have, too: data/NAME and train/<class>/ of their images are not ours."""
 ROOMS = {path.name for path in (*ROOT.iterdir(), *PACKAGE.iterdir()) if path.is_dir()} - {"runs"}
 """Folders of code: of the repository, but for what runs leave there, and of the package."""
 
@@ -28,7 +30,7 @@ def named_paths(text: str) -> Iterator[str]:
     for match in PATH.finditer(text):
         path = match[1]
         first = path.split("/")[0]
-        if first in ROOMS and (path.endswith(".py") or first != "data"):  # data/NAME is a user's folder
+        if first in ROOMS and (path.endswith(".py") or first not in USERS_FOLDERS):
             yield path
 
 

@@ -6,21 +6,21 @@ import csv
 import io
 from collections.abc import Iterator
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
-from moe_dist import __version__
 from moe_dist.files import require_writable, write_text
 from moe_dist.grid.cells import name_of
 from moe_dist.grid.record import Record, parts_of, record_of, record_text
-from moe_dist.grid.state import CELLS
 from moe_dist.grid.summary import figures_of
 from moe_dist.grid.tables import cells_table, result_tables
 from moe_dist.places import FINISHED
 from moe_dist.plots.latex import to_latex
 from moe_dist.plots.tables import to_html, to_markdown
+from moe_dist.report.frame import Section, facts_html, link, listed, whole_page
 from moe_dist.settings.grid import SEED
+
+FILES = ("job.yaml", "results.md", "results.csv", "results.tex")
+"""Files of a grid's folder that the page links to."""
 
 
 def build_grid_report(folder: Path, record_file: Path | None = None) -> Path:
@@ -62,32 +62,23 @@ def csv_text(record: Record) -> str:
 
 
 def _page(record: Record) -> str:
-    """The page as HTML: the tables, and a link to the report of each cell."""
+    """The page as HTML: what failed, the tables, and the cells, each with a link to its report."""
+    cells = record["cells"]
+    finished = sum(cell["status"] == FINISHED for cell in cells)
+    facts = {"Job": escape(record["name"]), "Cells": f"{finished} of {len(cells)} finished"}
+    facts["Beside this page"] = ", ".join(link(name, name) for name in FILES)
+    status = "" if finished == len(cells) else '<p class="status">This grid is not finished.</p>'
     results = "\n".join(map(to_html, result_tables(record)))
-    sections = [f'<section id="results">\n<h2>Results</h2>\n{results}\n</section>']
-    sections.append(f'<section id="cells">\n<h2>Cells</h2>\n{to_html(cells_table(record))}\n{_links(record)}</section>')
-    finished = sum(cell["status"] == FINISHED for cell in record["cells"])
-    facts = {"Job": record["name"], "Cells": f"{finished} of {len(record['cells'])} finished"}
-    folder = files("moe_dist.report")
-    return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(record["title"]),
-        kind="Grid",
-        css=(folder / "page.css").read_text(encoding="utf-8"),
-        status="" if finished == len(record["cells"]) else '<p class="status">This grid is not finished.</p>',
-        scores="",
-        facts="".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()),
-        sections="\n".join(sections),
-        version=escape(__version__),
-    )
+    sections = [
+        Section("warnings", "Warnings", listed([*_failed(record)], "warnings")),
+        Section("results", "Results", results),
+        Section("cells", "Cells", to_html(cells_table(record))),
+    ]
+    return whole_page(record["title"], "Grid", status + facts_html(facts), sections)
 
 
-def _links(record: Record) -> str:
-    """Links to the reports of the finished cells."""
-
-    def links() -> Iterator[str]:
-        for cell in record["cells"]:
-            if cell["status"] == FINISHED:
-                name = name_of(cell["at"])
-                yield f'<li><a href="{CELLS}/{name}/report.html">{name}</a></li>'
-
-    return f'<ul class="notes">{"".join(links())}</ul>'
+def _failed(record: Record) -> Iterator[str]:
+    """The cells that failed, each with its reason."""
+    for cell in record["cells"]:
+        if "reason" in cell:
+            yield f"{name_of(cell['at'])} failed: {cell['reason'].removesuffix('.')}."

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from moe_dist.grid.cells import name_of
 from moe_dist.grid.record import Record, parts_of
+from moe_dist.grid.state import CELLS
 from moe_dist.grid.summary import MCNEMAR, PAIRED_T, T_INTERVAL, WILSON, Figure, combinations, figures_of
 from moe_dist.methods.registry import method_report
 from moe_dist.places import FINISHED
@@ -63,6 +65,7 @@ def _table(
         ),
         notes=(*_notes(record, shown), *(_facts(record) if last else ())),
         corner=", ".join(_shown_axes(record, record["rows"])) or METHOD,
+        sorts=True,
     )
 
 
@@ -251,8 +254,9 @@ def cells_table(record: Record) -> Table:
         if cell.get("seconds_taken_over"):
             seconds += f", and {duration(cell['seconds_taken_over'])} shared"
         digests = [cell[name][:DIGITS] if name in cell else ABSENT for name in ("split", "predictions")]
-        rows.append(Row(_cell_name(cell), (cell["status"], *values, seconds, *digests)))
+        page = f"{CELLS}/{name_of(cell['at'])}/report.html" if cell["status"] == FINISHED else ""
+        rows.append(Row(_cell_name(cell), (cell["status"], *values, seconds, *digests), link=page))
     names = ["status", *(heading for heading, _ in known), "time", "split", "predictions"]
     columns = tuple(Column("", name) for name in names)
     notes = ("Shared: results that another cell of this grid has made, and that count there.",)
-    return Table("Cells", columns, tuple(rows), notes, corner="cell", left=True)
+    return Table("Cells", columns, tuple(rows), notes, corner="cell", left=True, sorts=True)

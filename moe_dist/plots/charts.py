@@ -14,7 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from moe_dist.plots.style import ACCENT, COLOURS, GRID, MARKERS, MUTED, SEQUENTIAL, WIDTH, class_ticks, new_figure
+from moe_dist.plots.style import (
+    ACCENT,
+    COLOURS,
+    FULL,
+    GRID,
+    INK,
+    MARKERS,
+    MUTED,
+    ON_ACCENT,
+    SEQUENTIAL,
+    WIDTH,
+    class_ticks,
+    new_figure,
+)
 
 ROWS_PER_PANEL = 24
 LARGEST_ANNOTATED = 12
@@ -89,17 +102,17 @@ def radius_scan(
     return figure
 
 
-def cluster_sizes(heading: str, sizes: np.ndarray, names: Sequence[str]) -> Figure:
-    """The number of images [E] in each expert's cluster, as bars named by the cluster's class."""
-    figure = new_figure(heading, 3.4)
+def class_bars(heading: str, counts: np.ndarray, names: Sequence[str], along: str) -> Figure:
+    """The images [C] of every class as bars with the classes' `names`; `along` says what they are the classes of."""
+    figure = new_figure(heading, 3.2)
     axes = figure.subplots()
-    bars = axes.bar(range(len(sizes)), sizes, color=ACCENT, width=0.75)
-    if len(sizes) <= LARGEST_ANNOTATED:
-        axes.bar_label(bars, [f"{size:,}" for size in sizes], fontsize=8, color=MUTED, padding=2)
+    bars = axes.bar(range(len(counts)), counts, color=ACCENT, width=0.75)
+    if len(counts) <= LARGEST_ANNOTATED:
+        axes.bar_label(bars, [f"{count:,}" for count in counts], fontsize=8, color=MUTED, padding=2)
     class_ticks(axes, list(names), "x")
     axes.grid(axis="x", visible=False)
-    axes.set_xlim(-0.6, len(sizes) - 0.4)
-    axes.set_xlabel("class of the cluster, and of its expert")
+    axes.set_xlim(-0.6, len(counts) - 0.4)
+    axes.set_xlabel(along)
     axes.set_ylabel("images")
     return figure
 
@@ -121,7 +134,7 @@ def confusion(
     if len(names) <= LARGEST_ANNOTATED:
         for (row, column), count in np.ndenumerate(counts):
             if count:
-                colour = "white" if shares[row, column] > 0.4 else "black"
+                colour = ON_ACCENT if shares[row, column] > FULL else INK
                 axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=colour)
     _matrix_axes(axes, names)
     class_ticks(axes, list(names if column_names is None else column_names), "x")
@@ -157,7 +170,7 @@ def gate_load(heading: str, gate: np.ndarray, labels: np.ndarray, names: Sequenc
     bars.margins(y=0.35)
     bars.set_ylabel("mean weight")
     bars.grid(axis="x", visible=False)
-    image = heat.imshow(by_class, cmap=SEQUENTIAL, norm=PowerNorm(0.5, 0, 1), aspect="auto", interpolation="nearest")
+    image = heat.imshow(by_class, cmap=SEQUENTIAL, norm=PowerNorm(0.5, 0, 1), aspect="auto")
     _matrix_axes(heat, names)
     class_ticks(heat, [str(expert) for expert in range(experts)], "x")
     heat.set_xlabel("expert")

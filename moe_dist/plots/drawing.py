@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from matplotlib.figure import Figure
+
+from moe_dist.plots.tables import About
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure to be saved as `name`.`form`. heading: what is seen, of which data; caption: how to read it."""
+    """A figure to be saved as `name`.svg. heading: what is seen, of which data; caption: how to read it."""
 
     name: str
     heading: str
     caption: str
     figure: Figure
-    form: Literal["png", "svg"] = "png"
+    about: About = "method"
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,4 @@ class Picture:
     width: float
     heading: str
     caption: str
+    about: About

@@ -17,7 +17,19 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from moe_dist.data.longtail import largest_first
 from moe_dist.plots.profile import draw_counts
-from moe_dist.plots.style import COLOURS, GREYS, HEAT, MARKERS, MUTED, SEQUENTIAL, WIDTH, new_figure
+from moe_dist.plots.style import (
+    COLOURS,
+    GREYS,
+    HEAT,
+    INK,
+    MARKERS,
+    MUTED,
+    ON_ACCENT,
+    PHOTOGRAPH,
+    SEQUENTIAL,
+    WIDTH,
+    new_figure,
+)
 from moe_dist.plots.training import Log, epoch_means, mark_stages
 
 PANELS_A_ROW = 3
@@ -128,17 +140,17 @@ def accuracy_under_profile(
 
 
 def schedule_grid(heading: str, top1: Mapping[tuple[int, int], float]) -> Figure:
-    """Top-1, by (t_AD, t_CL), as a heat map (ICL's Figure 4). A pair that was not run stays white."""
+    """Top-1, by (t_AD, t_CL), as a heat map (ICL's Figure 4). A pair that was not run stays empty."""
     rows, columns = sorted({ad for ad, _ in top1}), sorted({cl for _, cl in top1})
     shares = np.array([[top1.get((ad, cl), math.nan) for cl in columns] for ad in rows])
     width = min(WIDTH, 4 + 0.85 * len(columns))
     figure = new_figure(heading, 1.8 + 0.5 * len(rows), width)
     axes = figure.subplots()
     image = axes.imshow(100 * shares, cmap=SEQUENTIAL, aspect="auto")
-    middle = (np.nanmin(shares) + np.nanmax(shares)) / 2
+    full = np.nanmin(shares) + 0.75 * (np.nanmax(shares) - np.nanmin(shares))
     for (row, column), share in np.ndenumerate(shares):
         if not math.isnan(share):
-            colour = "white" if share > middle else "black"
+            colour = ON_ACCENT if share > full else INK
             axes.text(column, row, f"{100 * share:.2f}", ha="center", va="center", fontsize=8.5, color=colour)
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
@@ -190,7 +202,7 @@ def grad_cam(heading: str, looked_at: Mapping[str, np.ndarray], titles: Sequence
             axes.spines[:].set_visible(False)
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.imshow(image)
+            axes.imshow(image, interpolation=PHOTOGRAPH)
             if column:
                 overlay(axes, own_cams[column - 1], len(image))
                 axes.set_xlabel(names[looked_at["predicted"][row, column - 1]], fontsize=8, color=MUTED)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe_dist.plots.longtail import overlay
-from moe_dist.plots.style import COLOURS, HEAT, MUTED, WIDTH, new_figure
+from moe_dist.plots.style import COLOURS, HEAT, MUTED, PHOTOGRAPH, WIDTH, new_figure
 from moe_dist.plots.training import Log, epoch_means, mark_stages
 
 GATE_NUMBERS = {"entropy": "entropy of the gate", "separation": "separation", "blend": "a", "residual": "w_r"}
@@ -41,12 +41,12 @@ def responsibility_maps(
         shown: list[Axes] = list(grid[row])
         for axes in shown:
             _bare(axes)
-            axes.imshow(image)
+            axes.imshow(image, interpolation=PHOTOGRAPH)
         if cams is not None:
             overlay(shown[1], cams[row], len(image))
         for axes, maps in zip(shown[across - len(largest) :], largest.values()):
             edges = (-0.5, len(image) - 0.5, len(image) - 0.5, -0.5)
-            axes.imshow(maps[row], cmap=HEAT, alpha=0.6, interpolation="nearest", extent=edges)
+            axes.imshow(maps[row], cmap=HEAT, alpha=0.6, interpolation=PHOTOGRAPH, extent=edges)
     for axes, name in zip(grid[0], ["image", *(["Grad-CAM"] if cams is not None else []), *largest]):
         axes.set_title(name, fontsize=8)
     return figure

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
 from moe_dist.files import whole_file
@@ -24,12 +25,19 @@ GRID = "#e4e7eb"
 ACCENT = "#0072b2"
 
 # Okabe and Ito's palette, the yellow left out: it is too light for a line on white.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+COLOURS = (ACCENT, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-SEQUENTIAL = "Blues"
+SEQUENTIAL = LinearSegmentedColormap.from_list("covering", [(*to_rgb(ACCENT), 0.0), (*to_rgb(ACCENT), 1.0)])
+"""Colours of a heat map: the more there is, the less of the page shows through, whether it is white or dark."""
+ON_ACCENT = "#fefefe"
+"""Letters on a full cell of a heat map."""
+FULL = 0.6
+"""From this share of the largest value on a cell, whose colour follows the root, counts as full."""
 GREYS = ("#4a525c", "#8d96a1", "#c6ccd3")
 HEAT = "inferno"
 """Colours of a map over a photograph; no blue sky looks like them."""
+PHOTOGRAPH = "auto"
+"""Photographs are brought to the size they are drawn at, so that a large one does not make the file large."""
 
 _SETTINGS: Any = {
     "font.family": "sans-serif",
@@ -60,6 +68,7 @@ _SETTINGS: Any = {
     "figure.titleweight": "bold",
     "savefig.dpi": 150,
     "svg.hashsalt": "moe-dist",  # or names inside the file are drawn by chance
+    "image.interpolation": "none",  # the cells of a heat map stay cells at any size
     "text.parse_math": False,  # a class may be called "$5 off"
 }
 

@@ -5,14 +5,18 @@ A column of a paper's figures is marked in all three.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from typing import Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
+About = Literal["results", "training", "classes", "experts", "method", "data"]
+"""What a table or figure is about: its section of a report. `method`: what only its method has."""
 PAPER_MARK = "†"
 ABSENT = "–"
 """Text of a cell whose figure does not exist."""
@@ -37,16 +41,23 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: its heading and one cell a column. begins_section: a line is drawn above it."""
+    """A row: its heading and one cell a column. begins_section: a line is drawn above it.
+
+    link: what the heading leads to on a page.
+    """
 
     heading: str
     cells: tuple[str, ...]
     begins_section: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table. corner: heading of the row headings; notes: below the table; left: cells are text, not figures."""
+    """A table. corner: heading of the row headings; notes: below the table; left: cells are text, not figures.
+
+    sorts: its rows are alike, and a page lets a reader sort them; about: the section of a report that it stands in.
+    """
 
     title: str
     columns: tuple[Column, ...]
@@ -54,6 +65,8 @@ class Table:
     notes: tuple[str, ...] = ()
     corner: str = ""
     left: bool = False
+    sorts: bool = False
+    about: About = "results"
 
 
 def to_rich(table: Table) -> RichTable:
@@ -108,12 +121,17 @@ def _markdown_cell(text: str) -> str:
 def to_html(table: Table) -> str:
     """The table as an HTML fragment: <div class="table"> with a caption, and its notes. Every text is escaped."""
     body = "\n".join(_html_row(table, row) for row in table.rows)
-    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    notes = "".join(f"<li>{sentence_html(note)}</li>" for note in table.notes)
     return (
-        f'<div class="table"><table class="{"texts" if table.left else "figures"}">'
+        f'<div class="table"><table class="{"texts" if table.left else "figures"}{" sorts" if table.sorts else ""}">'
         f"<caption>{escape(table.title)}</caption>\n<thead>{_html_head(table)}</thead>\n<tbody>\n{body}\n</tbody></table>"
         "</div>\n" + (f'<ul class="notes">{notes}</ul>' if notes else "")
     )
+
+
+def sentence_html(text: str) -> str:
+    """Plain text as HTML; what stands between backticks is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _html_head(table: Table) -> str:
@@ -133,7 +151,8 @@ def _html_head(table: Table) -> str:
 def _html_row(table: Table, row: Row) -> str:
     cells = "".join(f"<td{_css(column)}>{escape(cell)}</td>" for column, cell in zip(table.columns, row.cells))
     section = ' class="section"' if row.begins_section else ""
-    return f'<tr{section}><th scope="row">{escape(row.heading)}</th>{cells}</tr>'
+    heading = f'<a href="{escape(row.link)}">{escape(row.heading)}</a>' if row.link else escape(row.heading)
+    return f'<tr{section}><th scope="row">{heading}</th>{cells}</tr>'
 
 
 def _css(column: Column) -> str:

@@ -23,7 +23,7 @@ def training_curves(heading: str, log: Log) -> Figure:
     Without a validation the loss terms stand alone. Epochs are counted through all stages, and a dotted line marks
     where a stage ends.
     """
-    epochs = list(dict.fromkeys((record["stage"], record["epoch"]) for record in log))
+    epochs = epochs_of(log)
     terms = sorted({key for record in log for key in record if key.startswith("loss/")})
     scores = sorted({key for record in log for key in record if key.startswith("val/") and key != "val/loss"})
     figure = new_figure(heading, 3.6)
@@ -42,14 +42,60 @@ def training_curves(heading: str, log: Log) -> Figure:
         for number, key in enumerate(scores):
             look: Any = {"color": ACCENT if len(scores) == 1 else COLOURS[number % len(COLOURS)], "markersize": 3}
             axes.plot(*epoch_means(log, epochs, key), marker="o", label=key.removeprefix("val/"), **look)
-        names = [key.removeprefix("val/").replace("_", " ").capitalize() for key in scores]
-        name = "Top-1 accuracy" if scores == ["val/top1"] else names[0] if len(names) == 1 else "Scores"
-        axes.set_title(f"{name} on the validation split")
+        axes.set_title(f"{_words(scores)} on the validation split")
         if len(scores) > 1:
             axes.legend()
     for axes in (losses, *beside):
         mark_stages(axes, [stage for stage, _ in epochs])
     return figure
+
+
+def curves_of_models(heading: str, models: Mapping[str, Log]) -> Figure:
+    """Training and validation of every model by epoch: losses on the left, its score on validation on the right.
+
+    models: logs by the models' titles. A whole line is the objective, a broken one the validation loss. Without a
+    validation the losses stand alone.
+    """
+    scored = [key for key in map(score_of, models.values()) if key]
+    figure = new_figure(heading, 3.8)
+    losses, *beside = figure.subplots(1, 2 if scored else 1, squeeze=False)[0]
+    for number, (title, log) in enumerate(models.items()):
+        epochs = epochs_of(log)
+        colour = COLOURS[number % len(COLOURS)]
+        objective = epoch_means(log, epochs, "loss")
+        losses.plot(*objective, color=colour, marker="o" if len(objective[0]) == 1 else "", label=title)
+        losses.plot(*epoch_means(log, epochs, "val/loss"), color=colour, linestyle="--", linewidth=1.4)
+        for axes in beside:
+            if key := score_of(log):
+                axes.plot(*epoch_means(log, epochs, key), color=colour, marker="o", markersize=3)
+    losses.set_title("Loss: training (whole line), validation (broken line)" if scored else "Loss")
+    for axes in beside:
+        axes.set_title(f"{_words(scored)} on the validation split")
+    if all(value > 0 for line in losses.lines for value in np.asarray(line.get_ydata())):
+        _log_scale(losses)
+    for axes in (losses, *beside):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower left", ncols=min(5, len(models)))
+    return figure
+
+
+def epochs_of(log: Log) -> list[tuple[str, int]]:
+    """The epochs (stage, epoch) of a log in their order."""
+    return list(dict.fromkeys((record["stage"], record["epoch"]) for record in log))
+
+
+def score_of(log: Log) -> str | None:
+    """The key of the score on validation that a log is looked at by: top-1 where it is there; None without any."""
+    keys = sorted({key for record in log for key in record if key.startswith("val/") and key != "val/loss"})
+    return "val/top1" if "val/top1" in keys else next(iter(keys), None)
+
+
+def _words(scores: Sequence[str]) -> str:
+    """The name of the scores, of `val/NAME` each, if it is one."""
+    if set(scores) == {"val/top1"}:
+        return "Top-1 accuracy"
+    return scores[0].removeprefix("val/").replace("_", " ").capitalize() if len(set(scores)) == 1 else "Scores"
 
 
 def _log_scale(axes: Axes) -> None:

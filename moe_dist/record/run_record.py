@@ -36,7 +36,8 @@ class RunRecord:
     that makes nothing is added to the list and does not change the top.
     """
 
-    def __init__(self, run: Path, job: Job, data: OpenedData, launcher: str) -> None:
+    def __init__(self, run: Path, job: Job, data: OpenedData, launcher: str, notices: Sequence[str] = ()) -> None:
+        """notices: what was said of the data and the settings before."""
         self._run, self._models = run, list(job.models)
         self._content: dict[str, Any] = read_json(run / RECORD) or {"layout": LAYOUT, "status": RUNNING, "starts": []}
         self._starts: list[dict[str, Any]] = self._content.pop("starts")
@@ -50,7 +51,7 @@ class RunRecord:
         self._start: dict[str, Any] = {"status": RUNNING, "time": time.time(), "seconds": None, "worked": False}
         self._start |= _circumstances(job, launcher)
         self._starts.append(self._start)
-        self._data = _facts(job, data)
+        self._data = _facts(job, data) | {"notices": list(notices)}
         self._write({} if self.number else self._shown([self.number]))
 
     @property

@@ -50,6 +50,7 @@ def rejection_table(run: RunDirectory) -> Table:
         rows=tuple(rows),
         notes=(note,),
         corner="Threshold",
+        about="classes",
     )
 
 
@@ -68,7 +69,7 @@ def draw_reliability(run: RunDirectory, model: ModelRun, evaluation: Evaluation)
         f"Above, the share of right answers among images of a probability ({BINS} bins); below the diagonal, the model "
         f"is too sure. Below, how many images have it. Expected calibration error: {said}.{fitted}",
         reliability_diagram(heading, {name: _bins(values, evaluation.right) for name, values in series.items()}),
-        form="svg",
+        about="classes",
     )
 
 

@@ -9,14 +9,17 @@ import numpy as np
 
 from moe_dist.metrics.classification import confusion_counts
 from moe_dist.metrics.clustering import match
-from moe_dist.plots import charts
+from moe_dist.plots import charts, profile
 from moe_dist.plots.drawing import Drawing, Picture
 from moe_dist.plots.style import WIDTH, save_figure, style
-from moe_dist.plots.training import training_curves
+from moe_dist.plots.training import curves_of_models, epoch_means, epochs_of, score_of, training_curves
 from moe_dist.report.calibration import draw_reliability
 from moe_dist.report.longtail import draw_longtail
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
 from moe_dist.report.tune import draw_searches
+
+LARGEST_NAMED = 30
+"""Largest number of classes that get a bar with their name in the profile of the data."""
 
 
 def draw_figures(run: RunDirectory) -> list[Picture]:
@@ -30,15 +33,17 @@ def draw_figures(run: RunDirectory) -> list[Picture]:
             counterparts.setdefault(figure, []).append(sentence)
     with style():
         for drawing in _drawings(run):
-            path = folder / f"{drawing.name}.{drawing.form}"
-            save_figure(drawing.figure, path, drawing.form)
+            path = folder / f"{drawing.name}.svg"
+            save_figure(drawing.figure, path, "svg")
             caption = " ".join([*counterparts.get(drawing.name, ()), drawing.caption])
-            pictures.append(Picture(path, drawing.figure.get_figwidth() / WIDTH, drawing.heading, caption))
+            width = drawing.figure.get_figwidth() / WIDTH
+            pictures.append(Picture(path, width, drawing.heading, caption, drawing.about))
     return pictures
 
 
 def _drawings(run: RunDirectory) -> Iterator[Drawing]:
     """Every figure that the run has results for, drawn only when it is asked for."""
+    yield from _all_curves(run)
     if run.classifying:
         yield _precision(run)
     for report, models in run.reports():
@@ -47,7 +52,7 @@ def _drawings(run: RunDirectory) -> Iterator[Drawing]:
         for name, gate in evaluation.gates.items():
             yield _gate_load(run, model, name, gate, evaluation.labels)
     for model in run.models.values():
-        for stage, log in [*model.earlier_logs.items(), ("", model.log)]:
+        for stage, log in [("", model.log), *model.earlier_logs.items()]:
             if any(record["kind"] == "epoch" for record in log):
                 yield _training(run, model, stage, log)
     yield from draw_longtail(run)
@@ -58,6 +63,57 @@ def _drawings(run: RunDirectory) -> Iterator[Drawing]:
             yield draw_reliability(run, model, evaluation)
         else:
             yield _clusters_and_classes(run, model, evaluation)
+    yield from _data(run)
+
+
+def _all_curves(run: RunDirectory) -> Iterator[Drawing]:
+    """Training and validation of all models in one plot; a single model's own figure shows more."""
+    logs = {model.title: model.log for model in run.models.values() if any("loss" in record for record in model.log)}
+    if len(logs) < 2:
+        return
+    heading = f"Training and validation of every model ({run.record['dataset']})"
+    ends = [f"{title} {scores[-1]:.3f}" for title, log in logs.items() if (scores := _scores(log))]
+    yield Drawing(
+        "curves",
+        heading,
+        "Each model's objective (what it minimises, so that one model's level says nothing about another's) and the "
+        "negative log-likelihood on the validation split, means of an epoch."
+        + (f" Score on validation at the end: {', '.join(ends)}." if ends else ""),
+        curves_of_models(heading, logs),
+        about="training",
+    )
+
+
+def _scores(log: Sequence[dict[str, Any]]) -> list[float]:
+    """The score on validation by epoch; none without a validation."""
+    key = score_of(log)
+    return epoch_means(log, epochs_of(log), key)[1] if key else []
+
+
+def _data(run: RunDirectory) -> Iterator[Drawing]:
+    """How many training images each class has, and what images look like."""
+    names, counts = run.record["classes"], run.class_counts
+    if counts is not None:
+        heading = f"Training images by class ({run.record['dataset']}, n = {counts.sum():,})"
+        few = len(counts) <= LARGEST_NAMED
+        yield Drawing(
+            "class_profile",
+            heading,
+            f"The largest class has {counts.max():,} images, the smallest {counts.min():,}; without those of the "
+            "validation split, and without images that have no label.",
+            charts.class_bars(heading, counts, names, "class") if few else profile.class_profile(heading, counts),
+            about="data",
+        )
+    if (found := run.sample_images) is not None:
+        images, labels = found
+        heading = f"Some training images of {len(set(labels.tolist()))} classes ({run.record['dataset']})"
+        yield Drawing(
+            "sample_images",
+            heading,
+            "As they are after decoding, before any random change; classes equally spaced by size, the largest first.",
+            profile.sample_images(heading, images, labels, names),
+            about="data",
+        )
 
 
 def _precision(run: RunDirectory) -> Drawing:
@@ -69,6 +125,7 @@ def _precision(run: RunDirectory) -> Drawing:
         "Of the test images a model assigns to a class, the share that belongs to it. The axis does not start at 0; a "
         "cross at its left end marks a class that the model never predicts.",
         charts.precision_by_class(heading, run.record["classes"], models),
+        about="classes",
     )
 
 
@@ -80,6 +137,7 @@ def _gate_load(run: RunDirectory, model: ModelRun, name: str, gate: np.ndarray, 
         "Mean gate weight of each expert over all test images (above) and over the images of each class (below). A "
         "gate that specialises has one dark cell in a row; one that has collapsed has one dark column.",
         charts.gate_load(heading, gate, labels, run.record["classes"]),
+        about="experts",
     )
 
 
@@ -99,6 +157,7 @@ def _training(run: RunDirectory, model: ModelRun, stage: str, log: Sequence[dict
         if any("val/loss" in record for record in log)
         else f"{terms.capitalize()}. There was no validation{last}.",
         training_curves(heading, log),
+        about="training",
     )
 
 
@@ -111,6 +170,7 @@ def _test_confusion(run: RunDirectory, model: ModelRun, evaluation: Evaluation) 
         heading,
         "Rows are true classes, columns predictions; colour follows the square root of the share of the row.",
         charts.confusion(heading, counts, names, "predicted class"),
+        about="classes",
     )
 
 
@@ -129,4 +189,5 @@ def _clusters_and_classes(run: RunDirectory, model: ModelRun, evaluation: Evalua
         "Rows are true classes, which the method does not see, columns its clusters, in the order of the classes that "
         "they are matched with; colour follows the square root of the share of the row.",
         charts.confusion(heading, counts[:, order], names, "cluster", [str(cluster) for cluster in order]),
+        about="classes",
     )

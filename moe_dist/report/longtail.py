@@ -43,6 +43,7 @@ def _accuracy_by_size(run: RunDirectory, counts: np.ndarray) -> Drawing:
         f"Above, the training images of every class (n = {run.record['counts']['train']:,}); below, the share of each "
         "class's test images that a model gets right. Bars: the mean over the classes of a group.",
         plots.accuracy_under_profile(heading, counts, models, run.class_groups),
+        about="classes",
     )
 
 
@@ -57,6 +58,7 @@ def _gradient_shares(run: RunDirectory, logs: Mapping[str, list[dict[str, Any]]]
         "Mean absolute gradient of the last convolution of every expert, "
         "summed over the steps of an epoch, as shares. Stages that train no convolution have none.",
         plots.gradient_shares(heading, logs),
+        about="experts",
     )
 
 
@@ -73,6 +75,7 @@ def _divergence(run: RunDirectory, counts: np.ndarray) -> Drawing:
         "KL divergence between the softmax outputs of two experts, summed over "
         "ordered pairs of experts, mean over a class's test images.",
         plots.divergence_by_class(heading, counts, models),
+        about="experts",
     )
 
 
@@ -88,6 +91,7 @@ def _features(run: RunDirectory, projected: Mapping[str, Mapping[str, Any]]) -> 
         "Classes equally spaced by size, the largest named first. Distances between "
         "clusters, and panels with each other, do not compare.",
         plots.feature_maps(heading, projected, run.record["classes"]),
+        about="classes",
     )
 
 
@@ -109,4 +113,5 @@ def _grad_cam(run: RunDirectory, model: ModelRun, looked_at: Mapping[str, np.nda
         "by its own maximum. Images: the first of each class in the test split. Below a map: what the expert takes "
         "the image for.",
         plots.grad_cam(heading, looked_at, titles, names),
+        about="experts",
     )

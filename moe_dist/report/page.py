@@ -1,78 +1,88 @@
-"""report.html: one file that holds its pictures and opens without a network. Every text from outside is escaped."""
+"""report.html of a run: what its sections are, and what stands in each. Every text from outside is escaped."""
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
-from importlib.resources import files
-from string import Template
+from pathlib import Path
 
-from moe_dist import __version__
-from moe_dist.plots.drawing import Picture
+from moe_dist.places import FINISHED
+from moe_dist.plots.drawing import About, Picture
 from moe_dist.plots.tables import Table, percent, to_html
+from moe_dist.report.frame import Section, facts_html, folded, link, listed, whole_page
+from moe_dist.report.inline import figure_html
 from moe_dist.report.run import Evaluation, ModelRun, RunDirectory
-from moe_dist.report.tables import class_table, restarts_in_words, steps_table
+from moe_dist.report.tables import class_table, steps_table
+from moe_dist.report.warnings import warnings_of
 from moe_dist.terminal import duration
 
-IMAGE_KINDS = {".png": "image/png", ".svg": "image/svg+xml"}
 KINDS = {"train": "Training", "reproduce": "Reproduction", "tune": "Search"}
+FILES = ("job.yaml", "run.json", "metrics.json", "results.md")
+"""Files of a run directory that the page links to."""
 
 
 def render_page(run: RunDirectory, results: Sequence[Table], pictures: Sequence[Picture]) -> str:
-    """The page as HTML: headline, results, figures, steps, classes, job, and how to read the numbers."""
-    sections = [_section("results", "Results", "\n".join(map(to_html, results)))]
-    if pictures:
-        sections.append(_section("figures", "Figures", "\n".join(map(_figure, pictures))))
-    steps = steps_table(run)
-    if steps.rows:
-        sections.append(_section("steps", "Steps", to_html(steps)))
-    if run.classifying:
-        classes = _details(f"Precision and recall of {len(run.record['classes'])} classes", to_html(class_table(run)))
-        sections.append(_section("classes", "Class by class", classes))
-    job = _details("The resolved job, every default written out", f"<pre>{escape(run.job_text)}</pre>")
-    sections += [_section("job", "Job", job), _section("notes", "How to read these numbers", _notes(run))]
-    folder = files("moe_dist.report")
-    return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(run.job["title"] or run.job["name"]),
-        kind=escape(f"{KINDS[run.job['kind']]} on {run.record['dataset']}"),
-        css=(folder / "page.css").read_text(encoding="utf-8"),
-        status=_status(run),
-        scores="".join(_score(model, evaluation) for model, evaluation in run.evaluated),
-        facts=_facts(run),
-        sections="\n".join(sections),
-        version=escape(__version__),
+    """The page as HTML. results: the tables, in the section of what each is about."""
+    title = run.job["title"] or run.job["name"]
+    return whole_page(title, f"{KINDS[run.job['kind']]} on {run.record['dataset']}", _headline(run), _sections(
+        run, results, pictures
+    ))  # fmt: skip
+
+
+def _sections(run: RunDirectory, results: Sequence[Table], pictures: Sequence[Picture]) -> list[Section]:
+    """The sections in the page's order; some may be empty."""
+    figures = {id(picture): figure_html(picture, number) for number, picture in enumerate(pictures, 1)}
+
+    def about(subject: About, *further: str) -> str:
+        tables = [to_html(table) for table in results if table.about == subject]
+        shown = [figures[id(picture)] for picture in pictures if picture.about == subject]
+        drawn = [f'<div class="drawings">{"".join(shown)}</div>'] if shown else []
+        return "\n".join([*tables, *drawn, *filter(None, further)])
+
+    classes = run.classifying and folded(
+        f"Precision and recall of {len(run.record['classes'])} classes", to_html(class_table(run))
     )
+    tables = "\n".join(to_html(table) for table in results if table.about == "results")
+    return [
+        Section("warnings", "Warnings", listed(warnings_of(run), "warnings")),
+        Section("results", "Results", tables),
+        Section("training", "Training", about("training")),
+        Section("classes", "Class by class", about("classes", classes or "")),
+        Section("experts", "Experts and gates", about("experts")),
+        Section("method", "Inside the method", about("method")),
+        Section("data", "Data", about("data")),
+        Section("environment", "Time and machines", _environment(run)),
+        Section("job", "What was asked", _job(run)),
+        Section("notes", "How to read these numbers", listed(_notes(run))),
+    ]
 
 
-def _section(name: str, title: str, content: str) -> str:
-    return f'<section id="{name}">\n<h2>{escape(title)}</h2>\n{content}\n</section>'
+def _headline(run: RunDirectory) -> str:
+    """The state of the run where it is not finished, the models' scores, and what the run is."""
+    missing = [model.title for model in run.models.values() if model.evaluation is None]
+    rest = f"; not evaluated yet: {', '.join(missing)}" if missing else ""
+    state = "" if run.status == FINISHED else f"This run is not finished (status: {run.status}){rest}."
+    scores = "".join(_score(model, evaluation) for model, evaluation in run.evaluated)
+    counts = run.record["counts"]
+    facts = {
+        "Command": f"<code>{escape(run.record['command'])}</code>",
+        "Data": escape(
+            f"{run.record['dataset']}, {len(run.record['classes'])} classes; {counts['train']:,} training, "
+            f"{counts['val']:,} validation, {counts['test']:,} test images"
+        ),
+        "Split": f"<code>{escape(run.record['split_digest'])}</code>",
+        "Seed": str(run.job["seed"]),
+        "Beside this page": ", ".join(_links(run.path)),
+    }
+    status = f'<p class="status">{escape(state)}</p>' if state else ""
+    return f'{status}<div class="scores">{scores}</div>{facts_html(facts)}'
 
 
-def _details(summary: str, content: str) -> str:
-    return f"<details>\n<summary>{escape(summary)}</summary>\n{content}\n</details>"
-
-
-def _figure(picture: Picture) -> str:
-    data, kind = b64encode(picture.path.read_bytes()).decode("ascii"), IMAGE_KINDS[picture.path.suffix]
-    return (
-        f'<figure><img style="width: {picture.width:.0%}" src="data:{kind};base64,{data}"'
-        f' alt="{escape(picture.heading)}">'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
-    )
-
-
-def _status(run: RunDirectory) -> str:
-    """Warnings for the top of the page: the run is not finished, or was restarted."""
-    sentences = []
-    if run.status != "finished":
-        missing = [model.title for model in run.models.values() if model.evaluation is None]
-        rest = f"; not evaluated yet: {', '.join(missing)}" if missing else ""
-        sentences.append(f"This run is not finished (status: {run.status}){rest}.")
-    if run.restarts:
-        sentences.append(f"{restarts_in_words(run.restarts)}; the last table of the results tells of each.")
-    return "".join(f'<p class="status">{escape(sentence)}</p>' for sentence in sentences)
+def _links(run: Path) -> list[str]:
+    """Links to the files of the run, and from a cell to its grid."""
+    grid = [link("../../report.html", "the grid of this cell")] if run.absolute().parent.name == "cells" else []
+    return grid + [link(name, name) for name in FILES if (run / name).is_file()]
 
 
 def _score(model: ModelRun, evaluation: Evaluation) -> str:
@@ -90,28 +100,19 @@ def _score(model: ModelRun, evaluation: Evaluation) -> str:
     )
 
 
-def _facts(run: RunDirectory) -> str:
-    """The facts of the run: command, data, split, seed, workers, hardware, time, version and bad samples."""
-    record, counts = run.record, run.record["counts"]
+def _environment(run: RunDirectory) -> str:
+    """When and how long, on which machines, by which versions; then every step of every model."""
+    record = run.record
     facts = {
-        "Command": f"<code>{escape(record['command'])}</code>",
-        "Data": escape(
-            f"{record['dataset']}, {len(record['classes'])} classes; {counts['train']:,} training, "
-            f"{counts['val']:,} validation, {counts['test']:,} test images"
-        ),
-        "Split": f"<code>{escape(record['split_digest'])}</code>",
-        "Seed": str(run.job["seed"]),
-        "Workers": str(run.job["workers"]),
-        "Hardware": escape(run.hardware),
-        "Time": escape(_time(record["seconds"], record["started"])),
-        "Version": escape(f"moe-dist {record.get('code', record['version'])}"),
+        "Time": _time(record["seconds"], record["started"]),
+        "Hardware": run.hardware,
+        "Workers": f"{run.job['workers']}" + (f", launcher {record['launcher']}" if "launcher" in record else ""),
+        "Version": f"moe-dist {record.get('code', record['version'])}",
+        "torch": record.get("torch", ""),
     }
-    if (bad := run.bad_samples).count:
-        rest = f"; {bad.count - len(bad.first)} more in the folder bad_samples" if bad.count > len(bad.first) else ""
-        facts["Bad samples"] = (
-            f"{bad.count} left out: of weight 0 in training, in no accuracy; {escape('; '.join(bad.first))}{rest}"
-        )
-    return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
+    steps = steps_table(run)
+    known = facts_html({name: escape(fact) for name, fact in facts.items() if fact})
+    return known + (to_html(steps) if steps.rows else "")
 
 
 def _time(seconds: float | None, started: str) -> str:
@@ -120,8 +121,12 @@ def _time(seconds: float | None, started: str) -> str:
     return moment if seconds is None else f"{duration(seconds)}, {moment}"
 
 
-def _notes(run: RunDirectory) -> str:
-    """A list of notes on data, selection and comparison."""
+def _job(run: RunDirectory) -> str:
+    return folded("The resolved job, every default written out", f"<pre>{escape(run.job_text)}</pre>")
+
+
+def _notes(run: RunDirectory) -> list[str]:
+    """Notes on data, selection and comparison."""
     notes = [
         "Training, schedules and thresholds see the training and validation parts alone, and so does the choice of an "
         "epoch; the test split is read at the end.",
@@ -135,4 +140,4 @@ def _notes(run: RunDirectory) -> str:
     absent = max((evaluation.metrics["classes_absent"] for _, evaluation in run.classifying), default=0)
     if absent:
         notes.append(f"{absent} of {len(run.record['classes'])} classes have no test image and are in no average.")
-    return '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"
+    return notes

@@ -19,7 +19,7 @@ from moe_dist.methods.reporting import MethodReport
 from moe_dist.metrics.calibration import tempered
 from moe_dist.metrics.classification import ClassificationMetrics, classification_metrics, reported_groups
 from moe_dist.metrics.clustering import ClusteringMetrics, clustering_metrics
-from moe_dist.places import ModelFolder, status_of
+from moe_dist.places import SAMPLE_IMAGES, ModelFolder, status_of
 from moe_dist.record.restarts import Restart
 from moe_dist.report.paper import PaperTable, paper_table
 from moe_dist.yaml_core import load_run_yaml
@@ -212,10 +212,24 @@ class RunDirectory:
         return [restart for start in self.record.get("starts", []) for restart in start.get("restarts", [])]
 
     @property
+    def notices(self) -> list[str]:
+        """What the run said of its data and settings before it began; none in a run from before they were recorded."""
+        return list(self.record.get("notices", []))
+
+    @property
     def class_counts(self) -> np.ndarray | None:
         """The training images [C] of every class, without validation; None in a run from before they were recorded."""
         counts = self.record.get("class_counts")
         return np.array(counts) if counts else None
+
+    @cached_property
+    def sample_images(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Some training images [V, 3, S, S] uint8 and their classes [V]; None where the run kept none."""
+        path = self.path / SAMPLE_IMAGES
+        if not path.is_file():
+            return None
+        arrays = _read_arrays(path)
+        return arrays["images"], arrays["labels"]
 
     @property
     def class_groups(self) -> dict[str, np.ndarray]:

@@ -199,6 +199,8 @@ def experts_table(run: RunDirectory, metrics: Metrics) -> Table:
         columns=tuple(Column("", name) for name in columns.values()),
         rows=tuple(rows),
         corner="Model",
+        sorts=True,
+        about="experts",
     )
 
 
@@ -219,6 +221,7 @@ def class_table(run: RunDirectory) -> Table:
         rows=tuple(rows),
         notes=(f"{ABSENT}: undefined (precision of a class never predicted, recall of one without a test image).",),
         corner="Class",
+        sorts=True,
     )
 
 
@@ -254,6 +257,7 @@ def restarts_table(run: RunDirectory) -> Table:
     ]
     return Table(
         title=restarts_in_words(run.restarts),
+        about="environment",
         columns=tuple(Column("", name) for name in ("of", "when", "after step", "went on from", "lost")),
         rows=tuple(rows),
         notes=(

@@ -77,6 +77,7 @@ def best_table(run: RunDirectory, record: SearchRecord) -> Table:
             "Selected on validation alone; the test split was not looked at.",
         ),
         corner="Expert",
+        sorts=True,
     )
 
 
@@ -183,6 +184,7 @@ def _learning_curves(run: RunDirectory, record: SearchRecord) -> Drawing:
         heading,
         f"One thin line for the best trial of each of {len(studies)} studies, the thick line is their median.",
         score_curves(heading, "epoch", lines),
+        about="training",
     )
 
 
@@ -199,4 +201,5 @@ def _best_so_far(run: RunDirectory, record: SearchRecord) -> Drawing:
         "The best score among the first trials of a study, a thin line each; the thick line is their median. The first "
         "trials are the job's own configuration and the method's suggestion, where the search began with them.",
         score_curves(heading, "trials", lines),
+        about="training",
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from moe_dist.record.run_record import RunRecord
 from moe_dist.report.build import build_report
 from moe_dist.report.paper import paper_table
 from moe_dist.run.notices import notices
+from moe_dist.run.sample_images import keep_sample_images
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import best_on_validation
 from moe_dist.train.origin import origin_of
@@ -61,33 +64,44 @@ def run_job(
     with show.working("data"):
         place = ensure_shards(job.data, shared_cache(), show.shards)
         data = open_data(job.data, job.seed, cache_folder(), place)
+    told = []
+    for sentence in chain(_told_of_data(job, data, place), notices(job), _told_of_models(job, run, data)):
+        show.notice(sentence)
+        told.append(sentence)
+    with only_driver(run, show):
+        if not begun_before and (run / "job.yaml").exists():
+            raise UserError(
+                f"{run}: another moe-dist has begun a run here meanwhile; choose another folder, or --resume"
+            )
+        return _drive(job, run, data, launcher_name, show, told, shares, mirror)
+
+
+def _told_of_data(job: Job, data: OpenedData, place: str) -> Iterator[str]:
+    """What is to be known of the job's data, whose shards are at `place`, a sentence each."""
     for absent, split, then in (
         (data.untested_classes, "test", "are in no average"),
         (data.unvalidated_classes, "validation", "have no say in what validation decides"),
     ):
         if absent:
             names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-            show.notice(f"{len(absent)} of {data.info.classes} classes have no {split} image ({names}) and {then}")
-    repeated = repeated_images(place, job.data.remote) if job.data.use == "split" else []
-    kept = how_images_were_kept(read_index(join(place, "train"), job.data.remote), job.data.imbalance_choice)
-    for sentence in [*kept, *repeated, *notices(job)]:
-        show.notice(sentence)
+            yield f"{len(absent)} of {data.info.classes} classes have no {split} image ({names}) and {then}"
+    yield from how_images_were_kept(read_index(join(place, "train"), job.data.remote), job.data.imbalance_choice)
+    if job.data.use == "split":
+        yield from repeated_images(place, job.data.remote)
+
+
+def _told_of_models(job: Job, run: Path, data: OpenedData) -> Iterator[str]:
+    """What is to be known of the job's models, a sentence each. Raises UserError for one that cannot work."""
     for model, config in job.models.items():
         for sentence in config.notices():
-            show.notice(f"{model}: {sentence}")
+            yield f"{model}: {sentence}"
         require_trainable(job, open_method(job, model, data), len(data.val_samples))
         if origin := origin_of(job, model):
-            show.notice(origin.in_words(open_method(job, model, data)))
+            yield origin.in_words(open_method(job, model, data))
         if job.kind == "tune":
             from moe_dist.tune.requirements import require_searchable  # imports Optuna, which only searches need
 
             require_searchable(job, open_method(job, model, data), data, run / model)
-    with only_driver(run, show):
-        if not begun_before and (run / "job.yaml").exists():
-            raise UserError(
-                f"{run}: another moe-dist has begun a run here meanwhile; choose another folder, or --resume"
-            )
-        return _drive(job, run, data, launcher_name, show, shares, mirror)
 
 
 def require_one_training(job: Job) -> None:
@@ -98,17 +112,25 @@ def require_one_training(job: Job) -> None:
 
 
 def _drive(
-    job: Job, run: Path, data: OpenedData, launcher_name: str, show: Show, shares: bool, mirror: Mirror | None
+    job: Job,
+    run: Path,
+    data: OpenedData,
+    launcher_name: str,
+    show: Show,
+    told: Sequence[str],
+    shares: bool,
+    mirror: Mirror | None,
 ) -> Path:
-    """Run a job that has been checked, as the only driver of the run directory."""
+    """Run a job that has been checked, as the only driver of the run directory. told: the notices before."""
     claim_run_directory(run, job)
     data.bad_samples.write_to(run / BAD_SAMPLES)
-    record = RunRecord(run, job, data, launcher_name)
+    record = RunRecord(run, job, data, launcher_name, told)
     with (
         record.ending() as ending,
         open_launcher(launcher_name, job, run, show, record.survived) as launcher,
         record.failing(),
     ):
+        keep_sample_images(data, run)
         drive = Drive(job, run, data, launcher, record, show, shares, mirror)
         drive.share()
         for model in job.models:

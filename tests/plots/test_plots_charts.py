@@ -80,6 +80,6 @@ def test_radius_scan_marks_the_chosen_radius_and_leaves_a_gap_without_an_index()
 
 
 def test_cluster_sizes_are_the_bars() -> None:
-    axes = charts.cluster_sizes("s", np.array([3, 1200]), ["ant", "bee"]).axes[0]
+    axes = charts.class_bars("s", np.array([3, 1200]), ["ant", "bee"], "class").axes[0]
     assert [bar.get_height() for bar in axes.patches] == [3, 1200]
     assert [text.get_text() for text in axes.texts] == ["3", "1,200"]

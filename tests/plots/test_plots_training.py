@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from moe_dist.plots.style import style
-from moe_dist.plots.training import score_curves, training_curves
+from moe_dist.plots.training import curves_of_models, score_curves, training_curves
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +58,21 @@ def test_the_median_of_scores_is_drawn_where_all_studies_have_one() -> None:
     # At 1: 0.1, 0.3, 0.2; at 2: 0.2, 0.8, 0.4.
     assert median.get_xydata().tolist() == [[1, 0.2], [2, 0.4]]
     assert axes.get_xlabel() == "trials"
+
+
+def test_all_models_share_one_plot_each_in_its_colour_with_its_own_validation() -> None:
+    def log(loss: float, **validation: float) -> list[dict[str, object]]:
+        return [{"stage": "joint", "epoch": 0, "step": 1, "loss": loss} | validation]
+
+    models = {"A": log(2.0, **{"val/loss": 3.0, "val/top1": 0.5}), "B": log(4.0)}
+    losses, scores = curves_of_models("t", models).axes
+    drawn = [(line.get_ydata(), line.get_linestyle(), line.get_color()) for line in losses.lines]
+    assert [values for values, _, _ in drawn] == [[2.0], [3.0], [4.0], []]
+    assert [style for _, style, _ in drawn[:2]] == ["-", "--"] and drawn[0][2] == drawn[1][2] != drawn[2][2]
+    assert [line.get_xydata().tolist() for line in scores.lines] == [[[1, 0.5]]]
+    assert scores.get_title(loc="left") == "Top-1 accuracy on the validation split"
+
+
+def test_models_without_a_validation_have_one_panel() -> None:
+    (axes,) = curves_of_models("t", {"A": [{"stage": "joint", "epoch": 0, "step": 1, "loss": 2.0}]}).axes
+    assert axes.get_title(loc="left") == "Loss"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -20,6 +21,8 @@ from tests.reference import metrics as reference
 DIGITS = [str(digit) for digit in range(10)]
 SIGNS = [f"{sign:05d}" for sign in range(43)]
 HOSTILE = ["</td><script>alert(1)</script>", '"><img src="http://evil.example/x">', "$title & | $$x$"]
+SECTIONS = ["results", "training", "classes", "experts", "method", "environment", "job", "notes"]
+PARTS = {"header", "section"}
 VOID = {"meta", "img", "link", "br", "input"}
 
 
@@ -46,7 +49,8 @@ class Page(HTMLParser):
         self.text += data
 
     def ids(self) -> list[str]:
-        return [attributes["id"] or "" for _, attributes in self.elements if "id" in attributes]
+        """The anchors of the page's parts."""
+        return [attributes["id"] or "" for tag, attributes in self.elements if tag in PARTS and "id" in attributes]
 
     def count(self, tag: str) -> int:
         return sum(name == tag for name, _ in self.elements)
@@ -65,7 +69,7 @@ def read_page(run: Path) -> Page:
 
 def test_sections_and_facts(digits: Path) -> None:
     page = read_page(digits)
-    assert page.ids() == ["headline", "results", "figures", "steps", "classes", "job", "notes"]
+    assert page.ids() == ["headline", *SECTIONS]
     for fact in (
         "moe-dist run jobs/demo.yaml --set workers=2",
         "sha256:4be1c0ffee",
@@ -80,22 +84,24 @@ def test_sections_and_facts(digits: Path) -> None:
 def test_the_page_needs_no_network(digits: Path) -> None:
     page = read_page(digits)
     for tag, attributes in page.elements:
-        assert tag not in ("script", "link", "iframe")
-        assert "href" not in attributes
-        assert (attributes.get("src") or "data:").startswith("data:")
-    assert "url(" not in (digits / "report.html").read_text() and "@import" not in (digits / "report.html").read_text()
+        assert tag not in ("link", "iframe")
+        assert not re.match(r"[a-z]+:|//", attributes.get("href") or "")  # to files beside the page alone
+        for name in ("src", "xlink:href"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    text = (digits / "report.html").read_text()
+    assert set(re.findall(r"url\((.)", text)) == {"#"} and "@import" not in text  # parts of the page's own figures
     assert any("default-src 'none'" in (attributes.get("content") or "") for _, attributes in page.elements)
 
 
 def test_every_figure_is_a_file_and_on_the_page(digits: Path) -> None:
     files = sorted(path.name for path in (digits / "figures").iterdir())
     per_model = {"confusion", "training"}
-    expected = {f"{name}_{model}.png" for name in per_model for model in ("dfcp", "traditional_moe", "dense")}
-    expected |= {f"{name}_dfcp.png" for name in ("radius_scan", "cluster_sizes", "pseudo_labels")}
+    expected = {f"{name}_{model}.svg" for name in per_model for model in ("dfcp", "traditional_moe", "dense")}
+    expected |= {f"{name}_dfcp.svg" for name in ("radius_scan", "cluster_sizes", "pseudo_labels")}
     expected |= {f"reliability_{model}.svg" for model in ("dfcp", "traditional_moe", "dense")}
-    expected |= {"precision_by_class.png", "gate_load_dfcp.png", "gate_load_traditional_moe.png"}
+    expected |= {"precision_by_class.svg", "gate_load_dfcp.svg", "gate_load_traditional_moe.svg", "curves.svg"}
     assert files == sorted(expected)
-    assert read_page(digits).count("img") == read_page(digits).count("figcaption") == len(expected)
+    assert read_page(digits).count("svg") == read_page(digits).count("figcaption") == len(expected)
 
 
 def test_metrics_are_flat_and_equal_a_slow_reference(digits: Path) -> None:
@@ -139,7 +145,7 @@ def test_43_classes(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", SIGNS, methods=("dfcp", "dense"), test_images=430, dataset="gtsrb")
     build_report(path)
     page = read_page(path)
-    assert page.ids() == ["headline", "results", "figures", "steps", "classes", "job", "notes"]
+    assert page.ids() == ["headline", *SECTIONS]
     assert all(sign in page.text for sign in SIGNS)
 
 
@@ -148,8 +154,9 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", HOSTILE, title=f"$x {evil}", dataset=evil, methods=("dfcp",))
     build_report(path)
     page = read_page(path)
-    assert page.count("script") == 0
+    assert page.count("script") == 1  # the page's own
     assert all((attributes.get("src") or "data:").startswith("data:") for _, attributes in page.elements)
+    assert page.count("img") == 0
     assert all(name in page.text for name in (*HOSTILE, f"$x {evil}"))
 
 
@@ -160,8 +167,8 @@ def test_an_unfinished_run_says_so_and_shows_what_is_there(tmp_path: Path) -> No
     build_report(path)
     page = read_page(path)
     assert "not finished (status: running); not evaluated yet: DFCP-MoE, Traditional MoE, Dense." in page.text
-    assert page.ids() == ["headline", "results", "figures", "steps", "job", "notes"]
-    assert not list((path / "figures").glob("precision*")) and list((path / "figures").glob("training_dfcp.png"))
+    assert page.ids() == ["headline", "results", "training", "method", "environment", "job", "notes"]
+    assert not list((path / "figures").glob("precision*")) and list((path / "figures").glob("training_dfcp.svg"))
 
 
 def test_restarts_are_warned_of_and_told_one_by_one(tmp_path: Path) -> None:
@@ -172,7 +179,7 @@ def test_restarts_are_warned_of_and_told_one_by_one(tmp_path: Path) -> None:
     starts = [{"restarts": [died]}, {}, {"restarts": [caught_up]}]
     (path / "run.json").write_text(json.dumps(record | {"starts": starts}))
     build_report(path)
-    assert "Survived: 2 restarts, 21.2 s lost; the last table" in read_page(path).text
+    assert "Survived: 2 restarts, 21.2 s lost; a table below" in read_page(path).text
     markdown = (path / "results.md").read_text()
     (first, second) = (line for line in markdown.splitlines() if line.startswith("| the worker of rank 1 died"))
     assert first.endswith("| 42 | – | – |") and second.endswith("| 42 | 36 | 21.2 s |")
@@ -182,7 +189,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", DIGITS, methods=("dense",), evaluated=[])
     (path / "dense/metrics.jsonl").unlink()
     build_report(path)
-    assert read_page(path).ids() == ["headline", "results", "job", "notes"]
+    assert read_page(path).ids() == ["headline", "results", "environment", "job", "notes"]
 
 
 def test_a_scan_without_a_sufficient_radius(tmp_path: Path) -> None:

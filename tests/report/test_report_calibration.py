@@ -77,7 +77,7 @@ def test_the_diagram_is_an_svg_that_is_the_same_every_time(run: RunDirectory, tm
     for name in ("a.svg", "b.svg"):
         with style():
             drawing = draw_reliability(run, *run.classifying[0])
-            save_figure(drawing.figure, tmp_path / name, drawing.form)
+            save_figure(drawing.figure, tmp_path / name, "svg")
         written.append((tmp_path / name).read_bytes())
     assert written[0] == written[1] and b"<svg" in written[0][:1000]
     assert "at temperature 2.50" in drawing.caption

@@ -83,7 +83,7 @@ def test_every_figure_says_data_and_number(longtail: Path) -> None:
         "grad_cam_icl",
         "grad_cam_cross_entropy",
     }
-    headings = re.findall(r'alt="([^"]*)"', (longtail / "report.html").read_text())
+    headings = re.findall(r'role="img" aria-label="([^"]*)"', (longtail / "report.html").read_text())
     assert len(headings) == len(files) and all("cifar100" in heading for heading in headings)
     for data in ("6 classes, n = 240", "training part, n = 425", "test split, n = 60)", "test split, n = 6)"):
         assert any(data in heading for heading in headings), data

@@ -86,7 +86,7 @@ def test_a_run_without_validation_uses_all_images_and_has_a_report(tmp_path: Pat
     (epoch,) = epochs_of(tmp_path / "run")
     assert not [name for name in epoch if name.startswith("val/")] and "rate_factor" in epoch
     assert 0 <= metrics["traditional_moe/top1"] <= 1
-    assert (tmp_path / "run/figures/training_traditional_moe.png").is_file()
+    assert (tmp_path / "run/figures/training_traditional_moe.svg").is_file()
     assert "0 validation" in (tmp_path / "run/report.html").read_text()
 
 

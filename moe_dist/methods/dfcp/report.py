@@ -93,7 +93,7 @@ def _pseudo_labels(run: ReportedRun, model: ReportedModel, step: ReportedStep) -
         f"cluster_sizes_{model.name}",
         heading,
         f"After clusters of one class have merged; {step.values['outliers']:,} outliers are in none of them.",
-        charts.cluster_sizes(heading, sizes, names),
+        charts.class_bars(heading, sizes, names, "class of the cluster, and of its expert"),
     )
     if not counts.any():  # nobody knows a true label
         return

@@ -60,7 +60,8 @@ class EdcwrnReport(MethodReport):
         if curves:
             heading = f"Updates of the target ({run.record['dataset']})"
             caption = "Of all samples that were clustered, whenever the target was updated."
-            yield Drawing(f"target_{models[0].name}", heading, caption, plots.by_refresh(heading, curves))
+            figure = plots.by_refresh(heading, curves)
+            yield Drawing(f"target_{models[0].name}", heading, caption, figure, about="training")
         weights = {
             model.title: model.evaluation.pictures["own"]["weights"]
             for model in models

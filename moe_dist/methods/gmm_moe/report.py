@@ -64,7 +64,8 @@ class GmmMoeReport(MethodReport):
                     "Means over each epoch's logged steps. Entropy is a share of the largest possible one: at 1 a gate "
                     "sends every place to all experts alike, at 0 to one."
                 )
-                yield Drawing(f"gates_{model.name}", heading, caption, routing.gates_by_epoch(heading, model.log, taps))
+                figure = routing.gates_by_epoch(heading, model.log, taps)
+                yield Drawing(f"gates_{model.name}", heading, caption, figure, about="experts")
 
 
 def _taps(model: ReportedModel) -> list[str]:
@@ -92,6 +93,7 @@ def _superclass_confusion(
         "The counterpart of the GMM-MoE paper's Figure 6: the superclass of the predicted class. Colour follows the "
         "square root of the share.",
         charts.confusion(heading, counts, names, "superclass of the predicted class"),
+        about="classes",
     )
 
 
@@ -111,6 +113,7 @@ def _responsibilities(run: ReportedRun, model: ReportedModel) -> Iterator[Drawin
         "The counterpart of the GMM-MoE paper's Figure 7: Grad-CAM of the true class on the fused map, and at every "
         "place of every tap the largest responsibility, from the image's lowest to its highest.",
         routing.responsibility_maps(heading, looked_at["images"], titles, cams, largest),
+        about="experts",
     )
 
 

@@ -66,7 +66,7 @@ def test_superclasses_responsibilities_and_gates_are_in_the_report(tmp_path: Pat
     superclass = next(value for name, value in flat(metrics).items() if "superclass_top1" in name)
     top1 = next(value for name, value in flat(metrics).items() if name.endswith("top1") and "superclass" not in name)
     assert top1 <= superclass <= 1
-    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.svg")}
     assert {"superclasses_gmm_moe", "responsibilities_gmm_moe", "gates_gmm_moe", "training_gmm_moe"} <= figures
     assert {"gate_load_gmm_moe_blocks.2", "gate_load_gmm_moe_blocks.4"} <= figures, "classes x experts, at every tap"
     page = (tmp_path / "run" / "report.html").read_text()
@@ -83,7 +83,7 @@ def test_a_report_of_a_model_without_experts_has_none_of_their_figures(tmp_path:
     data = {"dataset": "ip102", "source": str(write_ip102(tmp_path / "ip102", train=6)), "image_size": 32}
     run_job(job(METHOD | {"modules": "linear", "whole": None}, data=data), tmp_path / "run", "local", quiet())
     build_report(tmp_path / "run")
-    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.png")}
+    figures = {path.stem for path in (tmp_path / "run" / "figures").glob("*.svg")}
     assert "superclasses_gmm_moe" in figures
     assert not {"responsibilities_gmm_moe", "gates_gmm_moe"} & figures
 
