@@ -22,7 +22,6 @@ from moe_dist.launch.launcher import device_of
 from moe_dist.launch.local import LocalLauncher
 from moe_dist.launch.ray import RayLauncher, embedded_cpus, require_resources, started_ray
 from moe_dist.methods.phases import TaskFunction
-from moe_dist.ray_address import cluster_address
 from moe_dist.record.restarts import Survived, forget
 from moe_dist.terminal import Show
 from moe_dist.train.task import TrainingTask
@@ -48,13 +47,13 @@ def trains_in_place(job: Job) -> bool:
 @contextlib.contextmanager
 def ray_runs(jobs: Sequence[Job], show: Show) -> Iterator[RayRuns]:
     """Connect to a cluster, or start an embedded Ray that has the CPUs for the largest of the jobs."""
-    with started_ray(max(map(embedded_cpus, jobs)), show):
+    with started_ray(max(map(embedded_cpus, jobs)), show) as is_shared:
         import ray
 
-        for asked in {job.resources.model_dump_json() + str(job.workers): job for job in jobs}.values():
-            if cluster_address():
+        if is_shared:
+            for asked in {job.resources.model_dump_json() + str(job.workers): job for job in jobs}.values():
                 require_resources(asked, ray.cluster_resources(), show)
-        runs = RayRuns()
+        runs = RayRuns(is_shared)
         try:
             yield runs
         finally:
@@ -64,7 +63,9 @@ def ray_runs(jobs: Sequence[Job], show: Show) -> Iterator[RayRuns]:
 class RayRuns:
     """Runs on the Ray to which this process is connected, by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_cluster: bool) -> None:
+        """is_cluster: whether it is not this machine's alone, so that GPUs may be elsewhere."""
+        self._is_cluster = is_cluster
         self._at_work: dict[Any, str] = {}
         self._needs: dict[str, dict[str, float]] = {}
 
@@ -94,7 +95,7 @@ class RayRuns:
         import ray
 
         asked = job.resources
-        device_of(0 if cluster_address() else needs(job)["GPU"])
+        device_of(0 if self._is_cluster else needs(job)["GPU"])
         cpus = max(asked.cpus_per_worker, asked.cpus_per_task) if trains_in_place(job) else asked.cpus_per_task
         remote = ray.remote(function).options(num_cpus=cpus, max_retries=job.checkpoint.max_failures)
         self._at_work[remote.remote(*arguments)] = name

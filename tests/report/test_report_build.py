@@ -176,7 +176,8 @@ def test_restarts_are_warned_of_and_told_one_by_one(tmp_path: Path) -> None:
     record = json.loads((path / "run.json").read_text())
     died = restart("the training of dfcp", "worker died", "the worker of rank 1 died", step=42)
     caught_up = died | {"from_step": 36, "seconds_lost": 21.25}
-    starts = [{"restarts": [died]}, {}, {"restarts": [caught_up]}]
+    begun = {"status": "finished", "started": "2026-01-01T10:00:00"}
+    starts = [begun | {"restarts": [died]}, begun, begun | {"restarts": [caught_up]}]
     (path / "run.json").write_text(json.dumps(record | {"starts": starts}))
     build_report(path)
     assert "Survived: 2 restarts, 21.2 s lost; a table below" in read_page(path).text
