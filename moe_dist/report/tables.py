@@ -257,7 +257,6 @@ def restarts_table(run: RunDirectory) -> Table:
     ]
     return Table(
         title=restarts_in_words(run.restarts),
-        about="environment",
         columns=tuple(Column("", name) for name in ("of", "when", "after step", "went on from", "lost")),
         rows=tuple(rows),
         notes=(
