@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -32,6 +33,11 @@ errors = Console(highlight=False, stderr=True)
 for _of_a_log in (console, errors):
     if not _of_a_log.is_terminal:
         _of_a_log.width = LOG_COLUMNS
+
+
+def log_console(log: TextIO) -> Console:
+    """A console that writes into an open log."""
+    return Console(file=log, highlight=False, width=LOG_COLUMNS)
 
 
 def say(console: Console, *parts: str | tuple[str, str]) -> None:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from moe_dist.errors import DiskError, UserError
 from moe_dist.grid.cells import Cell
 from moe_dist.grid.state import log_file, note_begun, note_failed, note_finished, run_folder
@@ -22,7 +20,7 @@ from moe_dist.record.one_driver import wait_until_free
 from moe_dist.report.run import read_result
 from moe_dist.run.run import run_job
 from moe_dist.signals import stopping
-from moe_dist.terminal import LOG_COLUMNS, Show, say
+from moe_dist.terminal import Show, log_console, say
 
 LOST_SECONDS = 60.0
 """How long a process that Ray has given up, with its node, may go on before it sees that it is alone."""
@@ -68,4 +66,4 @@ def run_packed(about: Mapping[str, Any]) -> None:
     wait_until_free(run_folder(folder, cell), LOST_SECONDS)
     log_file(folder, cell).parent.mkdir(parents=True, exist_ok=True)
     with log_file(folder, cell).open("a", encoding="utf-8", buffering=1) as log:
-        run_cell(folder, cell, RAY_TASK, Show(Console(file=log, highlight=False, width=LOG_COLUMNS)))
+        run_cell(folder, cell, RAY_TASK, Show(log_console(log)))

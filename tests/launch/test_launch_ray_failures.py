@@ -74,7 +74,7 @@ def test_fit_raises_what_the_user_can_mend_as_that(
 
     monkeypatch.setattr(ray_trainer.Trainer, "fit", fail)
     task = SimpleNamespace(
-        job=traditional(), folder=tmp_path, checkpoints=tmp_path / "checkpoints", pack=dict, model="m"
+        url=None, job=traditional(), folder=tmp_path, checkpoints=tmp_path / "checkpoints", pack=dict, model="m"
     )
     with pytest.raises(expected, match=said.format(folder=tmp_path)) as ended:
         ray_trainer.fit(task, lambda packed: None)  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def test_all_models_share_one_plot_each_in_its_colour_with_its_own_validation() 
     models = {"A": log(2.0, **{"val/loss": 3.0, "val/top1": 0.5}), "B": log(4.0)}
     losses, scores = curves_of_models("t", models).axes
     drawn = [(line.get_ydata(), line.get_linestyle(), line.get_color()) for line in losses.lines]
-    assert [values for values, _, _ in drawn] == [[2.0], [3.0], [4.0], []]
+    assert [list(values) for values, _, _ in drawn] == [[2.0], [3.0], [4.0], []]
     assert [style for _, style, _ in drawn[:2]] == ["-", "--"] and drawn[0][2] == drawn[1][2] != drawn[2][2]
     assert [line.get_xydata().tolist() for line in scores.lines] == [[[1, 0.5]]]
     assert scores.get_title(loc="left") == "Top-1 accuracy on the validation split"

@@ -65,7 +65,15 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     model = {path.name for path in (whole / "traditional_moe").iterdir()}
     assert model == {"current.json", "trainings"}
     training = {path.name for path in training_of(whole / "traditional_moe").iterdir()}
-    assert training == {"settings.json", "metrics.jsonl", "tensorboard", "checkpoints", "evaluations", "training.json"}
+    assert training == {
+        "settings.json",
+        "attempts.jsonl",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "evaluations",
+        "training.json",
+    }
     record = json.loads((whole / "run.json").read_text())
     assert record["status"] == "finished" and record["counts"]["test"] == pytest.approx(60, abs=5)
     steps = [step for step, _ in curve(whole, "traditional_moe")]
