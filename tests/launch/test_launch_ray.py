@@ -87,6 +87,7 @@ def test_two_ray_workers_give_the_curve_of_one(ray: Launcher, tmp_path: Path) ->
     assert np.allclose(left["log_probs"], right["log_probs"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_ray_workers_refresh_a_deep_clustering_as_one_does(ray: Launcher, tmp_path: Path) -> None:
     """Targets, neighbours and labels of all samples, which the ranks' codes make together."""
     method = {"name": "edcwrn", "network": {"hidden": [16], "code": 4}, "pretrain": {"steps": 8}, "batch_size": 24}
@@ -100,13 +101,21 @@ def test_two_ray_workers_refresh_a_deep_clustering_as_one_does(ray: Launcher, tm
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_one_ray_worker_gives_the_very_curve_and_the_chosen_epoch_of_the_local_launcher(
-    ray: Launcher, tmp_path: Path
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_ray_workers_give_the_very_curve_and_the_chosen_epoch_of_the_local_launcher(
+    workers: int, ray: Launcher, tmp_path: Path
 ) -> None:
-    """With such large steps the last epoch is not the best one on validation, which is kept."""
+    """With such large steps the last epoch is not the best one on validation, which is kept.
+
+    Two micro-batches: one worker adds the two gradients that two workers have each.
+    """
     gate = traditional().method.gate.model_dump() | {"optimiser": {"kind": "adam", "learning_rate": 0.1}}
-    job = traditional(gate=gate, epochs=8, checkpoint={"keep": 1})
-    assert run(job, tmp_path / "ray", with_job(ray, job, tmp_path / "ray")) == run_locally(job, tmp_path / "local")
+    on_ray, job = (
+        traditional(gate=gate, epochs=8, checkpoint={"keep": 1}, workers=ranks, parallel={"micro_batches": 2})
+        for ranks in (workers, 1)
+    )
+    curve_on_ray = run(on_ray, tmp_path / "ray", with_job(ray, on_ray, tmp_path / "ray"))
+    assert curve_on_ray == run_locally(job, tmp_path / "local")
     by_ray, locally = (evaluation_of(tmp_path / name / "traditional_moe") for name in ("ray", "local"))
     chosen = [json.loads((folder / "evaluation.json").read_text())["chosen"] for folder in (by_ray, locally)]
     assert chosen[0]["epoch"] == chosen[1]["epoch"] < 8

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from moe_dist.errors import UserError
 from moe_dist.models.siamese import (
+from moe_dist.vision import timm
     Siamese,
     SiameseConfig,
     balanced_batch,
@@ -92,8 +93,7 @@ def test_embed_flattens_maps_in_eval_mode():
 
 
 def test_a_pretrained_trunk_starts_from_its_weights_and_gives_unit_embeddings(tmp_path):
-    timm = pytest.importorskip("timm")
-    published = timm.create_model("test_resnet")
+    published = timm().create_model("test_resnet")
     save_file(published.state_dict(), tmp_path / "weights.safetensors")
     config = SiameseConfig(
         backbone="timm/test_resnet", weights=str(tmp_path / "weights.safetensors"), image_size=64, dimensions=5
@@ -109,6 +109,5 @@ def test_a_pretrained_trunk_starts_from_its_weights_and_gives_unit_embeddings(tm
 
 
 def test_a_trunk_that_cannot_be_had_is_told():
-    pytest.importorskip("timm")
     with pytest.raises(UserError, match="'timm/test_resnt' is no network of timm's; try timm/test_resnet"):
         siamese_network(SiameseConfig(backbone="timm/test_resnt", weights=None))

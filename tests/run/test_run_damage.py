@@ -29,6 +29,8 @@ from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import checkpoints, newest_checkpoint, sound_checkpoint
 from moe_dist.train.worker import LocalWorker, from_first_rank
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:

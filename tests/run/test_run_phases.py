@@ -257,9 +257,7 @@ def on_a_trunk(**changes: Any) -> Job:
 @pytest.mark.parametrize(
     ("job_of", "step"),
     [
-        (dfcp, 1),
-        *(pytest.param(dfcp, step, marks=pytest.mark.chaos) for step in (4, 5)),
-        (dfcp, 9),
+        *(pytest.param(dfcp, step, marks=pytest.mark.chaos) for step in (1, 4, 5, 9)),
         pytest.param(on_a_trunk, 3, marks=pytest.mark.slow),
     ],
     ids=["1", "4", "5", "9", "on a trunk"],

@@ -70,9 +70,8 @@ def test_clusters_of_features_go_on_to_the_second_stage(unbroken: Path) -> None:
     assert values["stage1_purity"] > 0.3
 
 
-@pytest.mark.parametrize(
-    ("stage", "step"), [("clusterer_pretraining", 30), pytest.param("clusterer", 6, marks=pytest.mark.chaos)]
-)
+@pytest.mark.chaos
+@pytest.mark.parametrize(("stage", "step"), [("clusterer_pretraining", 30), ("clusterer", 6)])
 def test_killed_in_the_clusterer_it_ends_with_the_same_clusters(
     stage: str, step: int, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
