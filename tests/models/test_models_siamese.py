@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from moe_dist.errors import UserError
 from moe_dist.models.siamese import (
-from moe_dist.vision import timm
     Siamese,
     SiameseConfig,
     balanced_batch,
@@ -18,6 +17,7 @@ from moe_dist.vision import timm
     pair_loss,
     siamese_network,
 )
+from moe_dist.vision import timm
 from tests.reference import dfcp as reference
 
 
