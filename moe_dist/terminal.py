@@ -188,20 +188,32 @@ class Show:
 
         Exceptions of `look` do not end the block. If they repeat, the user is told.
         """
+
+        def once() -> None:
+            if seen := look():
+                self.update(*seen)
+
+        with self.looking(once, POLL_SECONDS, "progress cannot be shown"):
+            yield
+
+    @contextlib.contextmanager
+    def looking(self, look: Callable[[], None], every_seconds: float, in_vain: str) -> Iterator[None]:
+        """Call `look` again and again while the block runs.
+
+        Its exceptions do not end the block. If they repeat, the user is told in the words of `in_vain`.
+        """
         stop = threading.Event()
 
         def watch() -> None:
             failed = 0
-            while not stop.wait(POLL_SECONDS):
+            while not stop.wait(every_seconds):
                 try:
-                    seen = look()
-                    if seen:
-                        self.update(*seen)
+                    look()
                     failed = 0
                 except Exception as error:  # of any kind, because it does not affect the work
                     failed += 1
                     if failed == FAILED_LOOKS_TOLD:
-                        self.notice(f"progress cannot be shown ({type(error).__name__}: {error}); the work goes on")
+                        self.notice(f"{in_vain} ({type(error).__name__}: {error}); the work goes on")
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

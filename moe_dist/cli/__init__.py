@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ import typer.core
 from moe_dist import __version__
 from moe_dist.cli.doctor import doctor
 from moe_dist.cli.jobs import jobs
+from moe_dist.cli.report import report, tables
 from moe_dist.cli.runs import runs
 from moe_dist.cli.shards import shards
 from moe_dist.cli.use import export, predict, review
@@ -26,7 +26,7 @@ from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.paths import is_url, typed
 from moe_dist.record.mirror import CHECKPOINTS
-from moe_dist.record.run_place import RunPlace, run_place
+from moe_dist.record.run_place import RunPlace, require_run, run_place
 from moe_dist.shipped import job_file, shipped, title
 from moe_dist.signals import GO_ON, Stopped, catch_signals, exit_code, stoppable
 from moe_dist.terminal import console, errors, plain_facts, say, say_table, short
@@ -160,12 +160,6 @@ def resume_run(
     drive(job, place, launcher, lambda: os.environ.get(GO_ON) or shlex.join(["moe-dist", *sys.argv[1:]]))
 
 
-def require_run(run: RunPlace, what: str) -> None:
-    """Raise UserError for a URL at which no run is; what is to be a folder is looked at where it is read."""
-    if run.url and not run.holds_a_run:
-        raise UserError(f"{what} {run}: no run is there; `moe-dist runs list URL` shows the runs below a URL")
-
-
 def drive(job: Job, place: RunPlace, launcher: str, go_on: Callable[[], str]) -> None:
     """Run a job in its place and print its results. go_on: the command that goes on with it once it is stopped."""
     from moe_dist.launch.choose import require_shared_folders
@@ -246,63 +240,6 @@ def again(folder: Path, has_out: bool, resume: bool) -> str:
 
 
 @app.command()
-def report(
-    runs: Annotated[
-        list[RunPlace],
-        typer.Argument(
-            metavar="RUN...", help="A run directory, a folder or URL; or several of one job.", parser=run_place("RUN")
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for seeds.md, the table over several runs. Default: here.",
-            parser=typed("--out", "give a folder"),
-        ),
-    ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the record of a grid here: all that its tables need.", parser=typed("--record", "name a file")
-        ),
-    ] = None,
-) -> None:
-    """Write the report of a run or a grid again, from what it left; from runs of several seeds, a table of means."""
-    for run in runs:
-        require_run(run, "RUN")
-    with ExitStack() as at_hand:
-        mirrors = [at_hand.enter_context(run.at_hand(CHECKPOINTS)) for run in runs]
-        write_report([run.folder for run in runs], out, record)
-        for run, mirror in zip(runs, mirrors):
-            if mirror is not None:
-                mirror.push()
-                say(console, f"kept at {run}")
-
-
-def write_report(runs: list[Path], out: Path | None, record: Path | None) -> None:
-    """Write the report of a run or a grid, or the table of several runs."""
-    from moe_dist.grid.record import is_grid
-    from moe_dist.grid.report import build_grid_report
-    from moe_dist.plots.tables import to_rich
-    from moe_dist.report.build import build_report, build_seeds_table
-
-    if record is not None and (len(runs) > 1 or not is_grid(runs[0])):
-        raise UserError(f"--record {record}: is for a grid; give the folder that `moe-dist run` of a grid printed")
-    if len(runs) == 1 and out is None and is_grid(runs[0]):
-        say(console, f"report: {short(build_grid_report(runs[0], record))}")
-        if record is not None:
-            say(console, f"record: {short(record)}")
-    elif len(runs) > 1:
-        folder = out or Path()
-        say_table(console, to_rich(build_seeds_table(runs, folder)))
-        say(console, f"table: {short(folder / 'seeds.md')}")
-    elif out is not None:
-        raise UserError(f"--out {out}: is for the table over several runs; a single run's report lies in {runs[0]}")
-    else:
-        say(console, f"report: {short(build_report(runs[0]))}")
-
-
-@app.command()
 def show(
     job_file: Annotated[Path | None, JobFile.__metadata__[0]] = None,
     overrides: Overrides = [],  # noqa: B006
@@ -338,21 +275,6 @@ def list_jobs() -> None:
 
 
 @app.command()
-def tables(
-    pages: Annotated[
-        list[Path],
-        typer.Argument(metavar="PAGE.md...", help="Markdown pages.", parser=typed("PAGE.md", "download the page")),
-    ],
-) -> None:
-    """Write the tables of Markdown pages again, from the records of grids that their markers name."""
-    from moe_dist.grid.pages import write_tables
-
-    for page in pages:
-        count = write_tables(page)
-        say(console, f"{short(page)}: {count} record{'s' if count != 1 else ''}")
-
-
-@app.command()
 def submit(
     job_file: JobFile,
     address: Annotated[str, typer.Option(help="The cluster's job server, as http://127.0.0.1:8265.")],
@@ -376,6 +298,8 @@ def submit(
     raise typer.Exit(submit_job(job_file, overrides, address, follow=follow, wait=wait, out=out, resume=resume))
 
 
+app.command()(report)
+app.command()(tables)
 app.command()(doctor)
 app.command()(top)
 app.command()(predict)

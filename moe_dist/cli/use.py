@@ -53,44 +53,52 @@ def place(text: str) -> str:
     return text if is_url(text) else str(typed("INPUT", "rename it")(text))
 
 
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...",
+        help="Images, folders and tars of images, also under a URL; for methods of vectors .csv, .npz or .npy.",
+        parser=place,
+    ),
+]
+TopK = Annotated[int | None, typer.Option(min=1, help="Only the k experts of the largest gate weights.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images that are computed at once.")]
+Reject = Annotated[
+    float, typer.Option(min=0, max=1, help="Mark a row whose class has a smaller probability as rejected.")
+]
+Form = Annotated[RowsFormat, typer.Option("--format", help="csv, json (an object a line), or parquet.")]
+RowsFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="The file of the rows; the same command goes on with it. Default: standard output.",
+        parser=typed("--out", "name a file of this machine"),
+    ),
+]
+Explained = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder for a picture of each image, and where each expert looks, in methods that show it.",
+        parser=typed("--explain", "name a folder of this machine"),
+    ),
+]
+Processes = Annotated[
+    int, typer.Option(min=0, help="Processes of a Ray cluster that predict; 0: this one, without Ray.")
+]
+
+
 def predict(
     run: RunDirectory,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT...",
-            help="Images, folders and tars of images, also under a URL; for methods of vectors .csv, .npz or .npy.",
-            parser=place,
-        ),
-    ],
+    inputs: Inputs,
     model: Model = None,
     checkpoint: WhichCheckpoint = Checkpoint.chosen,
     calibrated: Calibrated = False,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Only the k experts of the largest gate weights.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images that are computed at once.")] = 256,
-    reject: Annotated[
-        float, typer.Option(min=0, max=1, help="Mark a row whose class has a smaller probability as rejected.")
-    ] = 0.0,
-    form: Annotated[
-        RowsFormat, typer.Option("--format", help="csv, json (an object a line), or parquet.")
-    ] = RowsFormat.csv,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The file of the rows; the same command goes on with it. Default: standard output.",
-            parser=typed("--out", "name a file of this machine"),
-        ),
-    ] = None,
-    explain: Annotated[
-        Path | None,
-        typer.Option(
-            help="A folder for a picture of each image, and where each expert looks, in methods that show it.",
-            parser=typed("--explain", "name a folder of this machine"),
-        ),
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Processes of a Ray cluster that predict; 0: this one, without Ray.")
-    ] = 0,
+    top_k: TopK = None,
+    batch: BatchSize = 256,
+    reject: Reject = 0.0,
+    form: Form = RowsFormat.csv,
+    out: RowsFile = None,
+    explain: Explained = None,
+    workers: Processes = 0,
 ) -> None:
     """Predict images, or vectors: a row each, also for one that cannot be read. Subfolders called as the classes are
     scored."""

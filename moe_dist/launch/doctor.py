@@ -63,7 +63,7 @@ def cluster_nodes(address: str, out: Path | None) -> list[Patient]:
     client = connect(address)
     command = ["python", "-m", "moe_dist.launch.doctor_job", *(["--out", str(out.absolute())] if out else [])]
     environment = job_environment(str(out.absolute()), RunPlace(out)) if out else {}
-    job = ship(client, command, root=Path.cwd(), name="doctor", files={}, environment=environment, about={})
+    job = ship(client, command, root=Path.cwd(), name="doctor", files={}, environment=environment)
     details = job.end()
     return read_answers(job.log().strip() or details.message or "")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from moe_dist.terminal import Show, duration
 LOOK_SECONDS = 5.0
 AGAIN_SECONDS = 60.0
 """Time until a wait that goes on is told again."""
-FAILED_LOOKS_TOLD = 5
 UNPLACED = ("PENDING", "RESCHEDULING")
 """The states of a placement group whose workers have no place."""
 MOST_LISTED = 10_000
@@ -23,30 +21,15 @@ MOST_LISTED = 10_000
 @contextlib.contextmanager
 def telling_of_waits(show: Show) -> Iterator[None]:
     """Tell the user, while the block runs, when all that this process has asked Ray for waits for room."""
-    stop = threading.Event()
+    wait = Wait()
 
-    def watch() -> None:
-        wait, failed = Wait(), 0
-        while not stop.wait(LOOK_SECONDS):
-            try:
-                free = _free_by_node()
-                sentence = wait.seen(_asked_in_vain(free), _total(free), time.monotonic())
-                failed = 0
-            except Exception as error:  # of any kind, because it does not affect the work
-                failed += 1
-                sentence = None
-                if failed == FAILED_LOOKS_TOLD:
-                    sentence = f"whether the run waits for room cannot be told ({type(error).__name__}: {error})"
-            if sentence:
-                show.notice(sentence)
+    def look() -> None:
+        free = _free_by_node()
+        if sentence := wait.seen(_asked_in_vain(free), _total(free), time.monotonic()):
+            show.notice(sentence)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with show.looking(look, LOOK_SECONDS, "whether the run waits for room cannot be told"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 class Wait:

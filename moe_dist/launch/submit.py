@@ -68,7 +68,7 @@ def submit(
     go_on = ["moe-dist", "submit", str(job_path), "--address", address, "--out", str(run), "--resume"]
     go_on += [word for override in overrides for word in ("--set", override)]
     go_on += (["--follow"] if follow else []) + (["--wait"] if wait else [])
-    return submit_command(
+    job_there = ship(
         client,
         command,
         root=Path.cwd(),
@@ -76,9 +76,9 @@ def submit(
         files=files,
         environment=job_environment(run, out) | {GO_ON: shlex.join(go_on)},
         about={RUN: str(run), RESUME: shlex.join(go_on)},
-        follow=follow,
-        wait=wait,
     )
+    print(f"submitted {job_there.submission} to {client.get_address()}")
+    return await_end(job_there, follow=follow, wait=wait)
 
 
 def run_directory(job: Job, nodes: Sequence[ClusterNode], out: RunPlace | None) -> str:
@@ -144,24 +144,8 @@ def start_job(client: JobSubmissionClient, **job: Any) -> None:
             time.sleep(1)
 
 
-def submit_command(
-    client: JobSubmissionClient,
-    command: Sequence[str],
-    *,
-    root: Path,
-    name: str,
-    files: Mapping[str, str],
-    environment: Mapping[str, str],
-    about: Mapping[str, str] | None = None,
-    follow: bool,
-    wait: bool = False,
-) -> int:
-    """Ship the tree below `root` and run `command` in it. Returns its exit code, or 0 without `follow` and `wait`.
-
-    files, environment, about: as of `ship`.
-    """
-    job = ship(client, command, root=root, name=name, files=files, environment=environment, about=about or {})
-    print(f"submitted {job.submission} to {client.get_address()}")
+def await_end(job: ClusterJob, *, follow: bool, wait: bool = False) -> int:
+    """Print the job's log with `follow`, or wait for its end without. Returns its exit code; 0 at once without both."""
     if not (follow or wait):
         print(job.commands())
         return 0
@@ -180,7 +164,7 @@ def ship(
     name: str,
     files: Mapping[str, str],
     environment: Mapping[str, str],
-    about: Mapping[str, str],
+    about: Mapping[str, str] = {},
 ) -> ClusterJob:
     """Ship the tree below `root` to the cluster, where `command` is run in it.
 

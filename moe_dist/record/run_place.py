@@ -99,3 +99,9 @@ def require_free(place: RunPlace) -> None:
     """Raise UserError if there are files at the place's URL, which holds no run."""
     if place.url is not None and stored_files(place.url):
         raise UserError(f"--out {place}: is not empty and holds no run; choose another URL")
+
+
+def require_run(place: RunPlace, what: str) -> None:
+    """Raise UserError for a URL at which no run is; what is to be a folder is looked at where it is read."""
+    if place.url and not place.holds_a_run:
+        raise UserError(f"{what} {place}: no run is there; `moe-dist runs list URL` shows the runs below a URL")

@@ -14,12 +14,11 @@ pytestmark = pytest.mark.slow
 SUBMIT = """
 import sys
 from pathlib import Path
-from moe_dist.launch.submit import connect, submit_command
+from moe_dist.launch.submit import await_end, connect, ship
 address, root, exit_code = sys.argv[1:]
 command = ["python", "entry.py", exit_code]
-sys.exit(submit_command(
-    connect(address), command, root=Path(root), name="stub", files={}, environment={"FROM_HERE": "yes"}, follow=True
-))
+job = ship(connect(address), command, root=Path(root), name="stub", files={}, environment={"FROM_HERE": "yes"})
+sys.exit(await_end(job, follow=True))
 """
 
 ENTRY = """

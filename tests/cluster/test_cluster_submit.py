@@ -299,16 +299,15 @@ class StubClient:
 
 
 def run_stub(client: StubClient, root: Path, follow: bool = True, wait: bool = False) -> int:
-    return submitting.submit_command(
+    job = submitting.ship(
         client,  # type: ignore[arg-type]
         ["python", "a b.py"],
         root=root,
         name="demo",
         files={},
         environment={"A": "1"},
-        follow=follow,
-        wait=wait,
     )
+    return submitting.await_end(job, follow=follow, wait=wait)
 
 
 @pytest.mark.parametrize(
