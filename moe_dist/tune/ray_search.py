@@ -109,6 +109,10 @@ class LostRounds(tune.Callback):
         """Tell of it."""
         self._lost(Round.from_json(trial.config["round"]), time.monotonic() - self._began[trial.trial_id])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without whom it tells: Tune pickles its callbacks for a restore, which nothing uses."""
+        return self.__dict__ | {"_lost": None}
+
 
 class RoundTrainable(tune.Trainable):
     """A worker, which keeps its backend and with it the data from round to round."""

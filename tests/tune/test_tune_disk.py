@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,13 @@ def failing_with(error: Exception) -> Any:
 
 def test_ray_tune_ends_at_a_full_disk_and_tells_none_of_its_rounds(ray: None, tmp_path: Path) -> None:
     found = search(tmp_path, [0, 1], trials=4, batch=2)
+    display = threading.RLock()  # a terminal's display has one, which cannot be pickled, and Tune pickles what it gets
+
+    def lost(work: Any, seconds: float) -> None:
+        raise AssertionError(f"no worker died: {work}, {display}")
+
     with pytest.raises(DiskError, match=f"{tmp_path}: the disk is full, so what a trial leaves could not be written"):
-        run_on_ray(found, failing_with(full()), None, ResourceConfig(), tmp_path)
+        run_on_ray(found, failing_with(full()), None, ResourceConfig(), tmp_path, lost)
     assert told(tmp_path) == 0
     again, whole = search(tmp_path, [0, 1], trials=4, batch=2), search(tmp_path / "whole", [0, 1], trials=4, batch=2)
     for one in (again, whole):
