@@ -36,6 +36,7 @@ from moe_dist.report.build import build_report
 from moe_dist.report.paper import paper_table
 from moe_dist.run.notices import notices
 from moe_dist.run.sample_images import keep_sample_images
+from moe_dist.run.tracking import telling_mlflow
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import best_on_validation
 from moe_dist.train.origin import origin_of
@@ -73,7 +74,13 @@ def run_job(
             raise UserError(
                 f"{run}: another moe-dist has begun a run here meanwhile; choose another folder, or --resume"
             )
-        return _drive(job, run, data, launcher_name, show, told, shares, mirror)
+        with telling_mlflow(job, run, _title(run, mirror), show):
+            return _drive(job, run, data, launcher_name, show, told, shares, mirror)
+
+
+def _title(run: Path, mirror: Mirror | None) -> str:
+    """The name of a run: that of its folder, or the last part of its URL."""
+    return run.name if mirror is None else mirror.url.rstrip("/").rpartition("/")[2]
 
 
 def _told_of_data(job: Job, data: OpenedData, place: str) -> Iterator[str]:
