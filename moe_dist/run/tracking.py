@@ -44,10 +44,10 @@ REASON_CHARACTERS = 200
 
 
 @contextmanager
-def telling_mlflow(job: Job, run: Path, title: str, show: Show) -> Iterator[None]:
+def telling_mlflow(job: Job, run: Path, show: Show) -> Iterator[None]:
     """Tell MLflow of the run in the folder `run` while the block runs it, if MLFLOW_TRACKING_URI is set.
 
-    title: the run's name there. What fails is told to the user, and changes nothing for the block.
+    What fails is told to the user, and changes nothing for the block.
     """
     uri = os.environ.get(MLFLOW)
     if uri and importlib.util.find_spec("mlflow") is None:
@@ -55,7 +55,7 @@ def telling_mlflow(job: Job, run: Path, title: str, show: Show) -> Iterator[None
     if not uri or importlib.util.find_spec("mlflow") is None:
         yield
         return
-    telling, status = Telling(lambda: MlflowServer(uri), without_secrets(uri), job, run, title, show), FAILED
+    telling, status = Telling(lambda: MlflowServer(uri), without_secrets(uri), job, run, show), FAILED
     try:
         with show.looking(telling.look, LOOK_EVERY_SECONDS, "MLflow is not told"):
             yield
@@ -70,15 +70,13 @@ def telling_mlflow(job: Job, run: Path, title: str, show: Show) -> Iterator[None
 class Telling:
     """What a server has been told of a run, and tells the rest.
 
-    connect: opens the server, which may take seconds or fail; place: its address for messages. A cell's experiment is
-    its grid.
+    connect: opens the server, which may take seconds or fail; place: its address for messages. The run is called as its
+    folder, and its experiment as its job, or as its grid.
     """
 
-    def __init__(
-        self, connect: Callable[[], MlflowServer], place: str, job: Job, run: Path, title: str, show: Show
-    ) -> None:
+    def __init__(self, connect: Callable[[], MlflowServer], place: str, job: Job, run: Path, show: Show) -> None:
         self._connect, self._place, self._job, self._run, self._show = connect, place, job, run, show
-        self._experiment, self._title = job.name.removesuffix(f".{title}"), title
+        self._experiment, self._title = job.name.removesuffix(f".{run.name}"), run.name
         self._server: MlflowServer | None = None
         self._failed = False
         told = read_json(run / REMEMBERED)

@@ -97,7 +97,7 @@ class Folder:
 
     def telling(self, server: FakeServer, place: str = "http://host") -> Telling:
         show = Show(Console(file=self.printed, width=300))
-        return Telling(server.connect, place, small_jobs.traditional(), self.path, "one", show)  # type: ignore[arg-type]
+        return Telling(server.connect, place, small_jobs.traditional(), self.path, show)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -185,9 +185,9 @@ def test_a_server_that_is_away_costs_notices_without_secrets(folder: Folder) -> 
 
 def test_a_cell_is_told_in_the_experiment_of_its_grid(folder: Folder) -> None:
     server = FakeServer()
-    job = small_jobs.traditional().model_copy(update={"name": "grid.a.seed0"})
-    Telling(server.connect, "", job, folder.path, "a.seed0", small_jobs.quiet()).look()  # type: ignore[arg-type]
-    assert server.runs["a.seed0"].experiment == "grid"
+    job = small_jobs.traditional().model_copy(update={"name": "grid.one"})
+    Telling(server.connect, "", job, folder.path, small_jobs.quiet()).look()  # type: ignore[arg-type]
+    assert server.runs["one"].experiment == "grid"
 
 
 def test_settings_are_told_without_secrets() -> None:
@@ -209,7 +209,7 @@ def test_how_a_block_ended_is_told(folder: Folder, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(MLFLOW, "http://host")
     monkeypatch.setattr(tracking, "MlflowServer", lambda uri: server)
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(ended), telling_mlflow(small_jobs.traditional(), folder.path, "one", small_jobs.quiet()):
+    with pytest.raises(ended), telling_mlflow(small_jobs.traditional(), folder.path, small_jobs.quiet()):
         raise ended
     assert server.runs["one"].status == {KeyboardInterrupt: "KILLED", ValueError: "FAILED"}[ended]
 
@@ -221,7 +221,7 @@ def test_mlflow_that_is_not_installed_is_told_only_where_it_is_asked_for(
     show = Show(Console(file=folder.printed, width=300))
     for uri, said in (("", ""), ("http://host", "pip install 'moe-dist[mlflow]'")):
         monkeypatch.setenv(MLFLOW, uri)
-        with telling_mlflow(small_jobs.traditional(), folder.path, "one", show):
+        with telling_mlflow(small_jobs.traditional(), folder.path, show):
             pass
         assert said in folder.printed.getvalue() and bool(said) == bool(folder.printed.getvalue())
     assert not (folder.path / tracking.REMEMBERED).exists()
