@@ -38,16 +38,16 @@ class Strict(BaseModel):
     @classmethod
     def _a_truth_value_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false where a number is meant: pydantic would take them for 1 and 0."""
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        kinds = kinds_in(cls.model_fields[str(info.field_name)].annotation)
         items = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, bool) for item in items) and (int in kinds or float in kinds) and bool not in kinds:
             raise ValueError("must be a number, not true or false")
         return value
 
 
-def _kinds(annotation: Any) -> list[Any]:
+def kinds_in(annotation: Any) -> list[Any]:
     """An annotation and all parts of it, however deep: `tuple[Annotated[int, ...], ...] | None` has int among them."""
-    return [annotation, *(kind for part in get_args(annotation) for kind in _kinds(part))]
+    return [annotation, *(kind for part in get_args(annotation) for kind in kinds_in(part))]
 
 
 class Part(Enum):
