@@ -100,7 +100,7 @@ class Soak:
         environment |= {
             "RAY_ADDRESS": self.cluster.head,
             "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{HEALTH_CHECK_SECONDS:g}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),  # with the made-up methods
             "MOE_DIST_CACHE": str(self.folder / "cache"),
         }
         words = ["run", str(self._job), "--launcher", "ray", "--out", str(self.run)]
