@@ -56,6 +56,9 @@ class Job(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     workers: Annotated[Count, Part.NONE] = 1
     """Number of ranks of a training. The result does not depend on it: any number sees the same global batches."""
+    min_workers: Annotated[Count | None, Part.NONE] = None
+    """Where the cluster has no room for all `workers`, a training goes on with fewer, but with so many at least, and
+    with more again when there is room (train/elastic.py says which numbers are possible)."""
     data: DataConfig = DataConfig()
     method: AnyMethod | None = None
     methods: dict[ModelName, AnyMethod] = Field(default={})
@@ -89,6 +92,8 @@ class Job(Strict):
             raise ValueError("a job with `grid.seeds` has no `seed`: write all seeds there")
         if "figures" in self.methods:
             raise ValueError("`figures` is the report's folder in a run directory: give the model another name")
+        if self.fewest_workers > self.workers:
+            raise ValueError(f"min_workers = {self.min_workers} is more than workers = {self.workers}")
         if self.workers % self.parallel.expert:
             raise ValueError(f"parallel.expert = {self.parallel.expert} does not divide workers = {self.workers}")
         if self.parallel.micro_batches > self.workers and self.parallel.micro_batches % self.workers:
@@ -96,6 +101,11 @@ class Job(Strict):
                 f"parallel.micro_batches = {self.parallel.micro_batches} is not a multiple of workers = {self.workers}"
             )
         return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """The fewest workers with which a training goes on."""
+        return self.min_workers or self.workers
 
     @property
     def models(self) -> dict[str, MethodConfig]:

@@ -132,7 +132,7 @@ def run(
     from moe_dist.run.run import choose_run_place
 
     job = load(job_file, overrides)
-    require_launcher(launcher)
+    require_launcher(launcher, job)
     place = choose_run_place(job, out, resume)
     drive(job, place, launcher, lambda: again(place.folder, out is not None, resume))
 
@@ -155,7 +155,7 @@ def resume_run(
     with run.at_hand(CHECKPOINTS):
         job = begun_with(run.folder)
         launcher = recorded_launcher(run.folder)
-    require_launcher(launcher)
+    require_launcher(launcher, job)
     place = choose_run_place(job, run, resume=True)
     drive(job, place, launcher, lambda: os.environ.get(GO_ON) or shlex.join(["moe-dist", *sys.argv[1:]]))
 

@@ -127,7 +127,7 @@ def lacking(job: Job, nodes: Sequence[ClusterNode]) -> list[str]:
     """
     asked = job.resources
     needs = [
-        ("worker", job.workers, {"CPU": asked.cpus_per_worker, "GPU": asked.gpus_per_worker}),
+        ("worker", job.fewest_workers, {"CPU": asked.cpus_per_worker, "GPU": asked.gpus_per_worker}),
         ("task", 1, {"CPU": asked.cpus_per_task, "GPU": asked.gpus_per_task}),
     ]
     return [

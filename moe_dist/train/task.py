@@ -48,7 +48,8 @@ class TrainingTask:
     last checkpoint of each earlier stage with a network of its own, by name. stages: the names of the stages to train;
     empty: all. start: the number of the current start in the run's record. origin: the finished model that the training
     begins from, None where it begins anew. url: where the run is kept, if nodes need not share its folder: each has one
-    of its own then, below what it keeps, and paths below `run` are that node's.
+    of its own then, below what it keeps, and paths below `run` are that node's. worker_counts: the numbers of workers
+    that may train it, where it is elastic (train/elastic.py).
     """
 
     job: Job
@@ -63,6 +64,7 @@ class TrainingTask:
     start: int = 0
     origin: Origin | None = None
     url: str | None = None
+    worker_counts: tuple[int, ...] = ()
 
     @property
     def checkpoints(self) -> Path:
@@ -84,6 +86,7 @@ class TrainingTask:
             "start": self.start,
             "origin": self.origin.pack() if self.origin else None,
             "url": self.url,
+            "worker_counts": list(self.worker_counts),
         }
 
     def in_run(self, path: Path) -> str:
@@ -99,8 +102,8 @@ class TrainingTask:
         steps, trained = ({key: run / path for key, path in packed[name].items()} for name in ("steps", "trained"))
         job, shards, stages = parse_job(packed["job"], "job"), packed["shards"], tuple(packed["stages"])
         origin = Origin.unpack(packed["origin"], cache) if packed["origin"] else None
-        model, start = packed["model"], packed["start"]
-        return TrainingTask(job, model, run, cache, shards, folder, steps, trained, stages, start, origin, url)
+        model, start, counts = packed["model"], packed["start"], tuple(packed["worker_counts"])
+        return TrainingTask(job, model, run, cache, shards, folder, steps, trained, stages, start, origin, url, counts)
 
     def fetch_inputs(self, *checkpoints: Path, log: bool = False) -> None:
         """Fetch from the run's URL what the task reads: steps' results, networks of earlier stages, `checkpoints`.
