@@ -16,7 +16,7 @@ from moe_dist.settings.data import DataConfig
 from moe_dist.settings.explain import explain
 from moe_dist.settings.grid import GridConfig
 from moe_dist.settings.resources import ParallelConfig, ResourceConfig
-from moe_dist.settings.schema import AbsolutePath, Count, Part, Strict
+from moe_dist.settings.schema import AbsolutePlace, Count, Part, Strict
 from moe_dist.settings.training import CheckpointConfig
 from moe_dist.settings.tune import TuneConfig
 from moe_dist.yaml_core import WRITTEN_BY_1_2, dump_yaml, load_yaml
@@ -69,9 +69,9 @@ class Job(Strict):
     cell a run by itself."""
     paper_table: Annotated[str | None, Part.NONE] = None
     """Name of the paper's table that the report shows beside this run's figures (methods/*/paper.yaml)."""
-    init_from: Annotated[AbsolutePath | None, Part.NONE] = None
-    """A finished run, or an exported model, from whose weights trainings begin. What depends on it counts through the
-    weights' digests."""
+    init_from: Annotated[AbsolutePlace | None, Part.NONE] = None
+    """A finished run, or an exported model, here or at a URL, from whose weights trainings begin. What depends on it
+    counts through the weights' digests."""
     parallel: ParallelConfig = ParallelConfig()
     resources: ResourceConfig = ResourceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

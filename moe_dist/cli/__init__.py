@@ -176,15 +176,17 @@ def drive(job: Job, place: RunPlace, launcher: str, go_on: Callable[[], str]) ->
     with (
         stoppable(go_on),
         raising_disk_errors(folder, "what the run leaves"),
-        place.kept(show) as mirror,
+        place.kept(show, grid=job.grid is not None) as mirror,
     ):
         require_shared_folders(launcher, place, show)
         if job.grid is not None:
             from moe_dist.grid.run import run_grid
 
-            page = run_grid(job, folder, launcher, show)
+            page = run_grid(job, folder, launcher, show, mirror)
         else:
             page = run_job(job, folder, launcher, show, mirror=mirror)
+    if place.url:
+        say(console, f"kept at {place}")
     if job.grid is not None:
         show_grid(folder, page)
         return
@@ -194,8 +196,6 @@ def drive(job: Job, place: RunPlace, launcher: str, go_on: Callable[[], str]) ->
         if table.rows:
             say_table(console, to_rich(table))
     say(console, f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
-    if place.url:
-        say(console, f"kept at {place}")
 
 
 def load(job_file: Path, overrides: list[str]) -> Job:

@@ -168,6 +168,9 @@ class ModelPhases:
         drive = self.drive
         if drive.shares and (found := take_over(folder, drive.run, last, fingerprint, drive.record.number)):
             drive.record.work_begins()
+            if drive.mirror is not None:  # a training's log and checkpoints, which no rank of this run has written
+                below = f"{folder.relative_to(drive.run).as_posix()}/"
+                Mirror(drive.run, drive.mirror.url, lambda name: name.startswith(below)).push()
             drive.show.notice(f"{title}: taken over from {found.relative_to(drive.run.parent).parts[0]}")
 
     def _title(self, trainings: Sequence[PlannedTraining]) -> str:

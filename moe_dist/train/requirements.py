@@ -16,6 +16,11 @@ def require_trainable(job: Job, method: Method, validation_images: int) -> None:
 
     validation_images: number of images in the validation split. `method` has checked itself against the dataset.
     """
+    if method.predicts == "classes" and method.info.classes < 2:
+        raise UserError(
+            f"the data has one class ({method.info.class_names[0]}), and {method.config.name} tells classes apart: add "
+            "a folder for each other class"
+        )
     for stage in method.stages():
         require_divisible(stage.batch_size, 1 if stage.replicated else job.workers)
         require_no_window(stage.sampling, job.data)

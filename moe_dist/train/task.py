@@ -101,7 +101,7 @@ class TrainingTask:
         folder = run / packed["folder"]
         steps, trained = ({key: run / path for key, path in packed[name].items()} for name in ("steps", "trained"))
         job, shards, stages = parse_job(packed["job"], "job"), packed["shards"], tuple(packed["stages"])
-        origin = Origin.unpack(packed["origin"]) if packed["origin"] else None
+        origin = Origin.unpack(packed["origin"], cache) if packed["origin"] else None
         model, start, counts = packed["model"], packed["start"], tuple(packed["worker_counts"])
         return TrainingTask(job, model, run, cache, shards, folder, steps, trained, stages, start, origin, url, counts)
 
@@ -113,16 +113,17 @@ class TrainingTask:
         if self.url is None:
             return
         mirror = Mirror(self.run, self.url)
-        with locked(self.run.with_name(f"{self.run.name}.fetching")):
+        with locked(self.run.with_name(f".{self.run.name}.fetching")):
             for folder in (*self.steps.values(), *self.trained.values(), *checkpoints):
                 mirror.pull(folder)
             if log:
                 mirror.pull(self.folder, without=[CHECKPOINTS])
 
-    def push_bad_samples(self) -> None:
-        """Push to the run's URL what this node has noted of bad samples."""
+    def push_bad_samples(self, *further: Path) -> None:
+        """Push to the run's URL what this node has noted of bad samples, and what it has in `further` folders."""
         if self.url is not None:
-            Mirror(self.run, self.url, lambda name: name.startswith(f"{BAD_SAMPLES}/")).push()
+            kept = tuple(f"{self.in_run(folder)}/" for folder in (self.run / BAD_SAMPLES, *further))
+            Mirror(self.run, self.url, lambda name: name.startswith(kept)).push()
 
     def fetch_outputs(self) -> None:
         """Fetch from the run's URL what a training has left on its nodes: log, checkpoints, notes of bad samples."""
