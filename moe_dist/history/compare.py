@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_dist.errors import UserError
 from moe_dist.plots.tables import ABSENT, Column, Row, Table
+from moe_dist.record.differences import flat
 from moe_dist.report.build import flat_metrics
 from moe_dist.report.run import RunDirectory
 from moe_dist.report.tables import SECTIONS
@@ -37,16 +38,22 @@ def _short_name(path: Path, paths: Sequence[Path]) -> str:
 
 
 def _settings_table(runs: Sequence[RunDirectory], columns: tuple[Column, ...]) -> Table:
-    flat = [_flat(run.job) | {f"({key})": fact for key, fact in _facts(run).items()} for run in runs]
-    fields = dict.fromkeys(field for settings in flat for field in settings)
+    every = [_settings(run) for run in runs]
+    fields = dict.fromkeys(field for settings in every for field in settings)
     rows = [
         Row(field, cells)
         for field in fields
         if field not in NAMES
-        if len(set(cells := tuple(settings.get(field, ABSENT) for settings in flat))) > 1
+        if len(set(cells := tuple(settings.get(field, ABSENT) for settings in every))) > 1
     ]
     notes = () if rows else ("No setting, data or code differs.",)
     return Table("Settings that differ", columns, tuple(rows), notes, "field", left=True)
+
+
+def _settings(run: RunDirectory) -> dict[str, str]:
+    """The job's settings by the path to each, as text, and the facts in brackets."""
+    written = {path: leaf if isinstance(leaf, str) else json.dumps(leaf) for path, leaf in flat(run.job).items()}
+    return written | {f"({name})": fact for name, fact in _facts(run).items()}
 
 
 def _facts(run: RunDirectory) -> dict[str, str]:
@@ -59,13 +66,6 @@ def _test_images(run: RunDirectory) -> str:
     """Which test images a run was measured on, in short."""
     digest = run.record.get("digests", {}).get("test") or run.record.get("split_digest", ABSENT)
     return f"{run.record['counts']['test']:,} of {run.record['dataset']} ({digest[:12]})"
-
-
-def _flat(settings: Any, prefix: str = "") -> dict[str, str]:
-    """The leaves of nested settings by their path, a list of plain values as one leaf."""
-    if isinstance(settings, Mapping) and settings:
-        return {path: leaf for key, item in settings.items() for path, leaf in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): settings if isinstance(settings, str) else json.dumps(settings)}
 
 
 def _results_table(runs: Sequence[RunDirectory], columns: tuple[Column, ...]) -> Table:
