@@ -79,3 +79,5 @@ def test_paper_is_white_and_no_figure_is_cut(page: Path, tab: Browser, tmp_path:
     assert tab.value(
         "[...document.querySelectorAll('.drawing')].every((box) => box.scrollWidth <= box.clientWidth + 1)"
     )
+    closed = "getComputedStyle(document.querySelector('details:not([open])'), '::details-content').contentVisibility"
+    assert tab.value(closed) == "visible", "what is closed is printed too"
