@@ -35,7 +35,7 @@ class RestartWatch:
         for line in attempts[self._read :]:
             if "what" in line:
                 self._fault(line)
-            elif self._lost is not None:
+            elif "from_step" in line and self._lost is not None:
                 self._lost[0]["from_step"] = line["from_step"]
         self._read = len(attempts)
         newest = last_metrics(self._training / "metrics.jsonl")
