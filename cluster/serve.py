@@ -159,7 +159,7 @@ def the_key() -> str:
 
 def run_service(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UserError where the model cannot be loaded, or there is no key."""
-    loading = Loading(options.run.absolute(), options.model, options.checkpoint, options.calibrated)
+    loading = Loading(str(options.run.absolute()), options.model, options.checkpoint, options.calibrated)
     loading.load()  # what is wrong with it is said here, and not in a replica's log
     limits = Limits(int(options.limit_mib * 2**20), options.batch)
     key_digest = digest(the_key())

@@ -16,7 +16,7 @@ from moe_dist.settings.data import DataConfig
 from moe_dist.settings.explain import explain
 from moe_dist.settings.grid import GridConfig
 from moe_dist.settings.resources import ParallelConfig, ResourceConfig
-from moe_dist.settings.schema import AbsolutePath, Count, Part, Strict
+from moe_dist.settings.schema import AbsolutePlace, Count, Part, Strict
 from moe_dist.settings.training import CheckpointConfig
 from moe_dist.settings.tune import TuneConfig
 from moe_dist.yaml_core import WRITTEN_BY_1_2, dump_yaml, load_yaml
@@ -56,6 +56,9 @@ class Job(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     workers: Annotated[Count, Part.NONE] = 1
     """Number of ranks of a training. The result does not depend on it: any number sees the same global batches."""
+    min_workers: Annotated[Count | None, Part.NONE] = None
+    """Where the cluster has no room for all `workers`, a training goes on with fewer, but with so many at least, and
+    with more again when there is room (train/elastic.py says which numbers are possible)."""
     data: DataConfig = DataConfig()
     method: AnyMethod | None = None
     methods: dict[ModelName, AnyMethod] = Field(default={})
@@ -66,9 +69,9 @@ class Job(Strict):
     cell a run by itself."""
     paper_table: Annotated[str | None, Part.NONE] = None
     """Name of the paper's table that the report shows beside this run's figures (methods/*/paper.yaml)."""
-    init_from: Annotated[AbsolutePath | None, Part.NONE] = None
-    """A finished run, or an exported model, from whose weights trainings begin. What depends on it counts through the
-    weights' digests."""
+    init_from: Annotated[AbsolutePlace | None, Part.NONE] = None
+    """A finished run, or an exported model, here or at a URL, from whose weights trainings begin. What depends on it
+    counts through the weights' digests."""
     parallel: ParallelConfig = ParallelConfig()
     resources: ResourceConfig = ResourceConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -89,6 +92,8 @@ class Job(Strict):
             raise ValueError("a job with `grid.seeds` has no `seed`: write all seeds there")
         if "figures" in self.methods:
             raise ValueError("`figures` is the report's folder in a run directory: give the model another name")
+        if self.fewest_workers > self.workers:
+            raise ValueError(f"min_workers = {self.min_workers} is more than workers = {self.workers}")
         if self.workers % self.parallel.expert:
             raise ValueError(f"parallel.expert = {self.parallel.expert} does not divide workers = {self.workers}")
         if self.parallel.micro_batches > self.workers and self.parallel.micro_batches % self.workers:
@@ -96,6 +101,11 @@ class Job(Strict):
                 f"parallel.micro_batches = {self.parallel.micro_batches} is not a multiple of workers = {self.workers}"
             )
         return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """The fewest workers with which a training goes on."""
+        return self.min_workers or self.workers
 
     @property
     def models(self) -> dict[str, MethodConfig]:

@@ -15,7 +15,7 @@ from moe_dist.errors import UserError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """Matches a URL that has lost a slash, too; a single letter before the colon would be a drive of Windows."""
-FOR_RUNS = "give a folder (of a run at a URL, a copy of it)"
+FOR_RUNS = "give a folder"
 
 
 def is_url(place: Path | str) -> bool:

@@ -26,6 +26,8 @@ from moe_dist.paths import is_url
 
 RUNS = Path("runs")
 NODE_CACHE = "MOE_DIST_NODE_CACHE"
+MLFLOW = "MLFLOW_TRACKING_URI"
+"""MLflow's own variable, which says what is told of runs."""
 LAYOUT = 2
 """Version of this layout. In version 1 a model had one training, which the next one overwrote."""
 NAME_DIGITS = 12

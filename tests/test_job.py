@@ -32,8 +32,13 @@ def test_every_shipped_job_loads_and_resolves_to_itself(path: Path) -> None:
 
 
 def test_a_misspelt_key_is_named() -> None:
-    assert refused(SMALL | {"wrokers": 2}) == "small.yaml: wrokers: unknown field"
-    assert "method.trustd: unknown field" in refused(SMALL | {"method": {"name": "dfcp", "trustd": {}}})
+    assert refused(SMALL | {"wrokers": 2}) == "small.yaml: wrokers: unknown field; did you mean workers?"
+    dfcp = {"name": "dfcp", "trustd": {}, "pseudo_labels": {"siamese": {"epoch": 3}}, "alone": {"zzz": 1}}
+    said = refused(SMALL | {"method": dfcp, "data": {"dataset": "digits", "sorce": "x"}})
+    assert "method.trustd: unknown field; did you mean trusted?" in said
+    assert "method.alone.zzz: unknown field" in said and "alone.zzz: unknown field; did you" not in said
+    assert "method.pseudo_labels.siamese.epoch: unknown field; did you mean epochs?" in said
+    assert "data.sorce: unknown field; did you mean source?" in said
 
 
 def test_a_field_of_an_earlier_version_says_what_to_write_instead() -> None:

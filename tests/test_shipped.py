@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import site
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -63,30 +65,39 @@ def test_what_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a wheel of the package unpacks to; its folder is outside the checkout."""
+    """The command of a wheel of the package, installed into a new environment outside the checkout.
+
+    What the package depends on is that of these tests: nothing is downloaded.
+    """
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
+    source, environment = folder / "source", folder / "environment"
     for name in ("moe_dist", "jobs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md"):
         shutil.copy(ROOT / name, source / name)
     subprocess.run([sys.executable, "-c", BUILD, str(folder)], cwd=source, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
-    shutil.unpack_archive(wheel, folder / "installed", "zip")
     shutil.rmtree(source)
-    return folder / "installed"
+    venv.create(environment, symlinks=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()))  # whose own .pth files are not read
+    pip = [sys.executable, "-m", "pip", "--python", str(environment), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(pip, check=True, capture_output=True)
+    return environment / "bin" / "moe-dist"
 
 
 def moe_dist(*arguments: str, installed: Path, cwd: Path) -> str:
-    environment = os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "200"}
-    command = [sys.executable, "-m", "moe_dist.cli", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "200"}
+    done = subprocess.run(
+        [installed, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_an_installed_package_has_the_jobs(installed: Path, tmp_path: Path) -> None:
-    assert (installed / "moe_dist" / "py.typed").is_file()
+    (package,) = installed.parents[1].glob("lib/python*/site-packages/moe_dist")
+    assert (package / "py.typed").is_file()
     listed = moe_dist("show", installed=installed, cwd=tmp_path)
     assert [name for name in shipped() if f" {name} " not in listed] == []
     assert "dfcp" in moe_dist("show", "demo", installed=installed, cwd=tmp_path)

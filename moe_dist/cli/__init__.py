@@ -132,7 +132,7 @@ def run(
     from moe_dist.run.run import choose_run_place
 
     job = load(job_file, overrides)
-    require_launcher(launcher)
+    require_launcher(launcher, job)
     place = choose_run_place(job, out, resume)
     drive(job, place, launcher, lambda: again(place.folder, out is not None, resume))
 
@@ -155,7 +155,7 @@ def resume_run(
     with run.at_hand(CHECKPOINTS):
         job = begun_with(run.folder)
         launcher = recorded_launcher(run.folder)
-    require_launcher(launcher)
+    require_launcher(launcher, job)
     place = choose_run_place(job, run, resume=True)
     drive(job, place, launcher, lambda: os.environ.get(GO_ON) or shlex.join(["moe-dist", *sys.argv[1:]]))
 
@@ -171,22 +171,22 @@ def drive(job: Job, place: RunPlace, launcher: str, go_on: Callable[[], str]) ->
     with (
         stoppable(go_on),
         raising_disk_errors(folder, "what the run leaves"),
-        place.kept(show) as mirror,
+        place.kept(show, grid=job.grid is not None) as mirror,
     ):
         require_shared_folders(launcher, place, show)
         if job.grid is not None:
             from moe_dist.grid.run import run_grid
 
-            page = run_grid(job, folder, launcher, show)
+            page = run_grid(job, folder, launcher, show, mirror)
         else:
             page = run_job(job, folder, launcher, show, mirror=mirror)
+    if place.url:
+        say(console, f"kept at {place}")
     if job.grid is not None:
         show_grid(folder, page)
         return
     show_results(folder)
     say(console, f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
-    if place.url:
-        say(console, f"kept at {place}")
 
 
 def show_results(folder: Path) -> None:

@@ -10,7 +10,8 @@ import typer
 from moe_dist.errors import UserError
 from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.places import RUNS
-from moe_dist.record.run_place import RunPlace, run_place
+from moe_dist.record.mirror import CHECKPOINTS
+from moe_dist.record.run_place import RunPlace, require_run, run_place
 from moe_dist.terminal import Show, console, errors, plain_facts, say, say_table, short
 
 runs = typer.Typer(help="List, show, compare and clean what runs left.", no_args_is_help=True)
@@ -45,17 +46,20 @@ def list_runs(
 
 @runs.command("show")
 def show_run(
-    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", parser=typed("RUN_DIR", FOR_RUNS))],
+    place: Annotated[RunPlace, typer.Argument(metavar="RUN_DIR", help="A folder or URL.", parser=run_place("RUN_DIR"))],
 ) -> None:
     """Show a run: its command, state, data and hardware, and its table of results."""
     from moe_dist.grid.record import is_grid, record_of
     from moe_dist.grid.tables import result_tables
     from moe_dist.history.found import in_words, size_of
+    from moe_dist.history.stored import stored_size
     from moe_dist.plots.tables import to_rich
     from moe_dist.report.build import flat_metrics
     from moe_dist.report.run import RunDirectory
     from moe_dist.report.tables import results_table
 
+    require_run(place, "RUN_DIR")
+    run = place.fetched(CHECKPOINTS)
     if is_grid(run):
         for table in result_tables(record_of(run)):
             say_table(console, to_rich(table))
@@ -68,7 +72,7 @@ def show_run(
         "data": found.test_split,
         "hardware": found.hardware,
         "code": found.record.get("code", "not recorded"),
-        "size": in_words(size_of(run)),
+        "size": in_words(size_of(run) if place.url is None else stored_size(place.url)),
         "report": short(run / "report.html"),
     }
     say_table(console, plain_facts(facts))
@@ -79,13 +83,17 @@ def show_run(
 
 @runs.command()
 def compare(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", parser=typed("RUN_DIR", FOR_RUNS))],
+    places: Annotated[
+        list[RunPlace], typer.Argument(metavar="RUN_DIR...", help="Folders or URLs.", parser=run_place("RUN_DIR"))
+    ],
 ) -> None:
     """Compare runs: the settings in which they differ, beside their results."""
     from moe_dist.history.compare import compare_runs
     from moe_dist.plots.tables import to_rich
 
-    for table in compare_runs(paths):
+    for place in places:
+        require_run(place, "RUN_DIR")
+    for table in compare_runs([place.fetched(CHECKPOINTS) for place in places]):
         say_table(console, to_rich(table))
 
 

@@ -10,7 +10,9 @@ import typer
 
 from moe_dist.data.storage.store import is_url
 from moe_dist.disk import raising_disk_errors
-from moe_dist.paths import FOR_RUNS, typed
+from moe_dist.errors import UserError
+from moe_dist.paths import typed
+from moe_dist.record.run_place import RunPlace, run_place
 from moe_dist.terminal import Show, console, errors, say, short
 
 
@@ -38,9 +40,9 @@ class ExportTo(StrEnum):
 
 
 RunDirectory = Annotated[
-    Path,
+    RunPlace,
     typer.Argument(
-        metavar="RUN_DIR", help="A run directory, or an exported folder.", parser=typed("RUN_DIR", FOR_RUNS)
+        metavar="RUN_DIR", help="A run directory or an exported folder, here or at a URL.", parser=run_place("RUN_DIR")
     ),
 ]
 Model = Annotated[str | None, typer.Option(help="The model's name, in a run of several.")]
@@ -108,7 +110,7 @@ def predict(
     from moe_dist.use.workers import Workers
 
     shown = console if out is not None else errors  # standard output is the rows'
-    loading = Loading(run.absolute(), model, checkpoint.value, calibrated)
+    loading = Loading(run.url or str(run.folder.absolute()), model, checkpoint.value, calibrated)
     loaded = loading.load().to(best_device())
     about, asked_for = loaded.about, Workers(workers, loading) if workers else None
     at = f", at temperature {loaded.temperature:.3f}" if calibrated else ""
@@ -145,7 +147,13 @@ def export(
 
     with raising_disk_errors(out, "the exported model", "give the command again"):
         checked = export_model(
-            run, to.value, out, model=model, checkpoint=checkpoint.value, calibrated=calibrated, licence=licence
+            run.fetched(),
+            to.value,
+            out,
+            model=model,
+            checkpoint=checkpoint.value,
+            calibrated=calibrated,
+            licence=licence,
         )
     say(console, checked)
     say(console, f"model: {short(out)}")
@@ -161,9 +169,12 @@ def review(
     from moe_dist.use.review import LIST, PAGE
     from moe_dist.use.review import review as write_review
 
-    folder = out or run / "review"
+    if run.url is not None and out is None:
+        raise UserError(f"RUN_DIR {run}: name with --out the folder of this machine that the review is written to")
+    run_folder = run.fetched()
+    folder = out or run_folder / "review"
     with raising_disk_errors(folder, "the review"):
-        counts = write_review(run, model, folder, uncertain)
+        counts = write_review(run_folder, model, folder, uncertain)
     shown = ", ".join(f"{count:,} {state}" for state, count in counts.items())
     say(
         console, f"{short(folder / PAGE)}: {shown}; write what you know into the column label of {short(folder / LIST)}"

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from moe_dist.files import read_json
 from moe_dist.grid.cell import noting_failure, packed, run_packed
 from moe_dist.grid.cells import Cell
 from moe_dist.grid.opened import Opened, files_made, is_done
-from moe_dist.grid.state import CELLS, log_file, note_failed, run_folder, state_of
+from moe_dist.grid.state import log_file, note_failed, run_folder, state_file, state_of
 from moe_dist.launch.ray_runs import RayRuns, ray_runs
 from moe_dist.places import FINISHED, RECORD, shared_cache
+from moe_dist.record.mirror import CELLS, CHECKPOINTS, LOGS, Mirror
 from moe_dist.report.run import read_result
 from moe_dist.terminal import Show, duration, short
 
@@ -22,23 +24,32 @@ LOOK_EVERY_SECONDS = 0.3
 """How often it is looked whether what cells wait for is there."""
 
 
-def run_beside(cells: Sequence[Cell], folder: Path, show: Show) -> None:
-    """Run the cells that are not finished, into the grid's folder."""
+def run_beside(cells: Sequence[Cell], folder: Path, show: Show, mirror: Mirror | None = None) -> None:
+    """Run the cells that are not finished, into the grid's folder, which a mirror may keep at a URL."""
     opened = Opened(show)
     waiting = [cell for cell in cells if not is_done(folder, cell, opened, show)]
     if not waiting:
         return
     show.headline(f"{len(waiting)} of {len(cells)} cells, beside each other; what each prints: {CELLS}/<cell>.log")
     with ray_runs([cell.job for cell in waiting], show) as runs:
-        Turns(waiting, folder, opened, show, runs).run()
+        Turns(waiting, folder, opened, show, runs, mirror).run()
 
 
 class Turns:
     """Which cells wait, which are at work, and which of the waiting ones has the next turn."""
 
-    def __init__(self, cells: Sequence[Cell], folder: Path, opened: Opened, show: Show, runs: RayRuns) -> None:
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        folder: Path,
+        opened: Opened,
+        show: Show,
+        runs: RayRuns,
+        mirror: Mirror | None = None,
+    ) -> None:
         self._waiting = list(cells)
         self._all, self._folder, self._opened, self._show, self._runs = len(cells), folder, opened, show, runs
+        self._mirror = mirror
         self._at_work: dict[str, Cell] = {}
         self._makes: dict[str, list[str]] = {}
         self._there: set[str] = set()
@@ -49,7 +60,9 @@ class Turns:
             while cell := self._next():
                 self._waiting.remove(cell)
                 with noting_failure(self._folder, cell, self._show):
-                    self._runs.start(cell.name, cell.job, run_packed, packed(self._folder, cell, shared_cache()))
+                    url, makes = self._mirror.url if self._mirror else None, self._makes[cell.name]
+                    about = packed(self._folder, cell, shared_cache(), url, makes)
+                    self._runs.start(cell.name, cell.job, run_packed, about)
                     self._at_work[cell.name] = cell
             if self._at_work:
                 for name, lost in self._runs.ended(LOOK_EVERY_SECONDS).items():
@@ -89,6 +102,8 @@ class Turns:
 
     def _tell(self, cell: Cell, lost: str) -> None:
         """Tell how a cell ended; lost: why its task has no result, then noted, or ""."""
+        if self._mirror is not None:
+            fetch_cell(self._mirror, cell)
         state = state_of(self._folder, cell)
         if state.status == FINISHED:
             seconds = read_result(run_folder(self._folder, cell) / RECORD)["seconds"]
@@ -99,3 +114,13 @@ class Turns:
             note_failed(self._folder, cell, lost)
         reason = state.reason or lost
         self._show.notice(f"{cell.name} failed: {reason} ({short(log_file(self._folder, cell))})")
+
+
+def fetch_cell(mirror: Mirror, cell: Cell) -> None:
+    """Fetch what a cell has left at the grid's URL for its table, unless it ran on this node."""
+    noted = state_file(mirror.folder, cell)
+    before = read_json(noted)
+    mirror.fetch(noted)
+    if read_json(noted) != before or not before or before["status"] != FINISHED:
+        mirror.fetch(log_file(mirror.folder, cell))
+        mirror.pull(run_folder(mirror.folder, cell), without=[CHECKPOINTS, *LOGS[1:]])

@@ -13,8 +13,8 @@ from moe_dist.grid.cells import Cell
 from moe_dist.job import parse_job
 from moe_dist.places import FAILED, FINISHED
 from moe_dist.record.differences import differences
+from moe_dist.record.mirror import CELLS
 
-CELLS = "cells"
 NOT_RUN, UNFINISHED = "not run", "unfinished"
 """A cell that was never run, or with other settings than the grid asks for now; one whose run was stopped or killed."""
 
@@ -43,9 +43,14 @@ def log_file(folder: Path, cell: Cell) -> Path:
     return folder / CELLS / f"{cell.name}.log"
 
 
+def state_file(folder: Path, cell: Cell) -> Path:
+    """The file that says how the run of a cell ended."""
+    return folder / CELLS / f"{cell.name}.json"
+
+
 def state_of(folder: Path, cell: Cell) -> CellState:
     """The state of a cell of the grid in `folder`."""
-    found = read_json(_file(folder, cell))
+    found = read_json(state_file(folder, cell))
     if found is None:
         return CellState(NOT_RUN)
     if changed := differences(_asked_before(found["asked"], cell), cell.asked()):
@@ -64,18 +69,14 @@ def _asked_before(asked: Mapping[str, Any], cell: Cell) -> Mapping[str, Any]:
 
 def note_begun(folder: Path, cell: Cell) -> None:
     """Write that the run of a cell begins; until it ends, nothing of it counts."""
-    write_json(_file(folder, cell), {"status": UNFINISHED, "asked": cell.asked()})
+    write_json(state_file(folder, cell), {"status": UNFINISHED, "asked": cell.asked()})
 
 
 def note_failed(folder: Path, cell: Cell, reason: str) -> None:
     """Write that the run of a cell failed, and why."""
-    write_json(_file(folder, cell), {"status": FAILED, "reason": reason, "asked": cell.asked()})
+    write_json(state_file(folder, cell), {"status": FAILED, "reason": reason, "asked": cell.asked()})
 
 
 def note_finished(folder: Path, cell: Cell, digests: Mapping[str, str]) -> None:
     """Write that the run of a cell is finished, on images of these digests."""
-    write_json(_file(folder, cell), {"status": FINISHED, "digests": dict(digests), "asked": cell.asked()})
-
-
-def _file(folder: Path, cell: Cell) -> Path:
-    return folder / CELLS / f"{cell.name}.json"
+    write_json(state_file(folder, cell), {"status": FINISHED, "digests": dict(digests), "asked": cell.asked()})

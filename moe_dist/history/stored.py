@@ -32,5 +32,10 @@ def stored_runs_table(url: str) -> Table | None:
         return replace(runs_table(folder, runs), title=f"Runs in {shown(url)}")
 
 
+def stored_size(url: str) -> int:
+    """The bytes of all files below a URL. Raises UserError."""
+    return _size_below(stored_files(url), ".")
+
+
 def _size_below(files: dict[str, Stored], name: str) -> int:
     return sum(stored.size for file, stored in files.items() if name == "." or file.startswith(f"{name}/"))

@@ -20,10 +20,15 @@ RAY_TASK = "ray task"
 """The launcher of a run that is itself a task of Ray, as a grid's cell is (ray_runs.py); users name the others."""
 
 
-def require_launcher(name: str) -> None:
-    """Raise UserError for a launcher there is not, and where RAY_ADDRESS names a cluster that does not answer."""
+def require_launcher(name: str, job: Job) -> None:
+    """Raise UserError for a launcher there is not, for one that cannot run the job, and for a cluster that is away."""
     if name not in LAUNCHERS:
         raise UserError(f"--launcher {name}: choose {' or '.join(LAUNCHERS)}")
+    if name == "local" and job.fewest_workers < job.workers:
+        raise UserError(
+            f"min_workers = {job.min_workers}: --launcher local trains on this machine alone, where no node goes or "
+            "comes; add --set min_workers=null, or use --launcher ray"
+        )
     if name == "ray":
         cluster_address()
 
@@ -55,7 +60,7 @@ def open_launcher(
         from moe_dist.launch.ray_runs import TaskLauncher
 
         return nullcontext(TaskLauncher(job, run, show, survived))
-    require_launcher(name)
+    require_launcher(name, job)
     if name == "ray":
         from moe_dist.launch.ray import ray_launcher
 

@@ -10,7 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-KINDS = ("preempted", "node died", "out of memory", "worker died", "silent", "hung", "error", "connection lost")
+KINDS = (
+    "preempted",
+    "node died",
+    "out of memory",
+    "worker died",
+    "silent",
+    "hung",
+    "error",
+    "more room",
+    "connection lost",
+)
 MEMORY_RAN_OUT = (
     "; give workers more memory, or lower batch_size or the number of workers on a node (resources.cpus_per_worker)"
 )
@@ -57,6 +67,8 @@ def fault_of(failures: Mapping[int, Failure], places: Mapping[int, Place]) -> Fa
         return Fault(kind, others or ranks, f"{_ranks(ranks)} waited {said} for {waited_for}")
     if kind == "preempted" and not others:  # all ranks saved a checkpoint and ended, whosever node it is
         return Fault(kind, (), "a node of the training will be taken away")
+    if kind == "more room":
+        return Fault(kind, (), f"the cluster has room for {said} workers instead of {len(places)}")
     if kind == "connection lost" and len(others) == 1:  # it died, and Ray does not know it yet
         return Fault(kind, others, f"{_ranks(ranks)} lost the connection to {_at(others, places)}")
     what = {

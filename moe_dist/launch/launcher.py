@@ -15,6 +15,7 @@ from moe_dist.errors import UserError
 from moe_dist.launch.progress import ProgressFile
 from moe_dist.methods.phases import TaskContext, TaskFunction
 from moe_dist.train.checkpoints import newest_checkpoint, no_torn_checkpoint
+from moe_dist.train.ends import Left
 from moe_dist.train.log import Log
 from moe_dist.train.loop import train
 from moe_dist.train.store_worker import open_worker
@@ -102,7 +103,7 @@ class TaskWorker:
         """See Worker."""
         return self._worker.metered(log, job, model)
 
-    def leaving(self) -> bool:
+    def leaving(self) -> Left | None:
         """See Worker."""
         return self._worker.leaving()
 

@@ -25,6 +25,7 @@ from moe_dist.record.run_record import RunRecord
 from moe_dist.record.sharing import STEP_DONE, TRAINING_DONE, take_over
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import sound_checkpoint
+from moe_dist.train.elastic import worker_counts
 from moe_dist.train.origin import Origin
 from moe_dist.train.steps import run_step
 from moe_dist.train.task import TrainingTask, trained_network
@@ -73,6 +74,7 @@ class ModelPhases:
     def __post_init__(self) -> None:
         self.folder = ModelFolder(self.drive.run / self.model)
         steps = {item.step.name: item for item in self.planned if isinstance(item, PlannedStep)}
+        self.worker_counts = worker_counts(self.drive.job, self.method)
         self.results = Results({name: self.folder.step(name, item.fingerprint) for name, item in steps.items()})
 
     @property
@@ -130,6 +132,7 @@ class ModelPhases:
             stages=tuple(stages),
             start=self.drive.record.number,
             url=self.drive.mirror.url if self.drive.mirror else None,
+            worker_counts=self.worker_counts,
         )
 
     def _train(self, trainings: Sequence[PlannedTraining]) -> None:
@@ -152,8 +155,8 @@ class ModelPhases:
         for _, task in missing:
             (task.folder / TRAINING_DONE).unlink(missing_ok=True)
         self.drive.share()
-        workers = self.drive.job.workers
-        on = f"on {workers} worker{'s' if workers > 1 else ''} ({self.drive.launcher.name})"
+        workers, at_least = self.drive.job.workers, f"{self.worker_counts[0]} to " if self.worker_counts else ""
+        on = f"on {at_least}{workers} worker{'s' if workers > 1 else ''} ({self.drive.launcher.name})"
         with show.working(f"{self._title([training for training, _ in missing])} {on}"):
             checkpoints = self.drive.launcher.train([task for _, task in missing])
         for (training, task), checkpoint in zip(missing, checkpoints):
@@ -165,6 +168,9 @@ class ModelPhases:
         drive = self.drive
         if drive.shares and (found := take_over(folder, drive.run, last, fingerprint, drive.record.number)):
             drive.record.work_begins()
+            if drive.mirror is not None:  # a training's log and checkpoints, which no rank of this run has written
+                below = f"{folder.relative_to(drive.run).as_posix()}/"
+                Mirror(drive.run, drive.mirror.url, lambda name: name.startswith(below)).push()
             drive.show.notice(f"{title}: taken over from {found.relative_to(drive.run.parent).parts[0]}")
 
     def _title(self, trainings: Sequence[PlannedTraining]) -> str:

@@ -140,13 +140,13 @@ def embedded_cpus(job: Job) -> int:
 def require_resources(job: Job, have: dict[str, float], show: Show) -> None:
     """Tell the user if the cluster is too small for the job; Ray would wait without a message."""
     need = {
-        "CPU": job.workers * job.resources.cpus_per_worker,
-        "GPU": max(job.workers * job.resources.gpus_per_worker, job.resources.gpus_per_task),
+        "CPU": job.fewest_workers * job.resources.cpus_per_worker,
+        "GPU": max(job.fewest_workers * job.resources.gpus_per_worker, job.resources.gpus_per_task),
     }
     for kind, amount in need.items():
         if amount > have.get(kind, 0):
             show.notice(
-                f"the cluster has {have.get(kind, 0):g} {kind}s and the job's {job.workers} workers ask for "
+                f"the cluster has {have.get(kind, 0):g} {kind}s and the job's {job.fewest_workers} workers ask for "
                 f"{amount:g}: waiting for the cluster to grow; if it cannot, lower `workers` or `resources`"
             )
 
@@ -198,7 +198,8 @@ class RayLauncher:
 
         task.checkpoints.mkdir(parents=True, exist_ok=True)
         forget_ray_snapshot(task)
-        restarts = RestartWatch(self._show, task.folder, f"the training of {task.model}", self._survived)
+        of, workers = f"the training of {task.model}", task.job.workers
+        restarts = RestartWatch(self._show, task.folder, of, workers, self._survived)
         try:
             with watch_training(self._show, task, restarts.look), no_torn_checkpoint(task.checkpoints):
                 fit(task, train_worker)

@@ -18,7 +18,7 @@ from moe_dist.errors import UserError
 from moe_dist.launch.faults import Failure, Fault, Place, fault_of, kind_of_error
 from moe_dist.launch.ray_metrics import restarts_counter
 from moe_dist.record.restarts import note_attempt
-from moe_dist.train.ends import HungCollective, NodeTaken
+from moe_dist.train.ends import HungCollective, Left, MoreRoom, NodeTaken
 from moe_dist.train.log import last_metrics
 
 _NODE = re.compile(r"\bnode\b[^.]*\b(died|dead|terminated|unavailable)|raylet (died|crashed)", re.IGNORECASE)
@@ -28,16 +28,16 @@ _SECONDS = re.compile(r"hanging for (\d+)")
 
 
 class FailurePolicy(DefaultFailurePolicy):
-    """Ray Train's policy, except that a worker's UserError ends the training, and that a node's leaving is no failure.
+    """Ray Train's policy, except that a worker's UserError ends the training, and that leaving a node is no failure.
 
-    A training that saved a checkpoint because a node is taken away is started again however often that happens.
+    A training that saved a checkpoint because a node goes or comes is started again however often that happens.
     """
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """See DefaultFailurePolicy."""
         if sentence(training_failed_error):
             return FailureDecision.RAISE
-        if any(isinstance(failure, NodeTaken) for failure in _failures(training_failed_error).values()):
+        if any(isinstance(failure, Left) for failure in _failures(training_failed_error).values()):
             return FailureDecision.RETRY
         return super().make_decision(training_failed_error)
 
@@ -103,6 +103,8 @@ def _failure(error: Exception) -> Failure:
     """The failure of a rank from the error that Ray Train has of it."""
     if isinstance(error, NodeTaken):
         return Failure("preempted")
+    if isinstance(error, MoreRoom):
+        return Failure("more room", str(error.workers))
     if isinstance(error, HungCollective):
         return Failure("hung", "too long" if error.seconds is None else f"{error.seconds:.0f} s")
     if isinstance(error, WorkerHealthCheckTimeoutError):

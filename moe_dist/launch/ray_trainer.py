@@ -17,6 +17,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from moe_dist.disk import raising_disk_errors
 from moe_dist.job import Job
 from moe_dist.launch.launcher import use_threads
+from moe_dist.launch.ray_elastic import ElasticPolicy
 from moe_dist.launch.ray_environment import PROMPT
 from moe_dist.launch.ray_failures import FailurePolicy, FaultNotes, sentence
 from moe_dist.launch.ray_worker import RayStoreWorker, RayWorker
@@ -73,7 +74,7 @@ def _trainer(task: TrainingTask, worker: Callable[[dict[str, Any]], None], stora
             backend="nccl" if gpus else "gloo", timeout_s=math.ceil(job.resources.hung_after_seconds)
         ),
         scaling_config=ScalingConfig(
-            num_workers=job.workers,
+            num_workers=(task.worker_counts[0], job.workers) if task.worker_counts else job.workers,
             use_gpu=gpus > 0,
             resources_per_worker=per_worker,
             placement_strategy=placement_strategy(job),
@@ -107,11 +108,13 @@ def train_worker(packed: dict[str, Any]) -> None:
 
 
 class Trainer(TorchTrainer):
-    """Ray Train's trainer, without a handler of Ctrl-C and without retries after a UserError."""
+    """Ray Train's trainer, with our policies of failures and sizes, and without a handler of Ctrl-C."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Do nothing: Ray's handler would exit with code 1 without running any `finally`."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = FailurePolicy(arguments["failure_policy"].failure_config)
+        if counts := (self.train_loop_config or {}).get("worker_counts"):
+            arguments["scaling_policy"] = ElasticPolicy(arguments["scaling_policy"].scaling_config, counts)
         return super()._initialize_and_run_controller(**arguments)

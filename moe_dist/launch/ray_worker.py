@@ -15,11 +15,22 @@ import torch
 from moe_dist.disk import raising_disk_errors
 from moe_dist.engine.checkpoint import damaged_file, is_whole
 from moe_dist.train.checkpoints import sound_checkpoint
+from moe_dist.train.ends import Left, MoreRoom, NodeTaken
 from moe_dist.train.log import Log
 from moe_dist.train.worker import Worker, from_first_rank, sum_over_ranks
 
 if TYPE_CHECKING:
     from moe_dist.launch.ray_metrics import TrainingMetrics
+
+
+_room_for = 0
+"""The number of workers for which there is room, as far as this process was told."""
+
+
+def tell_of_room(workers: int) -> None:
+    """Tell the rank of this process that the cluster has room for so many workers, more than train now."""
+    global _room_for
+    _room_for = workers
 
 
 class RankOfRay:
@@ -40,15 +51,20 @@ class RankOfRay:
         self._metrics = TrainingMetrics(job, model) if self.rank == 0 else None
         return MeteredLog(log, self._metrics) if self._metrics else log
 
-    def leaving(self) -> bool:
-        """See Worker. Ray tells the ranks one after another, and they agree on it by a sum.
+    def leaving(self) -> Left | None:
+        """See Worker. Ray tells the ranks of a node one after another, and they agree on it by a sum.
 
-        Ray's own get_preemption_info is not called, because it waits for all ranks at an actor.
+        Ray's own get_preemption_info is not called, because it waits for all ranks at an actor. Of room for more
+        workers only the first rank is told (ElasticPolicy).
         """
         from ray.train.v2._internal.execution.context import get_train_context
 
-        told = get_train_context().preemption_context.preemption_info is not None
-        return bool(sum_over_ranks(torch.tensor(float(told), device=self.device), self.ranks))
+        taken = get_train_context().preemption_context.preemption_info is not None
+        told = torch.tensor([float(taken), float(_room_for)], device=self.device)
+        anywhere, workers = sum_over_ranks(told, self.ranks).tolist()
+        if anywhere:
+            return NodeTaken()
+        return MoreRoom(int(workers)) if workers > self.ranks else None
 
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:

@@ -15,13 +15,21 @@ from moe_dist.train.log import last_metrics
 class RestartWatch:
     """The restarts of one training as its driver sees them: call `look` now and then, and `ended` at the end.
 
-    of: what is trained, in words. last_fault: the clause of the newest fault, which may have ended the training.
+    of: what is trained, in words. workers: by how many it is to be trained; where it is by others, that is told.
+    last_fault: the clause of the newest fault, which may have ended the training.
     """
 
     def __init__(
-        self, show: Show, training: Path, of: str, survived: Survived, clock: Callable[[], float] = time.monotonic
+        self,
+        show: Show,
+        training: Path,
+        of: str,
+        workers: int,
+        survived: Survived,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._show, self._training, self._of, self._survived, self._clock = show, training, of, survived, clock
+        self._workers = workers
         self._read = len(read_attempts(training))
         self._newest: dict[str, Any] | None = None
         self._heard = clock()
@@ -35,8 +43,8 @@ class RestartWatch:
         for line in attempts[self._read :]:
             if "what" in line:
                 self._fault(line)
-            elif "from_step" in line and self._lost is not None:
-                self._lost[0]["from_step"] = line["from_step"]
+            elif "from_step" in line:
+                self._begun(line)
         self._read = len(attempts)
         newest = last_metrics(self._training / "metrics.jsonl")
         if newest is None or newest == self._newest:
@@ -69,6 +77,15 @@ class RestartWatch:
         self._lost = record, step, since
         self._show.notice(f"{self.last_fault} of {self._of}; it is started again from its last checkpoint")
         self._survived(record)
+
+    def _begun(self, line: dict[str, Any]) -> None:
+        """Take down from where an attempt goes on, and with how many workers."""
+        if self._lost is not None:
+            self._lost[0].update(from_step=line["from_step"], workers=line["workers"])
+        if line["workers"] != self._workers:
+            self._workers = line["workers"]
+            s = "s" if self._workers > 1 else ""
+            self._show.aside(f"{self._of} has {self._workers} worker{s} from step {line['from_step']} on")
 
     def _caught_up(self, moment: float) -> None:
         assert self._lost is not None

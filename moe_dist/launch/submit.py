@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_dist.data.storage.transfer import without_secrets
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job, dump_job, load_job
@@ -18,7 +19,7 @@ from moe_dist.launch.job_server import ClusterNode, connect, living_nodes, raisi
 from moe_dist.launch.jobs import RESUME, RUN, ClusterJob
 from moe_dist.launch.shipping import pack_tree
 from moe_dist.paths import is_url
-from moe_dist.places import RUNS
+from moe_dist.places import MLFLOW, RUNS
 from moe_dist.record.run_place import RunPlace
 from moe_dist.signals import GO_ON, exit_code
 
@@ -74,7 +75,7 @@ def submit(
         root=Path.cwd(),
         name=job.name,
         files=files,
-        environment=job_environment(run, out) | {GO_ON: shlex.join(go_on)},
+        environment=job_environment(run, out) | mlflow_environment() | {GO_ON: shlex.join(go_on)},
         about={RUN: str(run), RESUME: shlex.join(go_on)},
     )
     print(f"submitted {job_there.submission} to {client.get_address()}")
@@ -108,6 +109,17 @@ def job_environment(run: str, out: RunPlace | None) -> dict[str, str]:
     return {"MOE_DIST_CACHE": cache if is_url(cache) else str(Path(cache).absolute()), "PYTHONUNBUFFERED": "1"}
 
 
+def mlflow_environment() -> dict[str, str]:
+    """The address of this shell's MLflow server for the job, which anybody who sees the cluster's jobs may read."""
+    uri = os.environ.get(MLFLOW, "")
+    if not uri.startswith(("http://", "https://")):  # a database of this machine
+        return {}
+    if without_secrets(uri) != uri:
+        print(f"! {MLFLOW} holds a user, a password or a query and is not given to the job; set it on the cluster")
+        return {}
+    return {MLFLOW: uri}
+
+
 def lacking(job: Job, nodes: Sequence[ClusterNode]) -> list[str]:
     """Sentences about workers and tasks of the job for which `nodes` have no room; Ray would wait without a message.
 
@@ -115,7 +127,7 @@ def lacking(job: Job, nodes: Sequence[ClusterNode]) -> list[str]:
     """
     asked = job.resources
     needs = [
-        ("worker", job.workers, {"CPU": asked.cpus_per_worker, "GPU": asked.gpus_per_worker}),
+        ("worker", job.fewest_workers, {"CPU": asked.cpus_per_worker, "GPU": asked.gpus_per_worker}),
         ("task", 1, {"CPU": asked.cpus_per_task, "GPU": asked.gpus_per_task}),
     ]
     return [

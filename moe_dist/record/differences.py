@@ -12,15 +12,16 @@ DIGESTS = ("steps", "training images", "validation images")
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The fields in which two sets of settings differ, in words: "method.epochs: 4, now 6"."""
-    ours, theirs = _flat(now), _flat(before)
+    ours, theirs = flat(now), flat(before)
     changed = [name for name in sorted(ours.keys() | theirs.keys()) if _shown(ours, name) != _shown(theirs, name)]
     fields = [f"{name}: {_shown(theirs, name)}, now {_shown(ours, name)}" for name in changed if name not in DIGESTS]
     return fields + [f"other {name}" for name in changed if name in DIGESTS and not (name == "steps" and fields)]
 
 
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested settings by the path to each: {"method.epochs": 4}."""
     if isinstance(settings, Mapping) and settings:
-        return {path: leaf for key, item in settings.items() for path, leaf in _flat(item, f"{prefix}{key}.").items()}
+        return {path: leaf for key, item in settings.items() for path, leaf in flat(item, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): settings}
 
 

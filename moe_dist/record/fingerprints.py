@@ -192,15 +192,20 @@ def _shares(job: Job, method: Method, first: Stage) -> dict[str, Any]:
     parts = max(job.workers, job.parallel.micro_batches)
     if parts == 1 or first.replicated:
         return {}
-    noticing = [
-        name
-        for name, module in untrained(method, first, job.seed).named_modules()
-        if isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
-    ]
+    noticing = layers_that_notice_shares(method, first, job.seed)
     counted: dict[str, Any] = {"batch_parts": parts} if noticing or method.looks_at_shares else {}
     if job.parallel.expert > 1 and any("members." in name for name in noticing):
         counted["expert_ranks"] = job.parallel.expert
     return counted
+
+
+def layers_that_notice_shares(method: Method, first: Stage, seed: int) -> list[str]:
+    """The names of batch normalisation and dropout in the network of the training that begins with `first`."""
+    return [
+        name
+        for name, module in untrained(method, first, seed).named_modules()
+        if isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
+    ]
 
 
 def untrained(method: Method, stage: Stage, seed: int) -> nn.Module:

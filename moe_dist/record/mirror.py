@@ -22,6 +22,7 @@ from pathlib import Path
 from moe_dist.data.storage.store import (
     Stored,
     StoreFailed,
+    exists,
     get_file,
     join,
     put_file,
@@ -32,7 +33,7 @@ from moe_dist.data.storage.store import (
 from moe_dist.errors import UserError
 from moe_dist.files import whole_file
 from moe_dist.record.one_driver import LOCK
-from moe_dist.record.sharing import NEVER_CHANGED
+from moe_dist.record.sharing import CHECKPOINTS, NEVER_CHANGED
 from moe_dist.settings.data import RemoteConfig
 
 PATIENT = RemoteConfig(timeout_seconds=30, retries=12)
@@ -43,22 +44,35 @@ EVERY_SECONDS = 3.0
 LONGEST_PAUSE_SECONDS = 30.0
 LAST_SECONDS = {True: 600.0, False: 20.0}
 """How long the last push is tried: of work that is done; of work that failed or was stopped, where somebody waits."""
-CHECKPOINTS = "checkpoints"
 LOGS = ("metrics.jsonl", "tensorboard")
+CELLS = "cells"
+"""The folder of a grid's run directory that holds its cells' run directories."""
 
 Stamp = tuple[int, int]
 """A file's size and time of change in nanoseconds."""
 
 
 def working_folder(url: str, cache: Path) -> Path:
-    """The folder of this node in which a run at `url` is worked on; cache: the folder of what the node keeps."""
-    return cache / "runs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    """The folder of this node in which a run at `url` is worked on, called as the run; that of a cell is in its grid's.
+
+    cache: the folder of what the node keeps.
+    """
+    above, name = url.rstrip("/").rsplit("/", 1)
+    if above.endswith(f"/{CELLS}"):
+        return working_folder(above.removesuffix(f"/{CELLS}"), cache) / CELLS / name
+    return cache / "runs" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16] / name
 
 
 def of_the_driver(name: str) -> bool:
     """Whether the driver keeps the file `name` of a run, and not a training's ranks."""
     parts = name.split("/")
     return not (len(parts) > 3 and parts[1] == "trainings" and parts[3] in (CHECKPOINTS, *LOGS))
+
+
+def of_a_grid(name: str) -> bool:
+    """Whether a grid's driver keeps the file `name` of the grid: each cell keeps its own run directory."""
+    parts = name.split("/")
+    return parts[0] != CELLS or len(parts) == 2
 
 
 class Mirror:
@@ -70,6 +84,11 @@ class Mirror:
         self._mine = mine
         self._there: dict[str, Stamp] = {}
         self._pushing = threading.Lock()
+
+    @property
+    def holds_files(self) -> bool:
+        """Whether a file of the run is here."""
+        return bool(self._files())
 
     def url_of(self, path: Path) -> str:
         """The URL of a file or folder below the mirror's folder."""
@@ -90,6 +109,15 @@ class Mirror:
         if exact:
             for name in self._files().keys() - found.keys():
                 (self.folder / name).unlink()
+
+    def fetch(self, path: Path) -> None:
+        """Fetch one file, if it is at the URL. Raises UserError where the store fails."""
+        name = path.relative_to(self.folder).as_posix()
+        if exists(join(self.url, name), PATIENT):
+            with whole_file(path, lasting=False) as partial:
+                get_file(join(self.url, name), partial, PATIENT)
+            if self._mine(name) and (stamp := _stamp(path)):
+                self._there[name] = stamp
 
     def push(self, remote: RemoteConfig = PATIENT) -> None:
         """Bring to the URL what has changed here, in the order of writing, and remove there what is gone here.

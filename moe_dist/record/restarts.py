@@ -18,8 +18,8 @@ ATTEMPTS = "attempts.jsonl"
 Restart = dict[str, Any]
 """A restart as run.json keeps it: time (seconds since 1970), of (what was started again, in words), kind (see
 launch/faults.py), what (a clause that says what happened), ranks, step (the last one that was heard of, or None),
-from_step (that of the checkpoint that it went on from, 0 for the beginning, or None), seconds_lost (from that last step
-until it was done again; None if it never was)."""
+from_step (that of the checkpoint that it went on from, 0 for the beginning, or None), workers (how many it went on
+with, or None), seconds_lost (from that last step until it was done again; None if it never was)."""
 Survived = Callable[[Restart], None]
 """Records a restart, or what became known of it since."""
 
@@ -30,7 +30,7 @@ def forget(restart: Restart) -> None:
 
 def restart(of: str, kind: str, what: str, **known: Any) -> Restart:
     """A restart with what is known of it so far; a field that is not given is None."""
-    unknown: Restart = {"ranks": [], "step": None, "from_step": None, "seconds_lost": None}
+    unknown: Restart = {"ranks": [], "step": None, "from_step": None, "workers": None, "seconds_lost": None}
     return {"time": time.time(), "of": of, "kind": kind, "what": what} | unknown | known
 
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_dist.data.storage.locks import locked
+from moe_dist.data.storage.locks import in_turn, locked
 from moe_dist.data.storage.store import exists, join, require_store, shown, stored_files
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
 from moe_dist.paths import is_url, typed
 from moe_dist.places import RECORD, RUNNING, cache_folder
-from moe_dist.record.mirror import Mirror, working_folder
+from moe_dist.record.mirror import CHECKPOINTS, Mirror, of_a_grid, of_the_driver, working_folder
 from moe_dist.terminal import Show
 
 FOR_RUNS = "give a folder, or a URL with two slashes (on a cluster, a place that every node reaches)"
@@ -37,18 +37,18 @@ class RunPlace:
         return (self.folder / job).exists() if self.url is None else exists(join(self.url, job))
 
     @contextmanager
-    def at_hand(self, *without: str) -> Iterator[Mirror | None]:
+    def at_hand(self, *without: str, mine: Callable[[str], bool] = of_the_driver) -> Iterator[Mirror | None]:
         """Give the block the mirror of a run at a URL, whose files are in the folder then; None for a folder.
 
-        without: names of folders that are not fetched. Raises UserError where another process of this node is at work
-        in the run, or the store fails.
+        without: names of folders that are not fetched; mine: which files the mirror keeps. Raises UserError where
+        another process of this node is at work in the run, or the store fails.
         """
         if self.url is None:
             yield None
             return
         try:
-            with locked(self.folder.with_name(f"{self.folder.name}.lock"), wait=False):
-                mirror = Mirror(self.folder, self.url)
+            with locked(self.folder.with_name(f".{self.folder.name}.lock"), wait=False):
+                mirror = Mirror(self.folder, self.url, mine)
                 mirror.pull(exact=True, without=without)
                 yield mirror
         except BlockingIOError:
@@ -56,10 +56,24 @@ class RunPlace:
                 f"{self}: another moe-dist of this machine is at work in this run; wait until it is done, or end it"
             ) from None
 
+    def fetched(self, *without: str) -> Path:
+        """The folder of the run; files of one at a URL have been fetched, by one process of this node at a time.
+
+        without: names of folders that are not fetched. Raises UserError where nothing is at the URL, and as `at_hand`.
+        """
+        if self.url is not None:
+            with in_turn(self.folder.with_name(f".{self.folder.name}.turn")), self.at_hand(*without) as mirror:
+                if mirror is not None and not mirror.holds_files:
+                    raise UserError(f"{self}: nothing is there; `moe-dist runs list URL` shows the runs below a URL")
+        return self.folder
+
     @contextmanager
-    def kept(self, show: Show) -> Iterator[Mirror | None]:
-        """Give the block the mirror of a run at a URL, which keeps it there from now on; None for a folder."""
-        with self.at_hand() as mirror:
+    def kept(self, show: Show, *, grid: bool = False) -> Iterator[Mirror | None]:
+        """Give the block the mirror of a run at a URL, which keeps it there from now on; None for a folder.
+
+        grid: whether it is that of a grid, whose cells keep their own, and fetch their own checkpoints.
+        """
+        with self.at_hand(CHECKPOINTS, mine=of_a_grid) if grid else self.at_hand() as mirror:
             if mirror is None:
                 yield None
                 return

@@ -14,6 +14,7 @@ STEP_DONE, TRAINING_DONE = "done.json", "training.json"
 """The file that says that a step's or a training's folder is whole; it is written last, and holds the fingerprint."""
 OF_THE_RUN = ("evaluations",)
 """What a training's folder holds that is not taken over: an evaluation tells of the run that made it."""
+CHECKPOINTS = "checkpoints"
 NEVER_CHANGED = {".npz", ".safetensors"}
 """Suffixes of files that are only ever written as a whole, so that two runs may hold the same one."""
 
@@ -30,9 +31,14 @@ def take_over(folder: Path, run: Path, done: str, fingerprint: str, start: int) 
     below_model = folder.relative_to(run).parts[1:]  # the same result may belong to a model of another name
     for found in sorted(run.parent.glob("/".join(["*", "*", *below_model, done]))):
         about = read_json(found)
-        if about and about.get("fingerprint") == fingerprint:
+        if about and about.get("fingerprint") == fingerprint and is_at_hand(found):
             return _copied(found.parent, folder, done, about, run, start)
     return None
+
+
+def is_at_hand(done: Path) -> bool:
+    """Whether a result is here as a whole, given the file that says it is done: checkpoints may be at a URL alone."""
+    return done.name != TRAINING_DONE or any((done.parent / CHECKPOINTS).glob("*/*"))
 
 
 def _copied(source: Path, folder: Path, done: str, about: dict[str, Any], run: Path, start: int) -> Path:

@@ -123,13 +123,13 @@ class ModelRun:
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl, without a last line that a killed writer cut short; none before training."""
-        return _read_log(self._current.training) if self._current.training else []
+        """The records of its training's log; none before training."""
+        return read_log(self._current.training) if self._current.training else []
 
     @cached_property
     def earlier_logs(self) -> dict[str, list[dict[str, Any]]]:
         """The records of trainings of other networks before that, by the name of their first stage."""
-        return {stage: _read_log(folder) for stage, folder in self._current.earlier.items()}
+        return {stage: read_log(folder) for stage, folder in self._current.earlier.items()}
 
     @cached_property
     def made(self) -> list[dict[str, Any]]:
@@ -278,7 +278,8 @@ def _read_job(path: Path) -> tuple[str, dict[str, Any]]:
     return text, job
 
 
-def _read_log(training: Path) -> list[dict[str, Any]]:
+def read_log(training: Path) -> list[dict[str, Any]]:
+    """The records of a training's log, without a last line that a killed writer cut short; none before training."""
     path = training / "metrics.jsonl"
     if not path.is_file():
         return []

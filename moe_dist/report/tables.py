@@ -252,6 +252,7 @@ def restarts_table(run: RunDirectory) -> Table:
                 datetime.fromtimestamp(each["time"]).strftime("%Y-%m-%d %H:%M:%S"),
                 ABSENT if each["step"] is None else str(each["step"]),
                 ABSENT if each["from_step"] is None else str(each["from_step"]),
+                ABSENT if each.get("workers") is None else str(each["workers"]),  # absent in runs of before
                 ABSENT if each["seconds_lost"] is None else duration(each["seconds_lost"]),
             ),
         )
@@ -259,11 +260,12 @@ def restarts_table(run: RunDirectory) -> Table:
     ]
     return Table(
         title=restarts_in_words(run.restarts),
-        columns=tuple(Column("", name) for name in ("of", "when", "after step", "went on from", "lost")),
+        columns=tuple(Column("", name) for name in ("of", "when", "after step", "went on from", "workers", "lost")),
         rows=tuple(rows),
         notes=(
             "Lost: from the last step that was heard of until it was done again: noticing the fault, new workers and "
-            "repeated steps. On a CPU, the figures are those of an unbroken run, to the last bit.",
+            "repeated steps. On a CPU, the figures are those of an unbroken run, to the last bit where the number of "
+            "workers stayed.",
         ),
         corner="What happened",
         left=True,

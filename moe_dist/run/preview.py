@@ -25,6 +25,7 @@ from moe_dist.places import cache_folder
 from moe_dist.run.exchanged import bytes_between_ranks
 from moe_dist.run.notices import notices
 from moe_dist.terminal import plain_table, say, say_table
+from moe_dist.train.elastic import worker_counts
 
 MEASURED_STEPS = 3
 
@@ -86,6 +87,8 @@ def _preview_method(job: Job, method: Method, console: Console) -> None:
     network = method.build(IN_ONE_PROCESS, {}, job.seed)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     say(console, f"network: {parameters:,} parameters, {parameters * 4 / 2**20:.1f} MiB in fp32")
+    if counts := worker_counts(job, method):
+        say(console, f"workers: {', '.join(map(str, counts))}, as many of these as the cluster has room for")
     if method.expert_costs():
         say_table(console, _placement_table(job, method))
     for stage in method.stages():

@@ -34,6 +34,7 @@ from moe_dist.record.run_record import RunRecord
 from moe_dist.report.paper import paper_table
 from moe_dist.run.notices import notices
 from moe_dist.run.sample_images import keep_sample_images
+from moe_dist.run.tracking import telling_mlflow
 from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import best_on_validation
 from moe_dist.train.origin import origin_of
@@ -53,8 +54,6 @@ def run_job(
     shares: whether to take results over from runs in the same folder whose fingerprints are equal. mirror: what keeps
     the directory at a URL, if anything does.
     """
-    if mirror is not None:
-        require_one_training(job)
     require_same_run(run, job)
     begun_before = (run / "job.yaml").exists()
     if job.paper_table:
@@ -71,7 +70,8 @@ def run_job(
             raise UserError(
                 f"{run}: another moe-dist has begun a run here meanwhile; choose another folder, or --resume"
             )
-        return _drive(job, run, data, launcher_name, show, told, shares, mirror)
+        with telling_mlflow(job, run, show):
+            return _drive(job, run, data, launcher_name, show, told, shares, mirror)
 
 
 def _told_of_data(job: Job, data: OpenedData, place: str) -> Iterator[str]:
@@ -100,13 +100,6 @@ def _told_of_models(job: Job, run: Path, data: OpenedData) -> Iterator[str]:
             from moe_dist.tune.requirements import require_searchable  # imports Optuna, which only searches need
 
             require_searchable(job, open_method(job, model, data), data, run / model)
-
-
-def require_one_training(job: Job) -> None:
-    """Raise UserError for a job whose run cannot be kept at a URL."""
-    if job.grid is not None or job.kind == "tune":
-        what = "grids" if job.grid is not None else "searches"
-        raise UserError(f"--out: runs of {what} cannot be at a URL yet; give a folder that every node reaches")
 
 
 def _drive(
@@ -225,7 +218,6 @@ def choose_run_place(job: Job, out: RunPlace | None, resume: bool) -> RunPlace:
     """Where the run is: `out`, or what `choose_run_directory` chooses. Raises UserError where no run can be."""
     if out is None or out.url is None:
         return RunPlace(choose_run_directory(job, out.folder if out else None, resume))
-    require_one_training(job)
     if resume and not out.holds_a_run:
         raise UserError(f"--resume --out {out}: no run is there; look at the name, or leave --resume out")
     if not resume:

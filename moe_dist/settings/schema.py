@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from moe_dist.paths import from_home, local_path
+from moe_dist.paths import from_home, is_url, local_path
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -18,6 +18,15 @@ NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 AbsolutePath = Annotated[Path, BeforeValidator(local_path), AfterValidator(lambda path: from_home(path).absolute())]
 """A path of this machine, made absolute when the job is loaded: workers have another current directory."""
+
+
+def _place(given: str | Path) -> str:
+    """A URL as it is, and a path made absolute."""
+    return str(given) if is_url(given) else str(from_home(local_path(given)).absolute())
+
+
+AbsolutePlace = Annotated[str, BeforeValidator(_place)]
+"""A folder or file of this machine, by its absolute path, or one at a URL."""
 
 
 class Strict(BaseModel):
@@ -29,16 +38,16 @@ class Strict(BaseModel):
     @classmethod
     def _a_truth_value_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse true and false where a number is meant: pydantic would take them for 1 and 0."""
-        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        kinds = kinds_in(cls.model_fields[str(info.field_name)].annotation)
         items = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, bool) for item in items) and (int in kinds or float in kinds) and bool not in kinds:
             raise ValueError("must be a number, not true or false")
         return value
 
 
-def _kinds(annotation: Any) -> list[Any]:
+def kinds_in(annotation: Any) -> list[Any]:
     """An annotation and all parts of it, however deep: `tuple[Annotated[int, ...], ...] | None` has int among them."""
-    return [annotation, *(kind for part in get_args(annotation) for kind in _kinds(part))]
+    return [annotation, *(kind for part in get_args(annotation) for kind in kinds_in(part))]
 
 
 class Part(Enum):

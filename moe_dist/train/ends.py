@@ -29,8 +29,20 @@ class HungCollective(Exception):
         return f"rank {self.rank} waited {waited} for other ranks at step {self.step}"
 
 
-class NodeTaken(Exception):
-    """A node of the training will be taken away; all ranks have saved a checkpoint and end."""
+class Left(Exception):
+    """All ranks have saved a checkpoint and end, to be started again on other nodes. This is no failure."""
+
+
+class NodeTaken(Left):
+    """A node of the training will be taken away."""
+
+
+class MoreRoom(Left):
+    """The cluster has room for more workers, for `workers` in all."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self.workers = workers
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from moe_dist.methods.phases import Losses, Progress
 from moe_dist.record.provenance import Made
 from moe_dist.record.restarts import note_attempt
 from moe_dist.train.checkpoints import checkpoint_score
-from moe_dist.train.ends import NodeTaken, naming_failures
+from moe_dist.train.ends import naming_failures
 from moe_dist.train.log import Log, TrainingLog
 from moe_dist.train.pace import Pace
 from moe_dist.train.session import Session
@@ -123,12 +123,12 @@ class Loop:
                 self._log("step", session, epoch, values, images_per_second=rate, **pace.take())
             if session.stream.position.steps == 0 or session.over:
                 continue  # at an epoch's end, validation comes before the checkpoint
-            leaving = self.step % session.log_every == 0 and self.worker.leaving()
+            leaving = self.worker.leaving() if self.step % session.log_every == 0 else None
             if leaving or (self._every.every_steps and self.step % self._every.every_steps == 0):
                 checked(losses, self.worker.ranks, self.step, session.stage.name)
                 self._save(session, None)
             if leaving:
-                raise NodeTaken
+                raise leaving
         self._log_refresh(session, epoch)
         return losses
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from moe_dist.methods.registry import method_class
 from moe_dist.places import RECORD
 from moe_dist.record.exported import exported_content, is_exported
 from moe_dist.record.fingerprints import stages_of_last_training, untrained
+from moe_dist.record.mirror import working_folder
+from moe_dist.record.run_place import RunPlace, run_place
 from moe_dist.train.finished import finished_checkpoint, job_of_run, model_of_run
 
 NAMED = 4
@@ -37,13 +40,17 @@ _MEMBER = re.compile(r"(?<=\.members\.)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class Origin:
-    """A finished model: where it is, in words; its method and classes; its folder, and the digests of its files."""
+    """A finished model: where it is, in words; its method and classes; its folder, and the digests of its files.
+
+    run: the run or exported model that the folder lies in, which other nodes fetch if it is at a URL.
+    """
 
     where: str
     method: str
     classes: tuple[str, ...]
     folder: Path
     files: Mapping[str, str]
+    run: RunPlace
 
     def settings(self) -> dict[str, Any]:
         """What a training that begins from it depends on, as JSON values."""
@@ -55,21 +62,26 @@ class Origin:
             "where": self.where,
             "method": self.method,
             "classes": list(self.classes),
-            "folder": str(self.folder),
+            "folder": str(self.folder.relative_to(self.run.folder)),
             "files": dict(self.files),
+            "run": str(self.run.folder),
+            "url": self.run.url,
         }
 
     @staticmethod
-    def unpack(packed: Mapping[str, Any]) -> Origin:
-        """The origin from what `pack` returned."""
-        classes, folder = tuple(packed["classes"]), Path(packed["folder"])
-        return Origin(packed["where"], packed["method"], classes, folder, packed["files"])
+    def unpack(packed: Mapping[str, Any], cache: Path) -> Origin:
+        """The origin from what `pack` returned; cache: the folder of what this node keeps."""
+        url, classes = packed["url"], tuple(packed["classes"])
+        run = RunPlace(Path(packed["run"]) if url is None else working_folder(url, cache), url)
+        return Origin(packed["where"], packed["method"], classes, run.folder / packed["folder"], packed["files"], run)
 
     def take_over(self, network: nn.Module, method: Method) -> None:
         """Overwrite those tensors of `network` that this process holds and the origin has; in place.
 
         Raises UserError where a file is not the one that the run began from.
         """
+        if not all((self.folder / name).is_file() for name in self.files):
+            self.run.fetched()
         for name, sha256 in self.files.items():
             if not (self.folder / name).is_file() or file_sha256(self.folder / name) != sha256:
                 raise UserError(
@@ -148,30 +160,39 @@ def origin_of(job: Job, model: str) -> Origin | None:
     """
     if job.init_from is None:
         return None
-    folder, method = job.init_from, job.models[model].name
+    place, method = run_place("init_from")(job.init_from), job.models[model].name
     if method_class(method).predicts == "clusters":
         raise UserError(f"init_from: {method} finds its clusters anew from its own pretraining; leave it out")
-    found = _exported(folder) if is_exported(folder) else _of_run(folder, model)
+    folder = _fetched(place)
+    found = _exported(place) if is_exported(folder) else _of_run(place, model)
     if found.method != method:
         raise UserError(f"init_from: {found.where} is of the method {found.method}, and {model} of {method}")
     return found
 
 
-def _exported(folder: Path) -> Origin:
+@cache
+def _fetched(place: RunPlace) -> Path:
+    """The folder of a finished run or exported model, fetched once by this process."""
+    return place.fetched()
+
+
+def _exported(place: RunPlace) -> Origin:
+    folder = place.folder
     content = exported_content(folder)
     file, classes = content["weights"]["file"], tuple(content["dataset"]["class_names"])
-    return Origin(str(folder), content["method"]["name"], classes, folder, {file: content["weights"]["sha256"]})
+    return Origin(str(place), content["method"]["name"], classes, folder, {file: content["weights"]["sha256"]}, place)
 
 
-def _of_run(folder: Path, model: str) -> Origin:
+def _of_run(place: RunPlace, model: str) -> Origin:
+    folder = place.folder
     source = job_of_run(folder)
     name = model_of_run(folder, source, model if model in source.models or len(source.models) > 1 else None)
     checkpoint = finished_checkpoint(folder, name, "chosen")
     record = read_json(folder / RECORD) or {}
     if "classes" not in record:
         raise UserError(f"init_from: {folder / RECORD} does not say the classes; give another run")
-    where = f"{folder} ({name}, {checkpoint.name})"
-    return Origin(where, source.models[name].name, tuple(record["classes"]), checkpoint, weight_files(checkpoint))
+    where, classes = f"{place} ({name}, {checkpoint.name})", tuple(record["classes"])
+    return Origin(where, source.models[name].name, classes, checkpoint, weight_files(checkpoint), place)
 
 
 def tensors_of_classes(method: Method) -> set[str]:

@@ -8,6 +8,7 @@ from moe_dist.job import Job
 from moe_dist.methods.base import Method
 from moe_dist.methods.phases import UNCHANGED, Stage
 from moe_dist.parallel.placement import place
+from moe_dist.train.elastic import worker_counts
 
 
 def require_trainable(job: Job, method: Method, validation_images: int) -> None:
@@ -15,6 +16,11 @@ def require_trainable(job: Job, method: Method, validation_images: int) -> None:
 
     validation_images: number of images in the validation split. `method` has checked itself against the dataset.
     """
+    if method.predicts == "classes" and method.info.classes < 2:
+        raise UserError(
+            f"the data has one class ({method.info.class_names[0]}), and {method.config.name} tells classes apart: add "
+            "a folder for each other class"
+        )
     for stage in method.stages():
         require_divisible(stage.batch_size, 1 if stage.replicated else job.workers)
         require_no_window(stage.sampling, job.data)
@@ -43,6 +49,7 @@ def require_trainable(job: Job, method: Method, validation_images: int) -> None:
         )
     if method.expert_costs() and job.parallel.expert > 1:
         place(method.expert_costs(), job.parallel.expert)  # raises UserError if there are more ranks than experts
+    worker_counts(job, method)  # raises UserError if there is no smaller number of workers, and the job asks for it
 
 
 def _require_samples_it_takes(stage: Stage, method: Method) -> None:

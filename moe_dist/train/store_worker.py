@@ -29,6 +29,7 @@ from moe_dist.errors import UserError
 from moe_dist.files import file_sha256, whole_file, write_text
 from moe_dist.record.mirror import LOGS, PATIENT, Mirror
 from moe_dist.train.checkpoints import superseded_among
+from moe_dist.train.ends import Left
 from moe_dist.train.log import Log
 from moe_dist.train.task import BAD_SAMPLES, TrainingTask
 from moe_dist.train.worker import LocalWorker, from_first_rank
@@ -78,9 +79,9 @@ class StoreWorker:
         """See Worker. A cluster's launcher adds what tells whoever watches the cluster."""
         return log
 
-    def leaving(self) -> bool:
-        """See Worker. A cluster's launcher hears of a node that will be taken away."""
-        return False
+    def leaving(self) -> Left | None:
+        """See Worker. A cluster's launcher hears of nodes that go and come."""
+        return None
 
     @contextlib.contextmanager
     def keeping_log(self) -> Iterator[None]:

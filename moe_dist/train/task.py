@@ -48,7 +48,8 @@ class TrainingTask:
     last checkpoint of each earlier stage with a network of its own, by name. stages: the names of the stages to train;
     empty: all. start: the number of the current start in the run's record. origin: the finished model that the training
     begins from, None where it begins anew. url: where the run is kept, if nodes need not share its folder: each has one
-    of its own then, below what it keeps, and paths below `run` are that node's.
+    of its own then, below what it keeps, and paths below `run` are that node's. worker_counts: the numbers of workers
+    that may train it, where it is elastic (train/elastic.py).
     """
 
     job: Job
@@ -63,6 +64,7 @@ class TrainingTask:
     start: int = 0
     origin: Origin | None = None
     url: str | None = None
+    worker_counts: tuple[int, ...] = ()
 
     @property
     def checkpoints(self) -> Path:
@@ -84,6 +86,7 @@ class TrainingTask:
             "start": self.start,
             "origin": self.origin.pack() if self.origin else None,
             "url": self.url,
+            "worker_counts": list(self.worker_counts),
         }
 
     def in_run(self, path: Path) -> str:
@@ -98,9 +101,9 @@ class TrainingTask:
         folder = run / packed["folder"]
         steps, trained = ({key: run / path for key, path in packed[name].items()} for name in ("steps", "trained"))
         job, shards, stages = parse_job(packed["job"], "job"), packed["shards"], tuple(packed["stages"])
-        origin = Origin.unpack(packed["origin"]) if packed["origin"] else None
-        model, start = packed["model"], packed["start"]
-        return TrainingTask(job, model, run, cache, shards, folder, steps, trained, stages, start, origin, url)
+        origin = Origin.unpack(packed["origin"], cache) if packed["origin"] else None
+        model, start, counts = packed["model"], packed["start"], tuple(packed["worker_counts"])
+        return TrainingTask(job, model, run, cache, shards, folder, steps, trained, stages, start, origin, url, counts)
 
     def fetch_inputs(self, *checkpoints: Path, log: bool = False) -> None:
         """Fetch from the run's URL what the task reads: steps' results, networks of earlier stages, `checkpoints`.
@@ -110,16 +113,17 @@ class TrainingTask:
         if self.url is None:
             return
         mirror = Mirror(self.run, self.url)
-        with locked(self.run.with_name(f"{self.run.name}.fetching")):
+        with locked(self.run.with_name(f".{self.run.name}.fetching")):
             for folder in (*self.steps.values(), *self.trained.values(), *checkpoints):
                 mirror.pull(folder)
             if log:
                 mirror.pull(self.folder, without=[CHECKPOINTS])
 
-    def push_bad_samples(self) -> None:
-        """Push to the run's URL what this node has noted of bad samples."""
+    def push_bad_samples(self, *further: Path) -> None:
+        """Push to the run's URL what this node has noted of bad samples, and what it has in `further` folders."""
         if self.url is not None:
-            Mirror(self.run, self.url, lambda name: name.startswith(f"{BAD_SAMPLES}/")).push()
+            kept = tuple(f"{self.in_run(folder)}/" for folder in (self.run / BAD_SAMPLES, *further))
+            Mirror(self.run, self.url, lambda name: name.startswith(kept)).push()
 
     def fetch_outputs(self) -> None:
         """Fetch from the run's URL what a training has left on its nodes: log, checkpoints, notes of bad samples."""

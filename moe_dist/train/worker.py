@@ -16,6 +16,7 @@ import torch.distributed as dist
 from moe_dist.errors import UserError
 from moe_dist.files import flush_to_disk
 from moe_dist.train.checkpoints import sound_checkpoint, superseded
+from moe_dist.train.ends import Left
 from moe_dist.train.log import Log
 
 T = TypeVar("T")
@@ -47,8 +48,8 @@ class Worker(Protocol):
     def metered(self, log: Log, job: str, model: str) -> Log:
         """The log of a training, as it is, or as one that also tells whoever watches the cluster."""
 
-    def leaving(self) -> bool:
-        """Whether the node of any rank will soon be taken away: time for a checkpoint, and the end. Collective."""
+    def leaving(self) -> Left | None:
+        """Why it is time for a checkpoint and the end of all ranks, if it is. Collective."""
 
 
 class LocalWorker:
@@ -86,9 +87,9 @@ class LocalWorker:
         """See Worker. A local training is watched by its files alone."""
         return log
 
-    def leaving(self) -> bool:
+    def leaving(self) -> Left | None:
         """See Worker. This machine stays; a signal ends the command itself."""
-        return False
+        return None
 
     def _barrier(self) -> None:
         if self.ranks > 1:

@@ -27,8 +27,10 @@ from moe_dist.tune.trials import Outcome, Point, Round, State, Trial, TrialBatch
 def open_expert_backend(packed: dict[str, Any], device: torch.device) -> ExpertBackend:
     """The backend of experts' trials of a packed TrainingTask, with its data opened."""
     task = TrainingTask.unpack(packed)
+    task.fetch_inputs()
     data = open_data(task.job.data, task.job.seed, task.cache, task.shards)
     data.bad_samples.write_to(task.run / BAD_SAMPLES)
+    task.push_bad_samples()
     method = open_method(task.job, task.model, data)
     search_data = SearchData(
         config=data.config,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from moe_dist.data.storage.store import StoreFailed
 from moe_dist.disk import raising_disk_errors
 from moe_dist.methods.registry import method_class
 from moe_dist.train.log import last_metrics
@@ -98,6 +99,8 @@ class MethodBackend:
             state = "stopped"
         except Exception as error:
             state, reason = "failed", failure(error)
+        with contextlib.suppress(StoreFailed):  # its log is no part of its outcome
+            self._task.push_bad_samples(self._task.folder / TRIALS / str(trial.number))
         return Outcome(state, tuple(curve), time.perf_counter() - started, reason)
 
 

@@ -136,10 +136,10 @@ def _on_one_line(value: Any) -> str:
     return dump_yaml(value, default_flow_style=True, width=math.inf).splitlines()[0]
 
 
-def write_method_recipe(path: Path, each: SearchedStudy, experts: Path | None) -> None:
+def write_method_recipe(path: Path, each: SearchedStudy, experts: Any) -> None:
     """Write overrides with the best values, which `--set @best.set` loads; nothing where no trial was finished.
 
-    experts: the recipe of the experts with which the values were found; None: the job's own.
+    experts: those with which the values were found, as the job's field `experts` is written; None: the job's own.
     """
     best = each.study.best
     if best is None:
@@ -147,6 +147,6 @@ def write_method_recipe(path: Path, each: SearchedStudy, experts: Path | None) -
     values = each.study.trials[best].values
     score = each.study.outcomes[best].last.score
     lines = [f"# best of {len(each.study.outcomes)} trials, validation top-1 {score:.4f}"]
-    lines += [f"method.experts={_on_one_line(str(experts.absolute()))}"] if experts else []
+    lines += [f"method.experts={_on_one_line(experts)}"] if experts else []
     lines += [f"method.{path}={_on_one_line(value)}" for path, value in values.items()]
     write_text(path, "\n".join(lines) + "\n")

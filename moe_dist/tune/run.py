@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moe_dist.errors import UserError
 from moe_dist.files import read_json
@@ -35,6 +36,7 @@ from moe_dist.tune.search import Search, SearchedStudy, run_here
 from moe_dist.tune.space import configured
 from moe_dist.tune.studies import FOLDER, ExpertStudies, MethodStudy, Studies, tune_settings
 from moe_dist.tune.trials import Round
+from moe_dist.yaml_core import load_yaml
 
 
 def tune_model(drive: Drive, model: str) -> None:
@@ -73,6 +75,7 @@ class _Searches:
         phases = ModelPhases(drive, self._model, studies.method, studies.before(drive.data))
         phases.folder.point_at(phases.current())
         phases.run()
+        drive.share()
         results = phases.results
         infos = studies.infos(drive.data.info.class_names, visible_training_set(studies.method, drive.data, results))
         folder = drive.run / self._model / FOLDER
@@ -97,8 +100,7 @@ class _Searches:
             write_experts_recipe(folder / EXPERTS_RECIPE, self.found, studies.search.defaults(), names)
             (folder / METHOD_RECIPE).unlink(missing_ok=True)  # it may belong to other experts
         else:
-            experts = folder / EXPERTS_RECIPE if "experts" in studies.settings.of else None
-            write_method_recipe(folder / METHOD_RECIPE, self.found[METHOD], experts)
+            write_method_recipe(folder / METHOD_RECIPE, self.found[METHOD], self._experts(studies, folder))
         start = self._drive.record.number
         if not self._drive.record.worked:  # an earlier start made the results
             start = (read_json(folder / RESULTS) or {}).get("start", 0)
@@ -109,6 +111,16 @@ class _Searches:
             "scored_by": self._scored_by,
         }
         write_results(folder, self.found, self._infos, about)
+
+    def _experts(self, studies: Studies, folder: Path) -> Any:
+        """The experts with which the method was searched, as a job names them; None: its own.
+
+        Of a run at a URL, whose files are no paths of every machine, they are written out.
+        """
+        if "experts" not in studies.settings.of:
+            return None
+        recipe = folder / EXPERTS_RECIPE
+        return str(recipe.absolute()) if self._drive.mirror is None else load_yaml(recipe.read_text(encoding="utf-8"))
 
 
 def _open_search(

@@ -17,9 +17,9 @@ from moe_dist.files import read_json
 from moe_dist.job import Job
 from moe_dist.methods.base import Method
 from moe_dist.methods.registry import method_class
-from moe_dist.paths import FOR_RUNS, typed
 from moe_dist.places import RECORD, ModelFolder
 from moe_dist.record.exported import is_exported
+from moe_dist.record.run_place import run_place
 from moe_dist.train.checkpoints import newest_checkpoint
 from moe_dist.train.finished import Choice, finished_checkpoint, job_of_run, model_of_run
 from moe_dist.use.exported import empty_network, load_exported
@@ -31,7 +31,7 @@ from moe_dist.use.preprocess import Preprocessing
 class Loading:
     """What to load, so that other processes can load it, too: the arguments of `load`."""
 
-    run: Path
+    run: str
     model: str | None = None
     checkpoint: Choice = "chosen"
     calibrated: bool = False
@@ -44,14 +44,14 @@ class Loading:
 def load(
     run: str | Path, model: str | None = None, checkpoint: Choice = "chosen", *, calibrated: bool = False
 ) -> TrainedModel:
-    """The model that a run trained, on the CPU; `run` may also be a folder that `moe-dist export` wrote.
+    """The model that a run trained, on the CPU; `run` may also be what `moe-dist export` wrote, and either at a URL.
 
     model: its name in the job, which a run of several models needs. checkpoint: the one chosen on validation, which
     is the last one where nothing was validated, or the last one. calibrated: whether probabilities are at the
     temperature that the run fitted on validation. Raises UserError where there is no finished training, a checkpoint is
     damaged, an earlier version recorded too little, or no temperature was fitted.
     """
-    folder = typed("run", FOR_RUNS)(str(run))
+    folder = run_place("run")(str(run)).fetched()
     if is_exported(folder):
         if model is not None or checkpoint != "chosen":
             raise UserError(

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -100,7 +101,7 @@ class Soak:
         environment |= {
             "RAY_ADDRESS": self.cluster.head,
             "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": f"{HEALTH_CHECK_SECONDS:g}",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]]),  # with the made-up methods
             "MOE_DIST_CACHE": str(self.folder / "cache"),
         }
         words = ["run", str(self._job), "--launcher", "ray", "--out", str(self.run)]
@@ -234,7 +235,10 @@ class Soak:
     def _mend(self) -> None:
         """Start a node again whose raylet is gone: it is needed for the next fault."""
         if self._drained is not None:
-            _raylet(self._drained).kill()
+            with suppress(StopIteration, psutil.NoSuchProcess):  # it ends by itself once nothing runs on it
+                raylet = _raylet(self._drained)
+                raylet.kill()
+                raylet.wait()
             self._drained = None
         for number, node in enumerate(self.cluster.nodes):
             if not any(_name(each).endswith("/raylet") for each in _descendants(node.process.pid)):

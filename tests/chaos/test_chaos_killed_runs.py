@@ -17,7 +17,7 @@ from moe_dist.run.run import run_job
 from moe_dist.train.checkpoints import newest_checkpoint
 from moe_dist.train.log import last_metrics
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.chaos
 
 REPEATS = 20
 JOB = traditional(checkpoint={"every_steps": 2})
@@ -54,20 +54,28 @@ def last_checkpoint(folder: Path) -> dict[str, np.ndarray]:
     return {f"{path.name}/{name}": tensor for path in files for name, tensor in load_file(path).items()}
 
 
-def test_twenty_runs_killed_at_random_end_as_the_unbroken_one(tmp_path: Path) -> None:
-    process = start(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The last checkpoint of a run that was never killed."""
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder / "run")
     process.join()
     assert process.exitcode == 0
-    whole = last_checkpoint(tmp_path / "whole")
-    chance = random.Random(0)
-    for repeat in range(REPEATS):
-        folder = tmp_path / str(repeat)
-        for step in sorted(chance.randint(0, STEPS) for _ in range(chance.randint(1, 2))):
-            kill_at_step(folder, step)
-        process = start(folder)
-        process.join()
-        assert process.exitcode == 0, f"repeat {repeat} goes on after its kills"
-        ended = last_checkpoint(folder)
-        assert ended.keys() == whole.keys()
-        for name, tensor in whole.items():
-            assert np.array_equal(ended[name], tensor, equal_nan=name.startswith("random")), f"repeat {repeat}: {name}"
+    return last_checkpoint(folder / "run")
+
+
+@pytest.mark.parametrize("seed", range(REPEATS))
+def test_a_run_that_is_killed_at_random_ends_as_the_unbroken_one(
+    tmp_path: Path, whole: dict[str, np.ndarray], seed: int
+) -> None:
+    chance = random.Random(seed)
+    folder = tmp_path / "run"
+    for step in sorted(chance.randint(0, STEPS) for _ in range(chance.randint(1, 2))):
+        kill_at_step(folder, step)
+    process = start(folder)
+    process.join()
+    assert process.exitcode == 0, "it goes on after its kills"
+    ended = last_checkpoint(folder)
+    assert ended.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert np.array_equal(ended[name], tensor, equal_nan=name.startswith("random")), name

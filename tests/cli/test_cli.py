@@ -97,6 +97,11 @@ def test_show_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_show_says_which_numbers_of_workers_an_elastic_job_may_have(tmp_path: Path) -> None:
+    words = ["--set", "workers=4", "--set", "min_workers=1", "--set", "parallel.micro_batches=4"]
+    assert "workers: 1, 2, 4, as many of these as" in in_process("show", str(write_job(tmp_path)), *words)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -17,7 +17,7 @@ from s3_server import SECRET, S3Server, serving_s3
 from small_jobs import traditional
 from test_cluster_training import train_workers
 
-from moe_dist.job import dump_job
+from moe_dist.job import dump_job, parse_job
 from moe_dist.places import RECORD
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -71,13 +71,13 @@ def test_two_nodes_without_a_shared_disk_and_a_store_that_is_away(
     assert len({worker["node_id"] for worker in train_workers(nodes)}) == 2
     for number in (0, 1):  # each node wrote into its own folder
         assert list(
-            nodes.folder.glob(f"node-{number}/runs/*/traditional_moe/trainings/*/checkpoints/checkpoint_*/experts_*")
+            nodes.folder.glob(f"node-{number}/runs/*/x/traditional_moe/trainings/*/checkpoints/checkpoint_*/experts_*")
         )
     assert any(name.startswith("runs/cache/shards/digits") for name in stored("runs/cache"))
 
     here = nodes.environment(token=False) | {"MOE_DIST_NODE_CACHE": str(tmp_path / "here")}
     subprocess.run([*command, "report", out], env=here, check=True, capture_output=True)
-    (run,) = (tmp_path / "here/runs").glob("*[0-9a-f]")
+    (run,) = (tmp_path / "here/runs").glob("*/x")
     assert json.loads((run / RECORD).read_text())["status"] == "finished"
     near = tmp_path / "near"
     alone = [*command, "run", str(job), "--launcher", "local", "--out", str(near)]
@@ -91,3 +91,19 @@ def test_two_nodes_without_a_shared_disk_and_a_store_that_is_away(
     assert again.returncode == 0, again.stdout + again.stderr
     assert "kept from an earlier run" in again.stdout
     assert SECRET not in log.read_text() + again.stdout
+
+
+def test_cells_on_nodes_without_a_shared_disk_end_in_one_table(nodes: RunningCluster, tmp_path: Path) -> None:
+    job, out = tmp_path / "grid.yaml", "s3://bucket/runs/grid"
+    seeds = {"seeds": [0, 1, 2], "metrics": ["top1"]}
+    content = traditional(epochs=1, resources={"cpus_per_worker": 2}).model_dump(mode="json")
+    content |= {"kind": "reproduce", "method": None, "methods": {"moe": content["method"]}, "grid": seeds}
+    job.write_text(dump_job(parse_job(content, "grid.yaml")))
+    submit = [sys.executable, "-m", "moe_dist.cli", "submit", str(job), "--follow", "--out", out]
+    submit += ["--address", nodes.cluster.dashboard]
+    done = subprocess.run(submit, env=nodes.environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = [name for name in stored("runs/grid/cells/") if name.count("/") == 3 and name.endswith(".json")]
+    assert len(states) == 3 and "runs/grid/results.csv" in stored("runs/grid/results")
+    again = subprocess.run([*submit, "--resume"], env=nodes.environment(), capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and again.stdout.count("kept from an earlier run") == 3

@@ -23,7 +23,7 @@ from moe_dist.launch import ray_failures, ray_trainer
 from moe_dist.launch.faults import Place
 from moe_dist.launch.ray_failures import FailurePolicy, FaultNotes, fault_in
 from moe_dist.record.restarts import read_attempts
-from moe_dist.train.ends import HungCollective, NodeTaken
+from moe_dist.train.ends import HungCollective, MoreRoom, NodeTaken
 
 DIVERGED = UserError("the loss diverged")
 LOST = RuntimeError("connection closed by peer")
@@ -43,8 +43,9 @@ def group(**failures: Exception) -> WorkerGroupError:
         (group(rank_0=LOST), [FailureDecision.RETRY, FailureDecision.RETRY, FailureDecision.RAISE]),
         (ControllerError(LOST), [FailureDecision.RAISE]),
         (group(rank_0=NodeTaken(), rank_1=NodeTaken()), [FailureDecision.RETRY] * 5),
+        (group(rank_0=MoreRoom(2)), [FailureDecision.RETRY] * 5),
     ],
-    ids=["sentence", "sentence and its consequence", "disk", "lost worker", "controller", "node that is taken away"],
+    ids=["sentence", "its consequence", "disk", "lost worker", "controller", "node that goes", "node that comes"],
 )
 def test_a_sentence_is_not_tried_again(error: TrainingFailedError, decisions: list[FailureDecision]) -> None:
     policy = pickle.loads(pickle.dumps(FailurePolicy(FailureConfig(max_failures=2))))  # it goes to the controller
@@ -74,7 +75,13 @@ def test_fit_raises_what_the_user_can_mend_as_that(
 
     monkeypatch.setattr(ray_trainer.Trainer, "fit", fail)
     task = SimpleNamespace(
-        url=None, job=traditional(), folder=tmp_path, checkpoints=tmp_path / "checkpoints", pack=dict, model="m"
+        url=None,
+        job=traditional(),
+        folder=tmp_path,
+        checkpoints=tmp_path / "checkpoints",
+        pack=dict,
+        model="m",
+        worker_counts=(),
     )
     with pytest.raises(expected, match=said.format(folder=tmp_path)) as ended:
         ray_trainer.fit(task, lambda packed: None)  # type: ignore[arg-type]
@@ -140,6 +147,18 @@ TAKEN = PreemptionError(PreemptionInfo(None, {"node": [1, 2]}), drain_timed_out=
             "the nodes of ranks 1 and 2 (process 12 on b; process 13 on b) will be taken away",
         ),
         (
+            group(rank_0=MoreRoom(4), rank_1=MoreRoom(4), rank_2=CLOSED),
+            "more room",
+            (),
+            "the cluster has room for 4 workers instead of 3",
+        ),
+        (
+            group(rank_0=MoreRoom(4), rank_1=KILLED),
+            "worker died",
+            (1,),
+            "the worker of rank 1 (process 12 on b) died",
+        ),
+        (
             group(rank_0=CLOSED, rank_1=ValueError("no\nsuch thing")),
             "error",
             (1,),
@@ -158,7 +177,10 @@ TAKEN = PreemptionError(PreemptionInfo(None, {"node": [1, 2]}), drain_timed_out=
             "ranks 0 and 2 lost the connection to rank 1 (process 12 on b)",
         ),
     ],
-    ids=["died", "node", "memory", "silent", "hung", "taken", "taken, late", "error", "consequence", "unknown death"],
+    ids=[
+        *("died", "node", "memory", "silent", "hung", "taken", "taken, late", "more room", "died meanwhile"),
+        *("error", "consequence", "unknown death"),
+    ],
 )
 def test_the_rank_that_explains_the_others_is_named(
     error: TrainingFailedError, kind: str, ranks: tuple[int, ...], what: str

@@ -25,10 +25,9 @@ class Training:
         self.folder, self.clock = folder, 0.0
         self.output = io.StringIO()
         self.restarts: list[Restart] = []
-        note_attempt(folder, {"from_step": 0})
-        self.watch = RestartWatch(
-            Show(Console(file=self.output, width=200)), folder, "the training of dfcp", self.record, lambda: self.clock
-        )
+        note_attempt(folder, {"from_step": 0, "workers": 2})
+        show = Show(Console(file=self.output, width=200))
+        self.watch = RestartWatch(show, folder, "the training of dfcp", 2, self.record, lambda: self.clock)
 
     def record(self, restart: Restart) -> None:
         if not any(each is restart for each in self.restarts):
@@ -54,7 +53,7 @@ def test_a_restart_is_told_and_costs_the_time_until_its_step_is_reached_again(tr
     training.step(42, at=100)
     training.note(at=107, **DIED, step=42)
     assert training.restarts[0]["seconds_lost"] is None, "it is on record before it is over"
-    training.note(at=115, from_step=36)
+    training.note(at=115, from_step=36, workers=2)
     for step, at in ((36, 115), (41, 120), (42, 121), (43, 122)):
         training.step(step, at)
     (restart,) = training.restarts
@@ -74,6 +73,22 @@ def test_a_restart_is_told_and_costs_the_time_until_its_step_is_reached_again(tr
     ]
 
 
+def test_a_training_that_goes_on_with_other_workers_tells_with_how_many(training: Training) -> None:
+    training.step(42, at=100)
+    training.note(at=107, **DIED, step=42)
+    training.note(at=115, from_step=36, workers=1)
+    training.step(50, at=120)
+    training.note(at=121, kind="more room", what="the cluster has room", ranks=[], step=50, final=False)
+    training.note(at=130, from_step=50, workers=2)
+    training.step(51, at=131)
+    assert [each["workers"] for each in training.restarts] == [1, 2]
+    told = [line.strip() for line in training.output.getvalue().splitlines() if line.endswith(" on")]
+    assert told == [
+        "the training of dfcp has 1 worker from step 36 on",
+        "the training of dfcp has 2 workers from step 50 on",
+    ]
+
+
 def test_lines_from_before_the_restart_are_not_taken_for_later_ones(training: Training) -> None:
     """The log is cut back a while after the fault is noted: until then it has the step already."""
     training.step(42, at=100)
@@ -85,10 +100,10 @@ def test_lines_from_before_the_restart_are_not_taken_for_later_ones(training: Tr
 def test_a_second_fault_before_the_first_is_caught_up_with_does_not_count_seconds_twice(training: Training) -> None:
     training.step(42, at=100)
     training.note(at=107, **DIED, step=42)
-    training.note(at=115, from_step=36)
+    training.note(at=115, from_step=36, workers=2)
     training.step(39, at=118)
     training.note(at=119, **DIED, step=39)
-    training.note(at=125, from_step=36)
+    training.note(at=125, from_step=36, workers=2)
     training.step(39, at=126)
     training.step(42, at=130)
     # From step 42 to the last step before the second fault, and from there until step 42 is reached again.
@@ -107,7 +122,7 @@ def test_a_checkpoint_between_a_fault_and_its_restart_is_no_restart(training: Tr
     training.step(42, at=100)
     training.note(at=107, **DIED, step=42)
     training.note(at=108, saved=42, seconds=0.5)
-    training.note(at=115, from_step=36)
+    training.note(at=115, from_step=36, workers=2)
     training.step(42, at=120)
     assert [each["from_step"] for each in training.restarts] == [36]
 
@@ -122,7 +137,7 @@ def test_the_fault_that_ends_a_training_is_no_restart(training: Training) -> Non
 def test_faults_of_an_earlier_run_are_not_told_again(training: Training) -> None:
     note_attempt(training.folder, DIED | {"step": 3})
     said = io.StringIO()
-    RestartWatch(Show(Console(file=said)), training.folder, "it", training.record).look()
+    RestartWatch(Show(Console(file=said)), training.folder, "it", 2, training.record).look()
     assert said.getvalue() == "" and training.restarts == []
 
 

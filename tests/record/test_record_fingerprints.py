@@ -259,7 +259,7 @@ def test_the_fields_that_no_training_depends_on_are_these() -> None:
     none += [f"resources.{kind}_per_{who}" for kind in ("cpus", "gpus") for who in ("worker", "task")]
     none += ["resources.precision", "resources.graphs", "checkpoint.every_steps", "checkpoint.max_failures"]
     none += ["checkpoint.test_every_epochs", "resources.hung_after_seconds"]
-    none += ["name", "kind", "title", "workers", "tune", "grid", "paper_table", "init_from"]
+    none += ["name", "kind", "title", "workers", "min_workers", "tune", "grid", "paper_table", "init_from"]
     none += [f"grid.{name}" for name in none if name.startswith("data.")]
     evaluation = ["job.checkpoint.every_epochs", "job.checkpoint.keep", "dfcp.top_k", "traditional_moe.top_k"]
     evaluation += ["gmm_moe.top_k"]

@@ -15,7 +15,7 @@ from moe_dist.data.storage.store import StoreFailed
 from moe_dist.errors import UserError
 from moe_dist.files import write_text
 from moe_dist.record import mirror as mirror_module
-from moe_dist.record.mirror import Mirror, of_the_driver, working_folder
+from moe_dist.record.mirror import Mirror, of_a_grid, of_the_driver, working_folder
 
 
 @pytest.fixture
@@ -232,6 +232,22 @@ def test_the_error_of_the_work_comes_first(mirror: Mirror, here: Path, monkeypat
 
 def test_each_url_has_its_folder(tmp_path: Path) -> None:
     one, other = (working_folder(url, tmp_path) for url in ("s3://bucket/runs/x", "s3://bucket/runs/y"))
-    assert one.parent == other.parent == tmp_path / "runs"
-    assert one != other
+    assert one.parents[1] == other.parents[1] == tmp_path / "runs"
+    assert one.parent != other.parent and (one.name, other.name) == ("x", "y")  # a run is called as its folder
     assert working_folder("s3://bucket/runs/x/", tmp_path) == one
+    assert working_folder("s3://bucket/runs/x/cells/a.b", tmp_path) == one / "cells/a.b"
+
+
+@pytest.mark.parametrize(
+    ("name", "keeps"),
+    [("job.yaml", True), ("cells/a.json", True), ("cells/a/run.json", False), ("cells/a/m/trainings/x/log", False)],
+)
+def test_a_grids_driver_leaves_the_cells_to_themselves(name: str, keeps: bool) -> None:
+    assert of_a_grid(name) is keeps
+
+
+def test_one_file_is_fetched_if_it_is_there(mirror: Mirror, here: Path, there: Path) -> None:
+    write_text(there / "a/b.json", "{}")
+    for name in ("a/b.json", "a/c.json"):
+        mirror.fetch(here / name)
+    assert files(here) == {"a/b.json": "{}"}

@@ -45,7 +45,7 @@ def test_a_folder_is_taken_as_it_is() -> None:
 def test_a_url_has_a_folder_of_this_node(node_cache: Path) -> None:
     place = PARSE("s3://bucket/runs/x/")
     assert place.url == str(place) == "s3://bucket/runs/x"
-    assert place.folder.parent == node_cache / "runs"
+    assert place.folder.parents[1] == node_cache / "runs" and place.folder.name == "x"
     assert not node_cache.exists()
 
 

@@ -175,7 +175,8 @@ def test_restarts_are_warned_of_and_told_one_by_one(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", DIGITS, methods=("dfcp",))
     record = json.loads((path / "run.json").read_text())
     died = restart("the training of dfcp", "worker died", "the worker of rank 1 died", step=42)
-    caught_up = died | {"from_step": 36, "seconds_lost": 21.25}
+    del died["workers"]  # as in runs of before
+    caught_up = died | {"from_step": 36, "workers": 2, "seconds_lost": 21.25}
     begun = {"status": "finished", "started": "2026-01-01T10:00:00"}
     starts = [begun | {"restarts": [died]}, begun, begun | {"restarts": [caught_up]}]
     (path / "run.json").write_text(json.dumps(record | {"starts": starts}))
@@ -183,7 +184,7 @@ def test_restarts_are_warned_of_and_told_one_by_one(tmp_path: Path) -> None:
     assert "Survived: 2 restarts, 21.2 s lost; a table below" in read_page(path).text
     markdown = (path / "results.md").read_text()
     (first, second) = (line for line in markdown.splitlines() if line.startswith("| the worker of rank 1 died"))
-    assert first.endswith("| 42 | – | – |") and second.endswith("| 42 | 36 | 21.2 s |")
+    assert first.endswith("| 42 | – | – | – |") and second.endswith("| 42 | 36 | 2 | 21.2 s |")
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:

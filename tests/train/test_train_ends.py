@@ -64,7 +64,7 @@ def test_all_ranks_save_and_end_where_a_node_is_taken_away(tmp_path: Path, monke
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "train_step", count)
-        patched.setattr(LocalWorker, "leaving", lambda self: len(steps) >= 8)
+        patched.setattr(LocalWorker, "leaving", lambda self: NodeTaken() if len(steps) >= 8 else None)
         with pytest.raises(NodeTaken):
             run_job(job, tmp_path / "run", "local", quiet())
     assert steps[-1] == 8, "with the step that was under way"

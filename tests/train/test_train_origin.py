@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from moe_dist.files import file_sha256, read_json
 from moe_dist.job import Job, parse_job
 from moe_dist.methods.base import Method
 from moe_dist.methods.registry import method_class
+from moe_dist.record.run_place import RunPlace
 from moe_dist.train.checkpoints import newest_checkpoint
 from moe_dist.train.origin import Origin, origin_of, tensors_of_classes
 
@@ -49,7 +51,7 @@ def origin_at(folder: Path, method: Method, seed: int) -> Origin:
     """An origin of which all weights are in one file."""
     save_file(built(method, seed).state_dict(), folder / "weights.safetensors")
     files = {"weights.safetensors": file_sha256(folder / "weights.safetensors")}
-    return Origin("there", method.config.name, tuple(method.info.class_names), folder, files)
+    return Origin("there", method.config.name, tuple(method.info.class_names), folder, files, RunPlace(folder))
 
 
 def run(job: Job, folder: Path) -> Path:
@@ -132,6 +134,29 @@ def test_a_training_begins_with_the_weights_of_another(finished: Path, tmp_path:
     assert not torch.allclose(next(iter(weights_of(anew).values())), next(iter(before.values())))
 
 
+def test_a_run_at_a_url_is_fetched_by_the_node_that_begins_from_it(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is taken over is the same, and so is the fingerprint."""
+    monkeypatch.setenv("MOE_DIST_NODE_CACHE", str(tmp_path / "driver"))
+    here, there = (
+        origin_of(traditional(init_from=place), "traditional_moe") for place in (str(finished), f"file://{finished}")
+    )
+    assert here is not None and there is not None and here.settings() == there.settings()
+    assert there.where.startswith(f"file://{finished} (traditional_moe, checkpoint_")
+    worker = Origin.unpack(json.loads(json.dumps(there.pack())), tmp_path / "worker")
+    assert not worker.folder.exists()
+    network = built(method_of(traditional(), tuple("0123456789")), 1)
+    worker.take_over(network, method_of(traditional(), tuple("0123456789")))
+    trained = weights_of(finished)
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_secret_in_a_url_is_refused() -> None:
+    with pytest.raises(UserError, match="init_from https://host/x: leave out user, password and query"):
+        origin_of(traditional(init_from="https://me:hidden@host/x"), "traditional_moe")
+
+
 @pytest.mark.slow
 def test_experts_on_two_ranks_begin_with_the_weights_of_another_run(finished: Path, tmp_path: Path) -> None:
     still: dict[str, Any] = {"epochs": 1, "experts": STANDING_STILL, "gate": GATE_STANDING_STILL}
@@ -169,9 +194,9 @@ def test_what_cannot_be_begun_from_is_refused(finished: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="finds its clusters anew"):
         origin_of(with_origin(finished, name="idec"), "idec")
     with pytest.raises(UserError, match="must be a path of this machine"):
-        with_origin("s3://bucket/run")  # type: ignore[arg-type]
+        with_origin("s3:/bucket/run")  # type: ignore[arg-type]
     job = with_origin(finished)
     origin = origin_of(job, "traditional_moe")
-    assert origin is not None and Origin.unpack(origin.pack()) == origin
+    assert origin is not None and Origin.unpack(origin.pack(), tmp_path) == origin
     wide = traditional(init_from=str(finished), experts=NARROW | {"conv1": 3})
     assert "begin anew" in origin.in_words(method_of(wide, tuple("0123456789")))

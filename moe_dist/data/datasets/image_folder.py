@@ -60,8 +60,9 @@ def _root(tree: Tree) -> str:
     for root in ("", *(f"{top}/" for top in tops if len(tops) == 1)):
         if all(f"{root}{split}" in tree.folders for split in ("train", "test")):
             return root
+    lacking = [split for split in ("train", "test") if split not in tops]
     raise UserError(
-        f"{tree.where}: no train and test folder; expected train/<class>/* and test/<class>/*, found "
+        f"{tree.where}: no {' and '.join(lacking)} folder; expected train/<class>/* and test/<class>/*, found "
         f"{', '.join(tops) or 'no folder'}"
     )
 

@@ -11,18 +11,22 @@ S image side.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moe_dist.bank.beside import beside
 from moe_dist.bank.network import pack, shapes, stacked_logits, unpacked, widest
 from moe_dist.methods.dfcp.network import Mixture
 from moe_dist.models.lenet import LeNet, LeNetWidths
 
 PACKS = 5
 """Parts: of 1, 2, 3 and 5 the fastest for one image and for 256, with 43 experts of Table 1's widths on a CPU."""
+FEW = 4
+"""Images up to which parts are computed beside each other on a CPU, each on one thread."""
 
 
 class PackedMixture(Mixture):
@@ -50,23 +54,29 @@ class PackedMixture(Mixture):
             self._sizes.append(len(stacked))
         place_of = np.argsort(np.concatenate(parts))
         self.register_buffer("place_of", torch.from_numpy(place_of), persistent=False)
+        self._weights = list(self.experts.parameters())
         self._packed_at = self._versions()
         self.train(mixture.training)
 
     def _versions(self) -> list[int]:
         """How often each of the experts' weights was changed."""
-        return [parameter._version for parameter in self.experts.parameters()]
+        return [parameter._version for parameter in self._weights]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Gating logits [B, E] and expert logits [B, E, outputs] of images [B, 3, S, S]."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._versions() != self._packed_at:
             return super().forward(images)
-        parts = []
-        for number, size in enumerate(self._sizes):
-            weights = [self.get_buffer(f"packed_{number}_{place}") for place in range(size)]
-            logits = stacked_logits(weights, images)  # [M, B], or [M, B, outputs] of several
-            parts.append(logits[..., None] if self.outputs == 1 else logits)
-        return self.gate(images), torch.cat(parts)[self.get_buffer("place_of")].transpose(0, 1)
+        widest_first = reversed(range(len(self._sizes)))
+        computations = [partial(self.gate, images), *(partial(self._part, number, images) for number in widest_first)]
+        few = images.device.type == "cpu" and len(images) <= FEW
+        gate_logits, *logits = beside(computations) if few else [compute() for compute in computations]
+        return gate_logits, torch.cat(logits[::-1])[self.get_buffer("place_of")].transpose(0, 1)
+
+    def _part(self, number: int, images: Tensor) -> Tensor:
+        """Logits [M, B, outputs] of a part's experts."""
+        weights = [self.get_buffer(f"packed_{number}_{place}") for place in range(self._sizes[number])]
+        logits = stacked_logits(weights, images)  # [M, B], or [M, B, outputs] of several
+        return logits[..., None] if self.outputs == 1 else logits
 
 
 def widths_of(network: LeNet) -> LeNetWidths:

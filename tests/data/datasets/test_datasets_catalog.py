@@ -160,7 +160,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path):
 
 def test_a_folder_without_a_test_split_is_refused(image_folder: Path):
     shutil.rmtree(image_folder / "test")
-    with pytest.raises(UserError, match=r"no train and test folder.*found train"):
+    with pytest.raises(UserError, match=r"no test folder; .*found train"):
         FOLDERS.open(image_folder)
 
 

@@ -33,6 +33,19 @@ def test_packed_experts_give_the_same_logits(outputs: int, packs: int, batch: in
             torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_one_image_on_two_threads_gives_the_same_logits() -> None:
+    """Parts are then computed beside each other."""
+    whole, image, threads = mixture(4), torch.randn(1, 3, 16, 16), torch.get_num_threads()
+    packed = PackedMixture(whole, 16)
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            for found, wanted in zip(packed(image), whole(image)):
+                torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_state_is_the_mixtures_own() -> None:
     whole = mixture(1)
     packed = PackedMixture(whole, 16)
