@@ -176,6 +176,15 @@ def test_methods_models_and_banks_do_not_know_how_experts_are_spread() -> None:
             assert "parallel" not in rooms, f"{room(path)} imports {rooms}"
 
 
+def test_a_run_begins_without_what_only_its_end_needs() -> None:
+    """scikit-learn with pandas, SciPy and matplotlib take as long to import as torch does, and the first step waits."""
+    script = "import sys, moe_dist.cli, moe_dist.grid.cells, moe_dist.run.run, moe_dist.train.loop\n"
+    script += "print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    late = {"sklearn", "pandas", "scipy", "matplotlib", "ray", "deepspeed", "torchvision", "tensorboard"}
+    assert not late & set(ast.literal_eval(said.stdout))
+
+
 def test_the_package_imports_without_ray_deepspeed_and_torchvision() -> None:
     """In a fresh interpreter where all are missing, everything but what is for them imports. timm imports torchvision,
     and torchvision torch's compiler, which is a third of what a process takes to start."""

@@ -163,11 +163,6 @@ def resume_run(
 def drive(job: Job, place: RunPlace, launcher: str, go_on: Callable[[], str]) -> None:
     """Run a job in its place and print its results. go_on: the command that goes on with it once it is stopped."""
     from moe_dist.launch.choose import require_shared_folders
-    from moe_dist.plots.tables import to_rich
-    from moe_dist.report.build import flat_metrics
-    from moe_dist.report.run import RunDirectory
-    from moe_dist.report.tables import results_table
-    from moe_dist.report.tune import search_tables
     from moe_dist.run.run import run_job
     from moe_dist.terminal import Show
 
@@ -190,12 +185,23 @@ def drive(job: Job, place: RunPlace, launcher: str, go_on: Callable[[], str]) ->
     if job.grid is not None:
         show_grid(folder, page)
         return
+    show_results(folder)
+    say(console, f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
+
+
+def show_results(folder: Path) -> None:
+    """Print the tables of the run in `folder`."""
+    from moe_dist.plots.tables import to_rich
+    from moe_dist.report.build import flat_metrics
+    from moe_dist.report.run import RunDirectory
+    from moe_dist.report.tables import results_table
+    from moe_dist.report.tune import search_tables
+
     record = RunDirectory(folder)
     say(console)
     for table in [results_table(record, flat_metrics(record)), *search_tables(record)]:
         if table.rows:
             say_table(console, to_rich(table))
-    say(console, f"\nreport: {short(page)}\nmetrics: {short(folder / 'metrics.json')}")
 
 
 def load(job_file: Path, overrides: list[str]) -> Job:

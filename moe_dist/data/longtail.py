@@ -110,3 +110,8 @@ def kept_numbers(labels: np.ndarray, classes: int, long_tail: LongTail) -> np.nd
         for numbers in by_class:
             random.shuffle(numbers)
     return np.sort(np.concatenate([numbers[:size] for numbers, size in zip(by_class, sizes)]))
+
+
+def spaced(values: np.ndarray, number: int) -> np.ndarray:
+    """At most `number` of `values`, equally spaced, with the first and the last."""
+    return values[np.unique(np.linspace(0, len(values) - 1, number).round().astype(int))]

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from sklearn.manifold import TSNE
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch
-from moe_dist.data.longtail import largest_first
+from moe_dist.data.longtail import largest_first, spaced
 from moe_dist.data.opened.opened import OpenedData
 from moe_dist.data.stream.stream import evaluation_batches
 from moe_dist.methods.base import Method
@@ -38,6 +37,8 @@ def project_features(
 
     Empty if the method shows no features, or there are too few images.
     """
+    from sklearn.manifold import TSNE  # takes seconds to import
+
     features: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in _test_batches(data, PROJECTED_CLASSES, PROJECTED_OF_A_CLASS, device):
@@ -106,8 +107,3 @@ def _test_batches(data: OpenedData, classes: int, of_a_class: int, device: torch
     return evaluation_batches(
         data.test.images, chosen, data.test.labels[chosen], data.config, batch_size=BATCH, device=device
     )
-
-
-def spaced(values: np.ndarray, number: int) -> np.ndarray:
-    """At most `number` of `values`, equally spaced, with the first and the last."""
-    return values[np.unique(np.linspace(0, len(values) - 1, number).round().astype(int))]

@@ -43,7 +43,7 @@ class RestartWatch:
         for line in attempts[self._read :]:
             if "what" in line:
                 self._fault(line)
-            else:
+            elif "from_step" in line:
                 self._begun(line)
         self._read = len(attempts)
         newest = last_metrics(self._training / "metrics.jsonl")

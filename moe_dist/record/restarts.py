@@ -1,7 +1,8 @@
 """What a run survived: workers and nodes that were lost, what was started again, and what that cost.
 
 A training keeps its attempts in attempts.jsonl in its folder, a JSON object a line: rank 0 tells where an attempt
-begins, the launcher tells which fault ended it. The driver reads the lines, tells the user, and records the restarts.
+begins and how long its steps waited for each checkpoint, the launcher tells which fault ended it. The driver reads the
+lines, tells the user, and records the restarts.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ def read_attempts(training: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
+def saves(training: Path) -> list[float]:
+    """The seconds that steps waited for each checkpoint of the training in a folder, in all its attempts."""
+    return [line["seconds"] for line in read_attempts(training) if "saved" in line]
 
 
 def seconds_lost(restarts: Sequence[Restart]) -> float:

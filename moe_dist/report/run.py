@@ -20,7 +20,7 @@ from moe_dist.metrics.calibration import tempered
 from moe_dist.metrics.classification import ClassificationMetrics, classification_metrics, reported_groups
 from moe_dist.metrics.clustering import ClusteringMetrics, clustering_metrics
 from moe_dist.places import SAMPLE_IMAGES, ModelFolder, status_of
-from moe_dist.record.restarts import Restart
+from moe_dist.record.restarts import Restart, saves
 from moe_dist.report.paper import PaperTable, paper_table
 from moe_dist.yaml_core import load_run_yaml
 
@@ -137,6 +137,12 @@ class ModelRun:
         trainings = [*self._current.earlier.values(), *filter(None, [self._current.training])]
         finished = filter(None, (read_json(folder / "training.json") for folder in trainings))
         return [stretch for about in finished for stretch in about.get("made", [])]
+
+    @cached_property
+    def saves(self) -> list[float]:
+        """The seconds that steps waited for each checkpoint of the shown trainings; none of older runs."""
+        trainings = [*self._current.earlier.values(), *filter(None, [self._current.training])]
+        return [seconds for folder in trainings for seconds in saves(folder)]
 
     @cached_property
     def steps(self) -> dict[str, StepRecord]:

@@ -232,6 +232,8 @@ def steps_table(run: RunDirectory) -> Table:
         lines = [(name.replace("_", " "), step.seconds, _scalars(step.values)) for name, step in model.steps.items()]
         logs = [*model.earlier_logs.values(), model.log]
         lines += [line for log in logs for line in _training_lines(log)]
+        if model.saves:
+            lines.append(("checkpoints", sum(model.saves), f"{len(model.saves)} saved, for which steps waited so long"))
         for place, (name, seconds, left) in enumerate(lines):
             heading = model.title if place == 0 else ""
             rows.append(Row(heading, (name, duration(seconds), left), begins_section=place == 0 and bool(rows)))

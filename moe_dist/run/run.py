@@ -20,7 +20,6 @@ from moe_dist.data.shards.inspect.repeated import repeated_images
 from moe_dist.data.storage.store import join
 from moe_dist.engine.checkpoint import damaged_file, read_state
 from moe_dist.errors import UserError
-from moe_dist.evaluate.predictions import evaluate_task, save_evaluation
 from moe_dist.files import read_json, require_writable, write_text
 from moe_dist.job import Job, dump_job
 from moe_dist.launch.choose import open_launcher
@@ -32,7 +31,6 @@ from moe_dist.record.one_driver import LOCK, only_driver
 from moe_dist.record.provenance import code_version
 from moe_dist.record.run_place import RunPlace, require_free
 from moe_dist.record.run_record import RunRecord
-from moe_dist.report.build import build_report
 from moe_dist.report.paper import paper_table
 from moe_dist.run.notices import notices
 from moe_dist.run.sample_images import keep_sample_images
@@ -136,6 +134,8 @@ def _drive(
                 run_model(drive, model)
         ending["bad_samples"] = _bad_samples(run, show)
     with show.working("report"):
+        from moe_dist.report.build import build_report  # matplotlib and scikit-learn, which take seconds to import
+
         return build_report(run)
 
 
@@ -164,6 +164,8 @@ def run_model(drive: Drive, model: str) -> None:
 
 def _evaluate(phases: ModelPhases, drive: Drive) -> Path:
     """Evaluate the model if that has not been done, and return the folder of the evaluation."""
+    from moe_dist.evaluate.predictions import evaluate_task, save_evaluation  # scikit-learn: not before the first step
+
     show, method, main = drive.show, phases.method, main_training(phases.planned)
     task, checkpoint = phases.task(main), phases.trained[main.name]
     chosen = _chosen_checkpoint(task, show)

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moe_dist.data.longtail import largest_first
+from moe_dist.data.longtail import largest_first, spaced
 from moe_dist.data.opened.opened import OpenedData
 from moe_dist.data.storage.store import is_url
-from moe_dist.evaluate.pictures import spaced
 from moe_dist.files import whole_file
 from moe_dist.places import SAMPLE_IMAGES
 

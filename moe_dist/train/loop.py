@@ -75,7 +75,7 @@ class Loop:
     """A training in progress: the number of its steps so far, the seconds they took, and its log."""
 
     def __init__(self, worker: Worker, training: Training, log: Log, state: Mapping[str, Any]) -> None:
-        self.worker, self.log = worker, log
+        self.worker, self.log, self._folder = worker, log, training.task.folder
         self.step: int = state["step"]
         self._total_steps = sum(training.length(stage)[1] for stage in training.stages)
         self._every = training.task.job.checkpoint
@@ -142,7 +142,8 @@ class Loop:
         self.log.write(kind, session.stage.name, epoch, self.step, values, **facts, of_steps=self._total_steps)
 
     def _save(self, session: Session, score: float | None) -> None:
-        """Save a checkpoint, with its validation score and the code and machines that made it."""
+        """Save a checkpoint, with its validation score and the code and machines that made it; note what it cost."""
+        started = time.perf_counter()
         parameters = dict(session.engine.network.named_parameters())
         finite = torch.stack([torch.isfinite(parameter).all() for parameter in parameters.values()]).tolist()
         if not all(finite):  # a finite loss can still have had an infinite update
@@ -167,6 +168,8 @@ class Loop:
                 state=state,
                 arrays=session.arrays,
             )
+        if self.worker.rank == 0:
+            note_attempt(self._folder, {"saved": self.step, "seconds": time.perf_counter() - started})
 
 
 def train_step(method: Method, session: Session, batch: Batch, progress: Progress) -> Losses:

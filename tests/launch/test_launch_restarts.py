@@ -118,6 +118,15 @@ def test_a_training_that_ends_first_has_cost_the_time_until_then(training: Train
     assert training.restarts[0]["seconds_lost"] == 30
 
 
+def test_a_checkpoint_between_a_fault_and_its_restart_is_no_restart(training: Training) -> None:
+    training.step(42, at=100)
+    training.note(at=107, **DIED, step=42)
+    training.note(at=108, saved=42, seconds=0.5)
+    training.note(at=115, from_step=36, workers=2)
+    training.step(42, at=120)
+    assert [each["from_step"] for each in training.restarts] == [36]
+
+
 def test_the_fault_that_ends_a_training_is_no_restart(training: Training) -> None:
     training.step(42, at=100)
     training.note(at=107, **(DIED | {"final": True}), step=42)

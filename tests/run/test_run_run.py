@@ -18,8 +18,12 @@ import moe_dist.train.loop as loop
 from moe_dist.data.opened.opened import OpenedData
 from moe_dist.errors import UserError
 from moe_dist.job import Job
+from moe_dist.record.restarts import read_attempts
 from moe_dist.record.results import load_result
+from moe_dist.report.run import RunDirectory
+from moe_dist.report.tables import steps_table
 from moe_dist.run.run import choose_run_directory, require_same_run, run_job
+from moe_dist.terminal import duration
 from moe_dist.train.checkpoints import checkpoints, newest_checkpoint
 
 
@@ -78,6 +82,15 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     assert record["status"] == "finished" and record["counts"]["test"] == pytest.approx(60, abs=5)
     steps = [step for step, _ in curve(whole, "traditional_moe")]
     assert steps == list(range(1, 3 * -(-record["counts"]["train"] // 48) + 1))
+
+
+def test_the_steps_table_says_how_long_steps_waited_for_checkpoints(whole: Path) -> None:
+    lines = read_attempts(training_of(whole / "traditional_moe"))
+    epochs = {line["step"] for line in log_of(whole / "traditional_moe") if line["kind"] == "epoch"}
+    waited = {line["saved"]: line["seconds"] for line in lines if "saved" in line}
+    assert waited.keys() == epochs and min(waited.values()) > 0
+    (row,) = (row for row in steps_table(RunDirectory(whole)).rows if row.cells[0] == "checkpoints")
+    assert row.cells[1:] == (duration(sum(waited.values())), "3 saved, for which steps waited so long")
 
 
 def test_the_mixture_learns(whole: Path) -> None:

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional
 
@@ -89,6 +88,8 @@ def mix(
     partners [B]: where each one's partner is among `images`; usable [F]: False keeps an image that has this partner as
     it is, with share 1; draws [B, MIX_DRAWS] float64 in [0, 1).
     """
+    from scipy.special import betaincinv  # takes half a second to import
+
     own, other = images[: len(partners)], images[torch.from_numpy(partners).to(images.device)]
     cut = (draws[:, 0] < 0.5) if config.mixup else np.ones(len(draws), bool)
     cut &= config.cutmix > 0
