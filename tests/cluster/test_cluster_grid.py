@@ -30,7 +30,8 @@ GRID: dict[str, Any] = {
     "name": "killed-grid",
     "kind": "reproduce",
     "data": DATA,
-    "methods": {"narrow": SPARSE | {"epochs": 60}, "wide": SPARSE | {"epochs": 60, "hidden": 16}},
+    "methods": {"narrow": SPARSE | {"epochs": 30}, "wide": SPARSE | {"epochs": 30, "hidden": 16}},
+    "resources": {"cpus_per_task": 2},  # a cell at a time on each node: not all of them end together
     "grid": {"data": {"all": {}, "half": {"max_train_images": 100}}, "seeds": [0, 1, 2], "metrics": ["top1"]},
 }
 
@@ -73,7 +74,7 @@ def test_killed_five_times_finished_cells_stay_and_the_table_is_the_same(
     following = submission(three_nodes, job_path, out)
     before: dict[str, int] = {}
     for number, kind in enumerate(kinds):
-        while len(finished(out)) < 1 + 2 * number:
+        while len(finished(out)) < 1 + 3 * number // 2:  # at the last kill, five are not
             assert following.poll() is None, (kinds, out.with_suffix(".log").read_text())
             time.sleep(0.2)
         time.sleep(chance.uniform(0, 3))
