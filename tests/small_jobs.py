@@ -23,9 +23,8 @@ def traditional(**changes: Any) -> Job:
     """A traditional mixture: 300 images, 3 epochs of 6 steps; `changes` are fields of the job or of its method."""
     method: dict[str, Any] = {"name": "traditional_moe", "experts": NARROW, "gate": GATE, "epochs": 3, "batch_size": 48}
     method["augment"] = {"shift": 0.1, "rotate": 10}
-    method |= {
-        key: changes.pop(key) for key in list(changes) if key in ("epochs", "gate", "experts", "batch_size", "top_k")
-    }
+    of_method = ("epochs", "gate", "experts", "batch_size", "top_k", "clip_norm")
+    method |= {key: changes.pop(key) for key in list(changes) if key in of_method}
     content: dict[str, Any] = {
         "name": "small",
         "kind": "train",

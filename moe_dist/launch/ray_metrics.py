@@ -22,7 +22,7 @@ GAUGES = {
     "images_per_second": "Training images a second, since the epoch began.",
     "step_seconds": "Seconds a step, mean since the line of the log before.",
     "data_wait_seconds": "Seconds of a step that it waited for its batch, mean since the line of the log before.",
-    "gradient_norm": "Norm of the gradient before clipping.",
+    "gradient_norm": "Norm of the gradient before clipping, where it is clipped.",
 }
 """Values of the log that are exported under their own names, and what they are."""
 OF_EXPERTS = {

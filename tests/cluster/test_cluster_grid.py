@@ -1,4 +1,4 @@
-"""A grid of 24 cells over three nodes, killed five times: its drivers, two workers and a node."""
+"""A grid of 12 cells over three nodes, killed five times: its drivers, two workers and a node."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from moe_dist.grid.run import run_grid
 from moe_dist.job import load_job
 from tests.grid.small_grids import DATA, SPARSE
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 CELL, DRIVER, RAYLET = b"ray::run_packed", b"moe_dist.cli\0run", b"/raylet"
 GRID: dict[str, Any] = {
     "name": "killed-grid",
     "kind": "reproduce",
     "data": DATA,
-    "methods": {"narrow": SPARSE | {"epochs": 60}, "wide": SPARSE | {"epochs": 60, "hidden": 16}},
-    "grid": {"data": {"all": {}, "half": {"max_train_images": 100}}, "seeds": [0, 1, 2, 3, 4, 5], "metrics": ["top1"]},
+    "methods": {"narrow": SPARSE | {"epochs": 30}, "wide": SPARSE | {"epochs": 30, "hidden": 16}},
+    "resources": {"cpus_per_task": 2},  # a cell at a time on each node: not all of them end together
+    "grid": {"data": {"all": {}, "half": {"max_train_images": 100}}, "seeds": [0, 1, 2], "metrics": ["top1"]},
 }
 
 
@@ -73,7 +74,7 @@ def test_killed_five_times_finished_cells_stay_and_the_table_is_the_same(
     following = submission(three_nodes, job_path, out)
     before: dict[str, int] = {}
     for number, kind in enumerate(kinds):
-        while len(finished(out)) < 2 + 4 * number:
+        while len(finished(out)) < 1 + 3 * number // 2:  # at the last kill, five are not
             assert following.poll() is None, (kinds, out.with_suffix(".log").read_text())
             time.sleep(0.2)
         time.sleep(chance.uniform(0, 3))
@@ -91,7 +92,7 @@ def test_killed_five_times_finished_cells_stay_and_the_table_is_the_same(
         assert before.items() <= finished(out).items()
     assert following.wait() == 0, (kinds, out.with_suffix(".log").read_text())
     ended = finished(out)
-    assert len(ended) == 24 and before.items() <= ended.items(), "no finished cell was started again"
+    assert len(ended) == 12 and before.items() <= ended.items(), "no finished cell was started again"
 
     monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(run_module, "build_report", lambda path: path)  # longer than these cells

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -14,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from run_folders import log_of
-from running_cluster import REPOSITORY, RunningCluster
+from run_folders import log_of, training_of
+from running_cluster import RunningCluster
+from small_jobs import dfcp
+
+from moe_dist.job import dump_job
+from moe_dist.record.restarts import read_attempts
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -24,23 +26,14 @@ TWO_RANKS = ["--set", "workers=2", "--set", "parallel.expert=2"]
 
 
 def write_job(folder: Path, epochs: int) -> Path:
-    """DFCP as in the demo, smaller, with `epochs` of its joint stage and a checkpoint after each.
+    """DFCP-MoE with `epochs` of its joint stage and a checkpoint after each.
 
-    Without dropout, whose draws differ from rank to rank. A worker fills a node: ranks of a group would share one.
+    A worker fills a node: ranks of a group would share one. Two micro-batches: one worker adds what two have each.
     """
-    job: dict[str, Any] = yaml.safe_load((REPOSITORY / "jobs/demo.yaml").read_text())
-    dfcp = job.pop("methods")["dfcp"]
-    dfcp["pseudo_labels"]["siamese"]["epochs"] = 40
-    dfcp["clusters"] = {"count": 40, "restarts": 3}
-    dfcp["trusted"] = {"fraction": 0.3}
-    dfcp["alone"]["epochs"] = 1
-    dfcp["joint"]["epochs"] = epochs
-    dfcp["gate"]["dropout"] = 0.0
-    small = {"kind": "train", "name": "small", "method": dfcp, "paper_table": None}
-    job |= small | {"resources": {"cpus_per_worker": 2}}
-    job["data"] |= {"max_train_images": 600, "max_test_images": 200}
+    job = dfcp(parallel={"micro_batches": 2}, resources={"cpus_per_worker": 2})
+    joint = job.method.joint.model_copy(update={"epochs": epochs})
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(job))
+    path.write_text(dump_job(job.model_copy(update={"method": job.method.model_copy(update={"joint": joint})})))
     return path
 
 
@@ -69,9 +62,8 @@ def node_addresses(nodes: RunningCluster) -> dict[str, str]:
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
-    """What was logged of the optimiser steps, in the order it was."""
-    lines = log_of(run / "dfcp")
-    return [line for line in lines if line["kind"] == "step"]
+    """What was logged of the joint stage's optimiser steps, in the order it was."""
+    return [line for line in log_of(run / "dfcp") if line["kind"] == "step"]
 
 
 def losses(run: Path) -> list[float]:
@@ -79,10 +71,19 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in steps(run)]
 
 
+def joint_checkpoint(run: Path) -> bool:
+    """Whether the joint stage, which is the last of the run's trainings, has saved a checkpoint."""
+    saved = (run / "dfcp/trainings").glob("*/checkpoints/checkpoint_*/state.json")
+    return any('"joint"' in (state.parents[2] / "metrics.jsonl").read_text() for state in saved)
+
+
 def test_two_ranks_on_two_nodes_give_the_result_of_one_process(three_nodes: RunningCluster, tmp_path: Path) -> None:
     job_path, far, near = write_job(tmp_path, epochs=2), tmp_path / "far", tmp_path / "near"
     assert submission(three_nodes, job_path, far).wait() == 0, far.with_suffix(".log").read_text()
-    assert len({worker["node_id"] for worker in train_workers(three_nodes)}) == 2
+    workers = train_workers(three_nodes)
+    groups = {worker["placement_group_id"] for worker in workers}  # each training is placed anew
+    assert len(workers) == 2 * len(groups)
+    assert len({(worker["placement_group_id"], worker["node_id"]) for worker in workers}) == len(workers)
 
     command = [sys.executable, "-m", "moe_dist.cli", "run", str(job_path), "--launcher", "local", "--out", str(near)]
     environment = three_nodes.environment(token=False) | {"MOE_DIST_CACHE": str(tmp_path / "cache")}
@@ -98,7 +99,7 @@ def test_a_killed_node_costs_steps_but_not_the_run(three_nodes: RunningCluster, 
 
     epochs, run, before = 30, tmp_path / "run", len(train_workers(three_nodes))
     following = submission(three_nodes, write_job(tmp_path, epochs), run)
-    while not list((run / "dfcp/trainings").glob("*/checkpoints/checkpoint_*/state.json")):
+    while not joint_checkpoint(run):
         assert following.poll() is None, run.with_suffix(".log").read_text()
         time.sleep(0.1)
     addresses = node_addresses(three_nodes)
@@ -111,9 +112,9 @@ def test_a_killed_node_costs_steps_but_not_the_run(three_nodes: RunningCluster, 
 
     assert following.wait() == 0, run.with_suffix(".log").read_text()
     assert victim not in node_addresses(three_nodes).values()
+    begun = [line["from_step"] for line in read_attempts(training_of(run / "dfcp")) if "from_step" in line]
+    assert len(begun) > 1 and begun[-1] > 0, "it went on from a checkpoint, not from the start"
     done = [line["step"] for line in steps(run)]
-    assert set(done) == set(range(1, max(done) + 1)), "every step was done"
-    assert max(done) % epochs == 0
-    restarts = [later for earlier, later in itertools.pairwise(done) if later <= earlier]
-    assert all(step > 1 for step in restarts), "it went on from a checkpoint, not from the start"
+    assert done == [*range(1, max(done) + 1)], "every step was done"
+    assert max(done) > begun[-1] and max(done) % epochs == 0
     assert len(train_workers(three_nodes)) >= before + 4, "a second group of workers was started"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import pytest
+from torch import Tensor
 from training import Case, largest_difference, train_alone, train_rank
 from worlds import World
 
@@ -42,9 +44,15 @@ ALL = [
 ]
 
 
+@cache
+def in_one_process(case: Case, steps: range) -> dict[str, Tensor]:
+    """The parameters after `steps` in one process, which many cases are compared with."""
+    return train_alone(case, steps)
+
+
 def check_equal_to_one_process(worlds: dict[int, World], ranks: int, case: Case) -> None:
-    reference = train_alone(replace(case, expert=1, zero=0), STEPS)
-    start = train_alone(replace(case, expert=1, zero=0), range(0))
+    alone = replace(case, expert=1, zero=0)
+    reference, start = in_one_process(alone, STEPS), in_one_process(alone, range(0))
     assert largest_difference(reference, [start]) > 1e-3, "a training that stands still would compare equal"
     outcomes = worlds[ranks].run(train_rank, case, STEPS)
     assert largest_difference(reference, outcomes) < 1e-6

@@ -116,7 +116,7 @@ def test_a_training_is_seen_at_the_nodes_metrics_port(tmp_path: Path) -> None:
             time.sleep(1)
 
     scraper = threading.Thread(target=scrape)
-    job = traditional(epochs=40)
+    job = traditional(epochs=40, clip_norm=10.0)
     with open_launcher("ray", job, tmp_path, quiet()) as launcher, pytest.MonkeyPatch.context() as patch:
         patch.setattr("moe_dist.run.run.open_launcher", lambda *_: nullcontext(launcher))
         scraper.start()
