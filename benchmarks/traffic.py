@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +84,7 @@ class RecordedExperts(CountedExperts):
         return super().of_chosen(inputs, chosen)
 
 
+@lru_cache(maxsize=2)
 def recorded(method: Method, batch: int) -> nn.Module:
     """The method's network in one process, whose experts have seen a batch."""
     network = method.build(replace(IN_ONE_PROCESS, experts=RecordedExperts), {}, 0)
