@@ -34,7 +34,7 @@ def test_the_page_does_what_it_says(
 ) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
     run_module.run_job(dfcp(), tmp_path / "runs" / "demo" / "latest", "local", quiet())
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
     for name in ("image.jpg", "images/3/a.png", "images/7/b.png"):

@@ -22,6 +22,7 @@ from moe_dist.metrics.clustering import ClusteringMetrics, clustering_metrics
 from moe_dist.places import SAMPLE_IMAGES, ModelFolder, status_of
 from moe_dist.record.restarts import Restart, saves
 from moe_dist.report.paper import PaperTable, paper_table
+from moe_dist.train.log import read_log
 from moe_dist.yaml_core import load_run_yaml
 
 
@@ -276,15 +277,6 @@ def _read_job(path: Path) -> tuple[str, dict[str, Any]]:
         resolved = parse_job(job, str(path), path.absolute().parent)
         return dump_job(resolved), resolved.model_dump(mode="json")
     return text, job
-
-
-def read_log(training: Path) -> list[dict[str, Any]]:
-    """The records of a training's log, without a last line that a killed writer cut short; none before training."""
-    path = training / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def _read_evaluation(folder: Path) -> Evaluation:

@@ -26,10 +26,9 @@ from moe_dist.job import Job
 from moe_dist.places import MLFLOW, ModelFolder
 from moe_dist.record.differences import flat
 from moe_dist.record.sharing import TRAINING_DONE
-from moe_dist.report.run import read_log
 from moe_dist.run.mlflow_server import FAILED, FINISHED, KILLED, RUNNING, MlflowServer, Number
 from moe_dist.terminal import Show
-from moe_dist.train.log import METRICS
+from moe_dist.train.log import METRICS, read_log
 
 REMEMBERED = "mlflow.json"
 FILES = ("report.html", "results.md", "metrics.json")

@@ -64,6 +64,15 @@ TAIL_BYTES = 64 * 2**10
 """More than the longest line of a metrics.jsonl: the line of an epoch with 100 experts has 5 KiB."""
 
 
+def read_log(training: Path) -> list[dict[str, Any]]:
+    """The records of a training's log, without a last line that a killed writer cut short; none before training."""
+    path = training / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
 def last_metrics(path: Path) -> dict | None:
     """The last whole line of a metrics.jsonl, or None."""
     try:

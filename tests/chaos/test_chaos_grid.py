@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from small_jobs import quiet
 
-import moe_dist.run.run as run_module
 from moe_dist.grid.cells import cells_of
 from moe_dist.grid.run import run_grid
 from tests.grid.small_grids import small_grid
@@ -26,7 +25,7 @@ CELLS = [cell.name for cell in cells_of(small_grid())]
 @pytest.fixture(autouse=True)
 def without_pages_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than these cells."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 def run(folder: Path, until: Callable[[], bool] = lambda: False) -> bool:

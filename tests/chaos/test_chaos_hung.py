@@ -31,7 +31,7 @@ def stop_a_rank(run: Path, at_step: int) -> None:
 
 
 def test_a_stopped_rank_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_dist.run.run.build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
     run = tmp_path / "run"
     job = traditional(workers=2, epochs=60, resources={"hung_after_seconds": 4})
     stopper = threading.Thread(target=stop_a_rank, args=(run, 12), daemon=True)

@@ -10,7 +10,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import moe_dist.run.run as run_module
 from moe_dist.cli import app
 from moe_dist.errors import UserError
 
@@ -22,7 +21,7 @@ RATES: dict[str, Any] = {"mild": {}, "wild": {"method.optimiser.learning_rate": 
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current directory; reports of cells take longer than these cells."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
     return tmp_path
 
 

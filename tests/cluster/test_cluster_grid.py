@@ -18,7 +18,6 @@ import yaml
 from running_cluster import RunningCluster
 from small_jobs import quiet
 
-import moe_dist.run.run as run_module
 from moe_dist.grid.run import run_grid
 from moe_dist.job import load_job
 from tests.grid.small_grids import DATA, SPARSE
@@ -95,6 +94,6 @@ def test_killed_five_times_finished_cells_stay_and_the_table_is_the_same(
     assert len(ended) == 12 and before.items() <= ended.items(), "no finished cell was started again"
 
     monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)  # longer than these cells
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)  # longer than these cells
     run_grid(load_job(job_path), tmp_path / "unbroken", "local", quiet())
     assert (out / "results.csv").read_text() == (tmp_path / "unbroken" / "results.csv").read_text()

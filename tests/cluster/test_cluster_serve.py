@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small finished run."""
     folder = tmp_path_factory.mktemp("served") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_report", lambda path: path)
+        patch.setattr("moe_dist.report.build.build_report", lambda path: path)
         run_module.run_job(traditional(epochs=1), folder, "local", quiet())
     return folder
 

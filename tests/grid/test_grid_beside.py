@@ -12,7 +12,6 @@ from small_grids import SPARSE, small_grid
 from small_jobs import quiet
 
 import moe_dist.grid.beside as grid_beside
-import moe_dist.run.run as run_module
 from moe_dist.grid.beside import Turns
 from moe_dist.grid.cells import cells_of
 from moe_dist.grid.opened import Opened, files_made
@@ -128,7 +127,7 @@ def test_equal_fingerprints_are_what_cells_wait_for(tmp_path: Path) -> None:
 @pytest.fixture(name="beside")
 def beside_each_other(monkeypatch: pytest.MonkeyPatch) -> Callable[[Job, Path, Runs], str]:
     """Runs a grid as on Ray, on the stand-in; the page's text."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
     def run(job: Job, folder: Path, runs: Runs) -> str:
         monkeypatch.setattr(grid_beside, "ray_runs", lambda jobs, show: nullcontext(runs))

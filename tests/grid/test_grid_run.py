@@ -15,7 +15,6 @@ from small_jobs import dfcp, quiet
 
 import moe_dist.grid.cell as grid_cell
 import moe_dist.grid.report as grid_report
-import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.errors import DiskError, UserError
 from moe_dist.grid.cells import cells_of
@@ -31,7 +30,7 @@ from moe_dist.run.run import run_job
 @pytest.fixture(autouse=True)
 def without_pages_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cell's report takes longer than these cells."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 FEW = {"dataset": "digits", "image_size": 16, "max_train_images": 500, "max_test_images": 60}
@@ -70,7 +69,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unbroken run of the small grid: 2 methods x 2 data x 3 seeds."""
     folder = tmp_path_factory.mktemp("whole") / "grid"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_report", lambda path: path)
+        patch.setattr("moe_dist.report.build.build_report", lambda path: path)
         begun = run(small_grid(), folder)
     assert begun == [cell.name for cell in cells_of(small_grid())] and len(begun) == 12
     return folder

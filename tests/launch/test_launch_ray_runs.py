@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from small_jobs import quiet
 
-import moe_dist.run.run as run_module
 from moe_dist.grid.cells import cells_of
 from moe_dist.grid.run import run_grid
 from moe_dist.grid.state import state_of
@@ -30,7 +29,7 @@ def test_cells_that_need_different_resources_run_beside_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
     job = small_grid({"data": {}, "seeds": [0], "against": {}, "changes": {"way": WAYS}}, methods={"narrow": SPARSE})
     run_grid(job, tmp_path / "grid", "ray", quiet())
     states = {cell.at["way"]: state_of(tmp_path / "grid", cell) for cell in cells_of(job)}

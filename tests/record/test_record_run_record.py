@@ -37,7 +37,7 @@ from moe_dist.train.checkpoints import newest_checkpoint
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out reports, which take longer than these runs."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 def run(job: Job, folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.chaos
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out reports, which take longer than these runs."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 def run(job: Job, folder: Path) -> str:
@@ -61,7 +61,7 @@ def assert_same(left: Path, right: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_report", lambda path: path)
+        patch.setattr("moe_dist.report.build.build_report", lambda path: path)
         run_job(traditional(), folder, "local", quiet())
     return folder
 

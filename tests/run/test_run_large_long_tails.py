@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 from small_jobs import quiet
 
 import moe_dist.evaluate.predictions as evaluate
-import moe_dist.run.run as run_module
 from moe_dist.evaluate.latency import measure_latency
 from moe_dist.job import Job, load_job
 from moe_dist.run.run import run_job
@@ -110,7 +109,7 @@ def test_it_trains_and_goes_on_from_its_checkpoint(
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics[f"{LABEL}/test_images"] == 3
 
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)  # one is enough
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)  # one is enough
     training = checkpoints_of(run / LABEL)
     first, last = checkpoints(training)
     whole = tensors(last)

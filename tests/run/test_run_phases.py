@@ -13,7 +13,6 @@ from run_folders import checkpoints_of, evaluation_of, log_of, step_of, training
 from safetensors.numpy import load_file
 from small_jobs import dfcp, quiet
 
-import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.engine.checkpoint import read_state
 from moe_dist.job import Job, parse_job
@@ -27,7 +26,7 @@ from moe_dist.train.checkpoints import newest_checkpoint
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out reports, which take longer than these runs."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 class Killed(BaseException):
@@ -69,7 +68,7 @@ GATES = ("made_up_gates", {"module_epochs": 2, "all_epochs": 1})
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A job, and the model's folder of an uninterrupted run of it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_report", lambda path: path)
+        patch.setattr("moe_dist.report.build.build_report", lambda path: path)
         return request.param, run(made_up(*request.param), tmp_path_factory.mktemp("whole") / "run")
 
 

@@ -52,7 +52,7 @@ def test_memory_that_ran_out_is_a_sentence_that_says_what_to_set(error: Exceptio
 
 def test_all_ranks_save_and_end_where_a_node_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In mid epoch, where no checkpoint was due; what follows is the curve of an unbroken run."""
-    monkeypatch.setattr("moe_dist.run.run.build_report", lambda path: path)  # which takes longer than the runs
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)  # which takes longer than the runs
     job = traditional()
     built_data(job.data, job.seed, cache_folder())
     steps: list[int] = []

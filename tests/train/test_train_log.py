@@ -11,7 +11,6 @@ import torch
 from run_folders import log_of
 from small_jobs import quiet, traditional
 
-import moe_dist.run.run as run_module
 from moe_dist.engine.engine import LocalEngine
 from moe_dist.run.run import run_job
 from moe_dist.settings.training import ScheduleConfig
@@ -20,7 +19,7 @@ from moe_dist.settings.training import ScheduleConfig
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out reports, which take longer than these runs."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 def logged(folder: Path, kind: str, **method: Any) -> list[dict[str, Any]]:

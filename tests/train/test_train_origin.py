@@ -56,7 +56,7 @@ def origin_at(folder: Path, method: Method, seed: int) -> Origin:
 
 def run(job: Job, folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_report", lambda path: path)
+        patch.setattr("moe_dist.report.build.build_report", lambda path: path)
         run_module.run_job(job, folder, "local", quiet())
     return folder
 

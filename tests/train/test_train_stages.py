@@ -17,7 +17,6 @@ from run_folders import log_of
 from safetensors.numpy import load_file
 from small_jobs import dfcp, quiet
 
-import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.data.batch import Batch, TrainingSet
 from moe_dist.methods.phases import Losses, Phase, Progress, Results
@@ -29,7 +28,7 @@ from moe_dist.train.checkpoints import newest_checkpoint
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports take longer than these runs."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def icl_search(**tune: Any) -> Job:
 
 def run(job: Job, folder: Path, launcher: str = "local") -> dict[str, Any]:
     """Run the search, without a report, which takes longer; its results.json."""
-    with patch("moe_dist.run.run.build_report"):
+    with patch("moe_dist.report.build.build_report"):
         run_job(job, folder, launcher, quiet())
     (label,) = job.models
     return json.loads((folder / label / "search" / "results.json").read_text())

@@ -61,7 +61,7 @@ class TrainedModels:
         run = self._folder / method
         if not (run / "job.yaml").exists():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(run_module, "build_report", lambda path: path)
+                patch.setattr("moe_dist.report.build.build_report", lambda path: path)
                 patch.setattr(predictions, "EVALUATION_BATCH", BATCH)
                 run_module.run_job(job or JOBS[method], run, "local", quiet())
         return run

@@ -11,7 +11,6 @@ import pytest
 from run_folders import step_of
 from small_jobs import dfcp, quiet
 
-import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.errors import UserError
 from moe_dist.job import Job
@@ -35,7 +34,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports take longer than these runs."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 def job(name: str = "edcwrn", deep: dict[str, Any] | None = None, space: str = "features", **changes: Any) -> Job:
@@ -57,7 +56,7 @@ def first_stage(model: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_report", lambda path: path)
+        patch.setattr("moe_dist.report.build.build_report", lambda path: path)
         return run(job(), tmp_path_factory.mktemp("unbroken") / "run")
 
 

@@ -17,7 +17,6 @@ from small_jobs import quiet
 from torch import Tensor
 
 import moe_dist.methods.edcwrn.update as update_module
-import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.errors import UserError
 from moe_dist.job import Job, parse_job
@@ -48,7 +47,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports take longer than these runs."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 def small(name: str = "edcwrn", method: dict[str, Any] | None = None, **changes: Any) -> Job:
@@ -85,7 +84,7 @@ def refreshes(model: Path) -> list[int]:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_report", lambda path: path)
+        patch.setattr("moe_dist.report.build.build_report", lambda path: path)
         return run(small(), tmp_path_factory.mktemp("unbroken") / "run")
 
 

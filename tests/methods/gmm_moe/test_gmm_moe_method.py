@@ -14,7 +14,6 @@ from run_folders import evaluation_of, log_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import quiet
 
-import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.data.batch import DatasetInfo
 from moe_dist.engine.choose import IN_ONE_PROCESS
@@ -36,7 +35,7 @@ INFO = DatasetInfo(10, tuple("abcdefghij"), 32, 108)
 @pytest.fixture(autouse=True)
 def without_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports take longer than these runs."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
 
 
 class Killed(BaseException):
@@ -71,7 +70,7 @@ def told(model: Path, name: str, kind: str = "step") -> list[float]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model's folder of an unbroken run of both stages."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "build_report", lambda path: path)
+        patch.setattr("moe_dist.report.build.build_report", lambda path: path)
         return run(job(), tmp_path_factory.mktemp("whole") / "run")
 
 

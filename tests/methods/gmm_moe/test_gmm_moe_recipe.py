@@ -14,7 +14,6 @@ from run_folders import log_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import quiet
 
-import moe_dist.run.run as run_module
 import moe_dist.train.loop as loop
 from moe_dist.job import parse_job
 from moe_dist.report.build import build_report
@@ -93,7 +92,7 @@ def test_the_full_recipe_on_densenet_trains_both_stages_and_resumes_bit_identica
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of jobs/gmm_moe/ip102.yaml but its images' side, its weights and the number of its epochs."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
     source = write_ip102(tmp_path / "ip102", train=16)
     content = yaml.safe_load((ROOT / "jobs" / "gmm_moe" / "ip102.yaml").read_text())
     content["data"] |= {"source": str(source), "image_size": 64}

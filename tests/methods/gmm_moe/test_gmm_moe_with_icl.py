@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from run_folders import log_of
 from small_jobs import quiet
 
-import moe_dist.run.run as run_module
 from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.job import parse_job
 from moe_dist.models.branches import BranchNetwork, NetworkConfig, build_branches
@@ -23,7 +22,7 @@ JOB = ROOT / "jobs" / "gmm_moe" / "icl_cifar100_lt.yaml"
 
 def test_the_job_runs_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But its data and the number of its epochs; both stages, in the first the module learns."""
-    monkeypatch.setattr(run_module, "build_report", lambda path: path)
+    monkeypatch.setattr("moe_dist.report.build.build_report", lambda path: path)
     content = yaml.safe_load(JOB.read_text())
     content["data"] = {"dataset": "digits", "image_size": 16, "max_train_images": 160, "max_test_images": 40}
     content["data"]["val_fraction"] = 0
