@@ -103,20 +103,16 @@ def _deaths_held_back() -> Iterator[None]:
 
 
 def _start_ray(cpus: int, address: str | None) -> None:
-    """Connect to the cluster at `address`, or start a Ray. Raises UserError if the cluster cannot be used from here."""
+    """Connect to the cluster at `address`, or start a Ray.
+
+    Raises UserError if the cluster cannot be used from here, and if this machine is too busy for a Ray to start.
+    """
     import ray
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if address in (None, "local"):  # not one that `ray start` left on this machine
-            with private_ray():
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
+            _start_own_ray(cpus)
             return
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -126,6 +122,27 @@ def _start_ray(cpus: int, address: str | None) -> None:
                 f"RAY_ADDRESS {address}: this machine cannot run on that cluster ({reason}); mend that, "
                 "or unset RAY_ADDRESS to use this machine alone"
             ) from error
+
+
+def _start_own_ray(cpus: int) -> None:
+    import ray
+
+    try:
+        with private_ray():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except Exception as error:  # Ray raises nothing narrower
+        if "timed out during startup" not in str(error):
+            raise
+        raise UserError(
+            "Ray did not start within the minute that it gives itself: other programs take this machine's processors "
+            "or memory; run again when they are done, or with --launcher local"
+        ) from error
 
 
 def embedded_cpus(job: Job) -> int:

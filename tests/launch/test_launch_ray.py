@@ -221,6 +221,22 @@ def test_a_cluster_of_another_version_is_a_sentence(tmp_path: Path, monkeypatch:
         pass
 
 
+def test_a_machine_too_busy_for_ray_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray as ray_itself
+
+    def too_late(**options: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr("moe_dist.launch.ray.cluster_address", lambda: None)
+    monkeypatch.setattr(ray_itself, "init", too_late)
+    monkeypatch.setattr(ray_itself, "shutdown", lambda: None)
+    with (
+        pytest.raises(UserError, match="Ray did not start within the minute .* or with --launcher local"),
+        ray_launcher(traditional(), tmp_path, quiet()),
+    ):
+        pass
+
+
 def test_a_missing_gpu_is_a_sentence(tmp_path: Path) -> None:
     job = traditional(resources={"gpus_per_worker": 1})
     with pytest.raises(UserError, match="torch sees none"), open_launcher("ray", job, tmp_path, quiet()):
