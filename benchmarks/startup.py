@@ -1,106 +1,99 @@
-"""Where the seconds before the first step of a Ray run go, on this machine.
+"""Where the seconds from `moe-dist run` to the first step go, on this machine, in this process and on Ray.
 
-    python benchmarks/startup.py jobs/demo.yaml --model traditional_moe --workers 2
+    python -m benchmarks.startup [--rounds 3] [--launchers local ray]
 
-Every phase ends with a time stamp, the workers' ones written by rank 0; a second training in the same Ray shows what a
-run with several methods pays again. Nothing is cached between phases but what the operating system caches.
+A small job (a traditional mixture on 256 digits, one epoch) is run as a command; each part ends with a stamp
+(startup_stamps.py). `local` is one worker without Ray, `ray` two workers by Ray Train on an embedded Ray. Shards are
+there, as from the second run on. Of each part, the least of the rounds; nothing is cached between rounds but what the
+operating system caches.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from machine import machine
-from rich.console import Console
+from benchmarks.machine import machine
 
-from moe_dist.data.opened.job_shards import ensure_shards
-from moe_dist.job import load_job
-from moe_dist.launch.choose import open_launcher
-from moe_dist.launch.ray_trainer import fit
-from moe_dist.places import cache_folder
-from moe_dist.terminal import Show
-from moe_dist.train.task import TrainingTask
-
-PHASES = (
-    ("driver imports Ray and starts it", "ray"),
-    ("Ray Train starts the workers and torch.distributed", "worker"),
-    ("worker imports the loop", "imports"),
-    ("worker opens the data and builds the network", "opened"),
-    ("DeepSpeed engine", "engine"),
-    ("first step", "step"),
-)
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results" / "startup.json"
+JOB = """\
+name: startup
+kind: train
+data: {dataset: digits, image_size: 32, max_train_images: 256}
+method: {name: traditional_moe, epochs: 1, batch_size: 32}
+"""
+PARTS = {
+    "python": "Python starts",
+    "command": "the command's imports",
+    "imports": "imports of what runs a job, torch among them",
+    "shards": "the job is read, its shards are looked for",
+    "data": "the driver opens the data",
+    "launcher": "the run is recorded, Ray starts",
+    "ray_train": "the driver imports Ray Train",
+    "worker": "Ray Train starts the workers, which import torch and meet",
+    "loop": "imports of the training loop",
+    "opened": "the worker opens the data",
+    "network": "the network is built",
+    "log": "the newest checkpoint is looked for, the log is opened",
+    "session": "engine (of several ranks: DeepSpeed's) and streams",
+    "batch": "the first batch",
+    "step": "the first step",
+}
+"""What ends with each stamp, in order."""
 
 
 def main() -> None:
-    """Measure and write benchmarks/results/startup.json."""
+    """Measure, print and write results/startup.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", type=Path)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--launchers", nargs="+", choices=("local", "ray"), default=["local", "ray"])
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    command = f"{options.job} --model {options.model} --workers {options.workers}"
-    about = {"command": command, **machine()}
-    job = load_job(options.job, [f"workers={options.workers}"])
+    content = machine() | {"rounds": options.rounds, "seconds": {}}
+    run("local")  # builds the shards and warms the file cache
+    found = {name: [run(name) for _ in range(options.rounds)] for name in options.launchers}
+    for name, rounds in found.items():
+        parts = {PARTS[part]: round(min(each[part] for each in rounds), 2) for part in PARTS if part in rounds[0]}
+        totals = [round(sum(each.values()), 2) for each in rounds]
+        content["seconds"][name] = parts | {"all, least": min(totals), "all, rounds": totals}
+    print(json.dumps(content, indent=1))
+    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def run(launcher: str) -> dict[str, float]:
+    """The seconds of each part of a run, by its stamp."""
     with tempfile.TemporaryDirectory() as name:
-        folder, show = Path(name), Show(Console(quiet=True))
-        places = (folder, cache_folder(), ensure_shards(job.data, cache_folder()))
-        stamps = {"start": time.time()}
-        with open_launcher("ray", job, folder, show):
-            stamps["ray"] = time.time()
-            first = stamps | run(TrainingTask(job, options.model, *places, folder / "first", {}))
-            again = {"ray": time.time()}
-            again |= run(TrainingTask(job, options.model, *places, folder / "again", {}))
-    result = about | {"seconds": seconds(first), "second training": seconds(again)}
-    print(json.dumps(result, indent=1))
-    (Path(__file__).parent / "results" / "startup.json").write_text(json.dumps(result, indent=1) + "\n")
+        stamps, job, out = (Path(name) / part for part in ("stamps", "job.yaml", "run"))
+        job.write_text(JOB)
+        workers = "2" if launcher == "ray" else "1"
+        options = ("--set", f"workers={workers}", "--launcher", launcher, "--out", str(out))
+        code = "from benchmarks.startup_stamps import main; main()"
+        started = time.time()
+        subprocess.run(
+            [sys.executable, "-c", code, str(stamps), str(job), *options],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        return seconds(stamps.read_text(), started)
 
 
-def run(task: TrainingTask) -> dict[str, float]:
-    """One training's time stamps, from its rank 0."""
-
-    task.checkpoints.mkdir(parents=True)
-    fit(task, stamped_worker)
-    return json.loads((task.checkpoints / "stamps.json").read_text())
-
-
-def seconds(stamps: dict[str, float]) -> dict[str, float]:
-    """Each phase's seconds, from the end of the one before it."""
-    names = list(stamps)
-    taken = {name: round(stamps[name] - stamps[before], 2) for before, name in pairwise(names)}
-    return {title: taken[name] for title, name in PHASES if name in taken} | {
-        "all": round(stamps[names[-1]] - stamps[names[0]], 2)
-    }
-
-
-def stamped_worker(packed: dict[str, Any]) -> None:
-    """What a worker does up to its first step, stamped."""
-    stamps = {"worker": time.time()}
-    import ray.train.torch
-
-    from moe_dist.launch.ray_worker import RayWorker
-    from moe_dist.methods.phases import Progress
-    from moe_dist.train.loop import train_step
-    from moe_dist.train.session import Session
-    from moe_dist.train.task import open_training
-
-    stamps["imports"] = time.time()
-    task = TrainingTask.unpack(packed)
-    worker = RayWorker(task.checkpoints, ray.train.torch.get_device())
-    training = open_training(task, worker)
-    stamps["opened"] = time.time()
-    stage = training.method.stages()[0]
-    session = Session(training, stage, worker)
-    stamps["engine"] = time.time()
-    train_step(training.method, session, next(session.stream.epoch()), Progress(stage.name, 0, 1, 1))
-    stamps["step"] = time.time()
-    if worker.rank == 0:
-        (task.checkpoints / "stamps.json").write_text(json.dumps(stamps))
+def seconds(stamps: str, started: float) -> dict[str, float]:
+    """Each part's seconds, from the end of the one before it."""
+    first = {"": started}
+    for line in stamps.splitlines():
+        name, _, when = line.partition(" ")
+        first.setdefault(name, float(when))
+    ordered = ["", *(name for name in PARTS if name in first)]
+    return {name: first[name] - first[before] for before, name in pairwise(ordered)}
 
 
 if __name__ == "__main__":

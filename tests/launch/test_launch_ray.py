@@ -231,7 +231,7 @@ def test_a_machine_too_busy_for_ray_is_a_sentence(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(ray_itself, "init", too_late)
     monkeypatch.setattr(ray_itself, "shutdown", lambda: None)
     with (
-        pytest.raises(UserError, match="Ray did not start within the minute .* or with --launcher local"),
+        pytest.raises(UserError, match=r"Ray did not start within the minute .* or with --launcher local"),
         ray_launcher(traditional(), tmp_path, quiet()),
     ):
         pass
