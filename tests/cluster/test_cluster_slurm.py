@@ -17,9 +17,11 @@ STAND_INS = {
     "getent": "echo '10.0.0.1  STREAM node1'",
     "srun": 'echo "srun $*" >>"$CALLS"; stat -c %a "$RAY_AUTH_TOKEN_PATH" >>"$CALLS.mode"; exec sleep 0.2',
     "ray": 'echo "ray $*" >>"$CALLS"',
-    "python": 'echo "python $* at $RAY_ADDRESS" >>"$CALLS"; echo "$MOE_DIST_GO_ON" >>"$CALLS.go_on"; eval "$RUN"',
+    "python": 'echo "python $* at $RAY_ADDRESS" >>"$CALLS"; echo "$MOE_DIST_GO_ON" >>"$CALLS.go_on"\n'
+    'for ((i = 0; i < 600 && $(cat "$CALLS.mode" 2>/dev/null | wc -l) < 2; i++)); do sleep 0.05; done; eval "$RUN"',
 }
-"""Bodies of the commands that the script calls. RUN is what `moe-dist run` does."""
+"""Bodies of the commands that the script calls. RUN is what `moe-dist run` does, once both `srun`, which the script
+starts beside it, have noted their call."""
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
