@@ -178,7 +178,8 @@ BuildNetwork = Callable[[Makers, Results, Callable[[str], nn.Module], int], nn.M
 class Losses(dict[str, Tensor]):
     """Weighted loss terms by name, whose sum is minimised, and `logged` values, which only appear in the log.
 
-    All are scalars, and the log has their mean over ranks. Without logged values, a plain dictionary will do.
+    All are scalars, reduced by `batch.mean`: micro-batches' values are added up, and the log has the mean over ranks.
+    Without logged values, a plain dictionary will do.
     """
 
     def __init__(self, terms: Mapping[str, Tensor], logged: Mapping[str, Tensor] | None = None) -> None:

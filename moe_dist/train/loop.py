@@ -196,7 +196,7 @@ def train_step(method: Method, session: Session, batch: Batch, progress: Progres
         for name, value in losses.items():
             terms[name] = terms.get(name, torch.zeros_like(value)) + value.detach()
         for name, value in getattr(losses, "logged", {}).items():
-            logged[name] = logged.get(name, torch.zeros_like(value)) + value.detach() / len(parts)
+            logged[name] = logged.get(name, torch.zeros_like(value)) + value.detach()
     return Losses(terms, logged)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = 512
+_AGAIN = "download or pack it again"
 _TAIL_BYTES = 1 << 20
 
 
@@ -41,16 +42,16 @@ def members(path: Path, source: Path | None = None) -> Iterator[Member]:
             for info in tar:
                 _require_plain(info)
                 if info.size < 0:  # which a header can say, and which leads back to members that were read
-                    raise ValueError(f"damaged: the size of {info.name} is {info.size}")
+                    raise ValueError(f"damaged: the size of {info.name} is {info.size}; {_AGAIN}")
                 content = 0 if info.islnk() else info.size
                 end = info.offset_data + -(-content // BLOCK) * BLOCK
                 if end > size:
-                    raise ValueError(f"cut short inside {info.name}")
+                    raise ValueError(f"cut short inside {info.name}; {_AGAIN}")
                 link = info.linkname.removeprefix("./") if info.islnk() else ""
                 yield Member(info.name.removeprefix("./"), info.offset_data, content, info.isdir(), link)
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has read
     except (tarfile.TarError, OverflowError, MemoryError, RecursionError) as error:  # it believes any length it reads
-        raise ValueError(f"not a tar, or damaged ({error})") from None
+        raise ValueError(f"not a tar, or damaged ({error}); {_AGAIN}") from None
     _require_end(path, end, source or path)
 
 
@@ -97,7 +98,7 @@ def _require_end(path: Path, end: int, source: Path) -> None:
                         "two tars joined, of which only the first would be read; unpack both by "
                         f"`tar --ignore-zeros -xf {shlex.quote(str(source))} -C FOLDER` and name that folder"
                     )
-                raise ValueError(f"damaged after byte {end}: a member's header cannot be read")
+                raise ValueError(f"damaged after byte {end}: a member's header cannot be read; {_AGAIN}")
             tail_bytes += len(tail)
     if tail_bytes < 2 * BLOCK:
-        raise ValueError(f"cut short after byte {end}")
+        raise ValueError(f"cut short after byte {end}; {_AGAIN}")

@@ -115,7 +115,7 @@ class Dfcp(Method):
             "experts": joint.lambda_e * batch.mean(losses.expert_loss(expert_logits, batch.labels, seen)),
             "gate": joint.lambda_g * batch.mean(losses.gate_loss(gate_logits, batch.labels)),
         }
-        return terms if seen is None else Losses(terms, {"experts_a_sample": seen.sum(1).float().mean()})
+        return terms if seen is None else Losses(terms, {"experts_a_sample": batch.mean(seen.sum(1).float())})
 
     def _seen(self, gate_logits: Tensor, batch: Batch, seed: int, epoch: int) -> Tensor:
         """Which experts see which sample of a batch, [B, E] bool; a batch without portions has their mean for all."""

@@ -129,7 +129,7 @@ class GmmMoe(Method):
         auxiliary = network.auxiliary(outputs)
         if auxiliary is not None:
             terms["auxiliary"] = batch.mean(auxiliary)
-        return Losses(terms, diagnostics(network, outputs))
+        return Losses(terms, {name: batch.mean(value) for name, value in diagnostics(network, outputs).items()})
 
     def residual(self, progress: Progress) -> float:
         """w_r (Eq 14) in the epoch that is trained now."""

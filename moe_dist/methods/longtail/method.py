@@ -165,9 +165,8 @@ def _with_module(network: nn.Module, mixed: Mixed, batch: Batch, terms: dict[str
     module = cast(BranchNetwork, network).module
     assert module is not None
     auxiliary = {"auxiliary": batch.mean(module.auxiliary(mixed))}
-    return Losses(
-        terms | auxiliary, {f"module/{name}": value for name, value in module.diagnostics(mixed.gamma).items()}
-    )
+    told = {f"module/{name}": batch.mean(value) for name, value in module.diagnostics(mixed.gamma).items()}
+    return Losses(terms | auxiliary, told)
 
 
 def _require_counts(config: BranchConfig, info: DatasetInfo, counts_serve: str) -> None:
