@@ -187,7 +187,7 @@ def fitted(alone: Team, ranks: Team | None) -> dict[str, float]:
             found[f"fit: {name}, {batch} samples"] = alone.seconds("step", name, 1, batch)
             found[f"fit: {name}, {batch} samples, experts"] = alone.seconds("experts", name, batch)
     for samples in FITTED_SAMPLES:
-        found[f"fit: {REFRESH}, {samples} samples"] = alone.seconds("refresh", samples)
+        found[f"fit: {REFRESH}, {samples} samples, encoding"] = alone.seconds("encode", samples)
         found[f"fit: {REFRESH}, {samples} samples, alone"] = alone.seconds("on_the_first", samples)
     if ranks is not None:
         for name, case in CASES.items():
@@ -265,10 +265,11 @@ def waiting(point: Point, work: Work, least: dict[str, float], links: dict[str, 
 
 def work_of_refresh(point: Point, least: dict[str, float]) -> tuple[Work, float]:
     """What one process computes of a refresh, and its samples, as if all ranks had as many batches as the busiest."""
-    whole, first = (
-        [least[f"fit: {REFRESH}, {samples} samples{part}"] for samples in FITTED_SAMPLES] for part in ("", ", alone")
+    encoded, first = (
+        [least[f"fit: {REFRESH}, {samples} samples, {part}"] for samples in FITTED_SAMPLES]
+        for part in ("encoding", "alone")
     )
-    encoding = Line.through(*((samples, a - b) for samples, a, b in zip(FITTED_SAMPLES, whole, first)))
+    encoding = Line.through(*zip(FITTED_SAMPLES, encoded))
     samples = batches_of_the_busiest(point.batch, point.layout.ranks) * point.batch * point.layout.ranks
     return Work(encoding, alone=power_law(FITTED_SAMPLES, first)(point.batch)), samples
 

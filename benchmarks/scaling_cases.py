@@ -133,6 +133,11 @@ class Refreshes:
         self._method._refresh(self._network, self._samples, {}, AT_A_REFRESH)
 
     @torch.no_grad()
+    def encode(self) -> None:
+        """What all ranks share the work of."""
+        self._method._encoded(self._network, self._samples)
+
+    @torch.no_grad()
     def on_the_first(self) -> Callable[[], None]:
         """What only the first rank computes."""
         encoded = self._method._encoded(self._network, self._samples)

@@ -86,6 +86,10 @@ class Desk:
         made = self._once(("refresh", samples), lambda: Refreshes(samples, self.rank, self.ranks))
         return made.refresh
 
+    def encode(self, samples: int) -> Callable[[], None]:
+        """What all ranks share the work of in a refresh."""
+        return self._once(("refresh", samples), lambda: Refreshes(samples, self.rank, self.ranks)).encode
+
     def on_the_first(self, samples: int) -> Callable[[], None]:
         """What only the first rank computes in a refresh, while the others wait."""
         if not self._is_first:
