@@ -91,6 +91,14 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line, without a last one that a killed writer cut short; none if missing."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
 def read_text(path: Path, where: str, what: str) -> str:
     r"""The text of a `what` that the user names, without a byte-order mark, every line ending with \n.
 

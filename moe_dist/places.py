@@ -3,7 +3,7 @@
     <run>/job.yaml, run.json, lock, metrics.json, results.md, report.html, figures/, bad_samples/, sample_images.npz
     <run>/<model>/current.json                          which of the following folders the report shows
     <run>/<model>/steps/<name>/<fingerprint>/           the result of a step
-    <run>/<model>/trainings/<fingerprint>/              settings.json, metrics.jsonl, attempts.jsonl,
+    <run>/<model>/trainings/<fingerprint>/              settings.json, metrics.jsonl, attempts.jsonl, faults.jsonl,
                                                         tensorboard/, checkpoints/, training.json when it is
                                                         done, evaluations/<fingerprint>/
     <run>/<model>/search/                               journals and results of a search

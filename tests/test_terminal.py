@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 import moe_dist.terminal as show_module
+from moe_dist.launch.heard import Heard
 from moe_dist.launch.progress import training_progress
 from moe_dist.terminal import Show, duration, plain_facts, plain_table, say, say_table
 from moe_dist.train.log import last_metrics
@@ -68,7 +69,7 @@ def test_the_time_left_of_a_resumed_training_is_told_from_its_own_steps(
     first, later = line_of(151, 2000.0), line_of(161, 2020.0)
     path.write_text(checkpoint + lost)
     with show.working("train"):
-        look = training_progress(show, path)
+        look = training_progress(show, Heard(tmp_path))
         assert look() is None
         path.write_text(checkpoint)  # the log is cut back to the checkpoint
         assert look() is None
@@ -106,7 +107,7 @@ def test_the_line_of_an_epoch_of_very_many_experts_is_read_whole(tmp_path: Path)
 def test_a_training_is_watched_though_an_earlier_line_has_no_time(show: Show, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')
-    look = training_progress(show, path)
+    look = training_progress(show, Heard(tmp_path))
     path.write_text(line_of(2, 2000.0))
     assert look() == (2, 1001, "features epoch 2, loss 0.5000, 64 images/s")
 

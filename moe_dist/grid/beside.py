@@ -16,7 +16,7 @@ from moe_dist.grid.opened import Opened, files_made, is_done
 from moe_dist.grid.state import log_file, note_failed, run_folder, state_file, state_of
 from moe_dist.launch.ray_runs import RayRuns, ray_runs
 from moe_dist.places import FINISHED, RECORD, shared_cache
-from moe_dist.record.mirror import CELLS, CHECKPOINTS, LOGS, Mirror
+from moe_dist.record.mirror import BOARD, CELLS, CHECKPOINTS, Mirror
 from moe_dist.report.run import read_result
 from moe_dist.terminal import Show, duration, short
 
@@ -123,4 +123,4 @@ def fetch_cell(mirror: Mirror, cell: Cell) -> None:
     mirror.fetch(noted)
     if read_json(noted) != before or not before or before["status"] != FINISHED:
         mirror.fetch(log_file(mirror.folder, cell))
-        mirror.pull(run_folder(mirror.folder, cell), without=[CHECKPOINTS, *LOGS[1:]])
+        mirror.pull(run_folder(mirror.folder, cell), without=[CHECKPOINTS, BOARD])

@@ -20,6 +20,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
+from moe_dist.launch.heard import Heard
 from moe_dist.launch.launcher import Context, device_of, last_checkpoint, use_threads
 from moe_dist.launch.progress import ProgressFile, watch_tasks, watch_training
 from moe_dist.methods.phases import TaskFunction
@@ -58,7 +59,7 @@ class LocalLauncher:
 
     def _train(self, task: TrainingTask) -> Path:
         workers = task.job.workers
-        with watch_training(self._show, task), no_torn_checkpoint(task.checkpoints):
+        with watch_training(self._show, Heard.of(task)), no_torn_checkpoint(task.checkpoints):
             if workers == 1:
                 train_rank(0, 1, task.pack(), 0)
             else:

@@ -12,14 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moe_dist.data.storage.store import join, local_file
-from moe_dist.errors import UserError
 from moe_dist.files import read_json, write_json, write_text
-from moe_dist.record.mirror import EVERY_SECONDS, ONCE
+from moe_dist.launch.heard import Heard
 from moe_dist.record.restarts import Survived, forget, restart
 from moe_dist.terminal import Show, duration
-from moe_dist.train.log import METRICS, last_metrics
-from moe_dist.train.task import TrainingTask
 
 WRITE_EVERY_SECONDS = 0.25
 SILENT_AFTER_SECONDS = 15.0
@@ -89,15 +85,13 @@ def begin_task(progress: Path) -> None:
 
 
 def watch_training(
-    show: Show, task: TrainingTask, also: Callable[[], None] = lambda: None
+    show: Show, heard: Heard, also: Callable[[], None] = lambda: None
 ) -> contextlib.AbstractContextManager[None]:
-    """Show the progress of a training while the block runs, from the metrics.jsonl that rank 0 writes.
+    """Show the progress of a training while the block runs, from the log that rank 0 writes.
 
     also: is called before each look.
     """
-    metrics = task.folder / METRICS
-    read = last_metrics if task.url is None else PushedMetrics(join(task.url, task.in_run(metrics)))
-    progress = training_progress(show, metrics, read)
+    progress = training_progress(show, heard)
 
     def look() -> tuple[float, float, str] | None:
         also()
@@ -106,38 +100,20 @@ def watch_training(
     return show.watching(look)
 
 
-class PushedMetrics:
-    """Reads the last line of a metrics.jsonl at its URL instead of here, every few seconds."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._next = 0.0
-        self._last: dict | None = None
-
-    def __call__(self, metrics: Path) -> dict | None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + EVERY_SECONDS
-            with contextlib.suppress(UserError), local_file(self._url, ONCE) as copy:
-                self._last = last_metrics(copy)
-        return self._last
-
-
-def training_progress(
-    show: Show, metrics: Path, read: Callable[[Path], dict | None] = last_metrics
-) -> Callable[[], tuple[float, float, str] | None]:
+def training_progress(show: Show, heard: Heard) -> Callable[[], tuple[float, float, str] | None]:
     """A function that returns (done, total, note) of the newest line, or None before this run has written one.
 
-    read: returns the last line of `metrics`. Lines that are there already belong to an earlier run. The time left is
-    estimated from the first new line on, because the time that workers take to start says nothing about it, and anew
-    after a restart. While no line comes, which it tells, it returns None.
+    Lines that are there already belong to an earlier run. The time left is estimated from the first new line on,
+    because the time that workers take to start says nothing about it, and anew after a restart. While no line comes,
+    which it tells, it returns None.
     """
-    written_before = (read(metrics) or {}).get("time", 0.0)
+    written_before = (heard.newest() or {}).get("time", 0.0)
     counted_from: int | None = None
     silence = Silence()
 
     def look() -> tuple[float, float, str] | None:
         nonlocal counted_from
-        line = read(metrics)
+        line = heard.newest()
         if line is None or line["time"] <= written_before:
             return None
         if counted_from is None or line["step"] < counted_from:

@@ -15,6 +15,7 @@ from typing import Any
 from moe_dist.disk import raising_disk_errors
 from moe_dist.errors import UserError
 from moe_dist.job import Job
+from moe_dist.launch.heard import Heard
 from moe_dist.launch.launcher import Context, device_of, last_checkpoint, train_alone, use_threads
 from moe_dist.launch.progress import ProgressFile, begin_task, watch_tasks, watch_training
 from moe_dist.launch.ray_environment import PROMPT, QUIET
@@ -215,10 +216,10 @@ class RayLauncher:
 
         task.checkpoints.mkdir(parents=True, exist_ok=True)
         forget_ray_snapshot(task)
-        of, workers = f"the training of {task.model}", task.job.workers
-        restarts = RestartWatch(self._show, task.folder, of, workers, self._survived)
+        of, workers, heard = f"the training of {task.model}", task.job.workers, Heard.of(task)
+        restarts = RestartWatch(self._show, heard, of, workers, self._survived)
         try:
-            with watch_training(self._show, task, restarts.look), no_torn_checkpoint(task.checkpoints):
+            with watch_training(self._show, heard, restarts.look), no_torn_checkpoint(task.checkpoints):
                 fit(task, train_worker)
         except TrainingFailedError as error:
             restarts.look()

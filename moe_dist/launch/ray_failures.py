@@ -16,10 +16,10 @@ from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
 from moe_dist.errors import UserError
 from moe_dist.launch.faults import Failure, Fault, Place, fault_of, kind_of_error
+from moe_dist.launch.heard import Heard
 from moe_dist.launch.ray_metrics import restarts_counter
-from moe_dist.record.restarts import note_attempt
+from moe_dist.record.restarts import note_fault
 from moe_dist.train.ends import HungCollective, Left, MoreRoom, NodeTaken
-from moe_dist.train.log import last_metrics
 
 _NODE = re.compile(r"\bnode\b[^.]*\b(died|dead|terminated|unavailable)|raylet (died|crashed)", re.IGNORECASE)
 _MEMORY = re.compile(r"low on memory")
@@ -45,12 +45,12 @@ class FailurePolicy(DefaultFailurePolicy):
 class FaultNotes(WorkerGroupCallback, ControllerCallback):
     """Notes among a training's attempts what ended an attempt, as the controller sees it.
 
-    training: the training's folder, which the controller's node must reach as the workers' do. job, model: the names
-    under which restarts are counted in Ray's metrics.
+    training: the training's folder on the driver's node, where the controller is as well. heard: its files. job, model:
+    the names under which restarts are counted in Ray's metrics.
     """
 
-    def __init__(self, training: Path, job: str, model: str) -> None:
-        self._training, self._names = training, (job, model)
+    def __init__(self, training: Path, heard: Heard, job: str, model: str) -> None:
+        self._training, self._heard, self._names = training, heard, (job, model)
         self._places: dict[int, Place] = {}
         self._counter: Any = None
 
@@ -69,13 +69,13 @@ class FaultNotes(WorkerGroupCallback, ControllerCallback):
         fault = fault_in(error, self._places)
         if fault is None or sentence(error):
             return
-        step = (last_metrics(self._training / "metrics.jsonl") or {}).get("step", 0)
+        step = (self._heard.newest() or {}).get("step", 0)
         final = isinstance(current_state, ErroredState)
         if not final:
             self._counter = self._counter or restarts_counter(*self._names)  # made here, in the controller's process
             self._counter.inc(1, {"kind": fault.kind})
         with suppress(OSError):  # a training goes on, even if nothing can be written for a moment
-            note_attempt(
+            note_fault(
                 self._training,
                 {"kind": fault.kind, "what": fault.what, "ranks": fault.ranks, "step": step, "final": final},
             )

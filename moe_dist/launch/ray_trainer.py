@@ -16,6 +16,7 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from moe_dist.disk import raising_disk_errors
 from moe_dist.job import Job
+from moe_dist.launch.heard import Heard
 from moe_dist.launch.launcher import use_threads
 from moe_dist.launch.ray_elastic import ElasticPolicy
 from moe_dist.launch.ray_environment import PROMPT
@@ -86,7 +87,7 @@ def _trainer(task: TrainingTask, worker: Callable[[dict[str, Any]], None], stora
             checkpoint_config=CheckpointConfig(  # Ray also keeps the newest one
                 num_to_keep=job.checkpoint.keep, checkpoint_score_attribute="checkpoint_score"
             ),
-            callbacks=[FaultNotes(task.folder, job.name, task.model)],  # type: ignore[list-item]  # of the controller
+            callbacks=[FaultNotes(task.folder, Heard.of(task), job.name, task.model)],  # type: ignore[list-item]  # of the controller
             worker_runtime_env={"env_vars": environment},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

@@ -1,15 +1,17 @@
-"""Tells of a training's restarts while it runs, and records what each of them cost; from the training's files alone."""
+"""Tells of a training's restarts while it runs, and records what each of them cost; from the training's files alone.
+
+Faults are taken before attempts, whose lines may arrive later, and have the clock of another node.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from moe_dist.record.restarts import Restart, Survived, read_attempts, restart
+from moe_dist.launch.heard import Heard
+from moe_dist.record.restarts import Restart, Survived, restart
 from moe_dist.terminal import Show, duration
-from moe_dist.train.log import last_metrics
 
 
 class RestartWatch:
@@ -22,38 +24,38 @@ class RestartWatch:
     def __init__(
         self,
         show: Show,
-        training: Path,
+        heard: Heard,
         of: str,
         workers: int,
         survived: Survived,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._show, self._training, self._of, self._survived, self._clock = show, training, of, survived, clock
+        self._show, self._heard, self._of, self._survived, self._clock = show, heard, of, survived, clock
         self._workers = workers
-        self._read = len(read_attempts(training))
+        self._faults, self._attempts = len(heard.faults()), len(heard.attempts())
         self._newest: dict[str, Any] | None = None
-        self._heard = clock()
+        self._since = clock()
         self._lost: tuple[Restart, int, float] | None = None
         """The restart that is not caught up with: its record, the step to reach again, and the moment of that step."""
         self.last_fault = ""
 
     def look(self) -> None:
         """Read what is new, tell of it and record it."""
-        attempts = read_attempts(self._training)  # before the log, which an attempt cuts back before it is noted
-        for line in attempts[self._read :]:
-            if "what" in line:
-                self._fault(line)
-            elif "from_step" in line:
+        faults, attempts = self._heard.faults(), self._heard.attempts()  # before the log, which an attempt cuts back
+        for line in faults[self._faults :]:
+            self._fault(line)
+        for line in attempts[self._attempts :]:
+            if "from_step" in line:
                 self._begun(line)
-        self._read = len(attempts)
-        newest = last_metrics(self._training / "metrics.jsonl")
+        self._faults, self._attempts = len(faults), len(attempts)
+        newest = self._heard.newest()
         if newest is None or newest == self._newest:
             return
-        self._newest, self._heard = newest, self._clock()
+        self._newest, self._since = newest, self._clock()
         if self._lost is not None:
             record, step, _ = self._lost
             if record["from_step"] is not None and newest["step"] >= step:
-                self._caught_up(self._heard)
+                self._caught_up(self._since)
 
     def ended(self) -> None:
         """Take the last lines; a restart that was not caught up with by then has cost the time until now."""
@@ -65,7 +67,7 @@ class RestartWatch:
         self.last_fault = f"{line['what']}, after step {line['step']}"
         if line["final"]:
             return
-        step, since = line["step"], self._heard
+        step, since = line["step"], self._since
         if self._lost is not None:  # hit again before it was caught up with: the two do not count the same seconds
             earlier, earlier_step, earlier_since = self._lost
             earlier["seconds_lost"] = since - earlier_since

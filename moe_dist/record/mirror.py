@@ -33,6 +33,7 @@ from moe_dist.data.storage.store import (
 from moe_dist.errors import UserError
 from moe_dist.files import whole_file
 from moe_dist.record.one_driver import LOCK
+from moe_dist.record.restarts import ATTEMPTS
 from moe_dist.record.sharing import CHECKPOINTS, NEVER_CHANGED
 from moe_dist.settings.data import RemoteConfig
 
@@ -44,7 +45,9 @@ EVERY_SECONDS = 3.0
 LONGEST_PAUSE_SECONDS = 30.0
 LAST_SECONDS = {True: 600.0, False: 20.0}
 """How long the last push is tried: of work that is done; of work that failed or was stopped, where somebody waits."""
-LOGS = ("metrics.jsonl", "tensorboard")
+LOGS = ("metrics.jsonl", ATTEMPTS)
+BOARD = "tensorboard"
+"""What rank 0 writes of a training but its checkpoints: files, and a folder."""
 CELLS = "cells"
 """The folder of a grid's run directory that holds its cells' run directories."""
 
@@ -66,7 +69,7 @@ def working_folder(url: str, cache: Path) -> Path:
 def of_the_driver(name: str) -> bool:
     """Whether the driver keeps the file `name` of a run, and not a training's ranks."""
     parts = name.split("/")
-    return not (len(parts) > 3 and parts[1] == "trainings" and parts[3] in (CHECKPOINTS, *LOGS))
+    return not (len(parts) > 3 and parts[1] == "trainings" and parts[3] in (CHECKPOINTS, BOARD, *LOGS))
 
 
 def of_a_grid(name: str) -> bool:

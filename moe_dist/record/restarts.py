@@ -1,8 +1,8 @@
 """What a run survived: workers and nodes that were lost, what was started again, and what that cost.
 
-A training keeps its attempts in attempts.jsonl in its folder, a JSON object a line: rank 0 tells where an attempt
-begins and how long its steps waited for each checkpoint, the launcher tells which fault ended it. The driver reads the
-lines, tells the user, and records the restarts.
+A training keeps its attempts in its folder, a JSON object a line: rank 0 tells in attempts.jsonl where an attempt
+begins and how long its steps waited for each checkpoint, the launcher in faults.jsonl which fault ended it. Of a run at
+a URL these are files of different nodes. The driver reads both, tells the user, and records the restarts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ATTEMPTS = "attempts.jsonl"
+from moe_dist.files import read_lines
+
+ATTEMPTS, FAULTS = "attempts.jsonl", "faults.jsonl"
 
 Restart = dict[str, Any]
 """A restart as run.json keeps it: time (seconds since 1970), of (what was started again, in words), kind (see
@@ -35,19 +37,18 @@ def restart(of: str, kind: str, what: str, **known: Any) -> Restart:
 
 
 def note_attempt(training: Path, line: dict[str, Any]) -> None:
-    """Append a line to the attempts of the training in a folder."""
-    training.mkdir(parents=True, exist_ok=True)
-    with (training / ATTEMPTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": time.time()} | line) + "\n")
+    """Append a line of rank 0 to the attempts of the training in a folder."""
+    _append(training / ATTEMPTS, line)
+
+
+def note_fault(training: Path, line: dict[str, Any]) -> None:
+    """Append a line of the launcher to the faults of the training in a folder."""
+    _append(training / FAULTS, line)
 
 
 def read_attempts(training: Path) -> list[dict[str, Any]]:
-    """All whole lines of the attempts of the training in a folder; none if it has no such file."""
-    path = training / ATTEMPTS
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    """What rank 0 told of the attempts of the training in a folder."""
+    return read_lines(training / ATTEMPTS)
 
 
 def saves(training: Path) -> list[float]:
@@ -58,3 +59,9 @@ def saves(training: Path) -> list[float]:
 def seconds_lost(restarts: Sequence[Restart]) -> float:
     """The seconds that restarts cost in all, as far as they are known."""
     return sum(each["seconds_lost"] or 0.0 for each in restarts)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": time.time()} | line) + "\n")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from moe_dist.files import write_text
+from moe_dist.files import read_lines, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -65,12 +65,8 @@ TAIL_BYTES = 64 * 2**10
 
 
 def read_log(training: Path) -> list[dict[str, Any]]:
-    """The records of a training's log, without a last line that a killed writer cut short; none before training."""
-    path = training / METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    """The records of a training's log; none before training."""
+    return read_lines(training / METRICS)
 
 
 def last_metrics(path: Path) -> dict | None:

@@ -27,7 +27,7 @@ from moe_dist.data.storage.store import get_bytes, get_file, join, put_file, rem
 from moe_dist.engine.checkpoint import STATE, whole_content
 from moe_dist.errors import UserError
 from moe_dist.files import file_sha256, whole_file, write_text
-from moe_dist.record.mirror import LOGS, PATIENT, Mirror
+from moe_dist.record.mirror import BOARD, LOGS, PATIENT, Mirror
 from moe_dist.train.checkpoints import superseded_among
 from moe_dist.train.ends import Left
 from moe_dist.train.log import Log
@@ -226,5 +226,5 @@ def _of_a_rank(name: str, task: TrainingTask, rank: int) -> bool:
     """
     if name.startswith(f"{BAD_SAMPLES}/"):
         return True
-    logs = [f"{task.folder.relative_to(task.run).as_posix()}/{log}" for log in LOGS]
+    logs = [f"{task.folder.relative_to(task.run).as_posix()}/{log}" for log in (*LOGS, BOARD)]
     return rank == 0 and any(name == log or name.startswith(f"{log}/") for log in logs)

@@ -27,6 +27,7 @@ from moe_dist.models.makers import Makers
 from moe_dist.places import NODE_CACHE
 from moe_dist.record.fingerprints import decided_precision
 from moe_dist.record.mirror import CHECKPOINTS, Mirror, working_folder
+from moe_dist.record.restarts import FAULTS
 from moe_dist.record.results import Results
 from moe_dist.train.origin import Origin
 from moe_dist.train.worker import Worker
@@ -129,7 +130,7 @@ class TrainingTask:
         """Fetch from the run's URL what a training has left on its nodes: log, checkpoints, notes of bad samples."""
         if self.url is not None:
             mirror = Mirror(self.run, self.url)
-            mirror.pull(self.folder)
+            mirror.pull(self.folder, without=[FAULTS])  # which this process writes
             mirror.pull(self.run / BAD_SAMPLES)
 
 

@@ -21,8 +21,8 @@ from small_jobs import traditional
 from moe_dist.errors import DiskError, UserError
 from moe_dist.launch import ray_failures, ray_trainer
 from moe_dist.launch.faults import Place
+from moe_dist.launch.heard import Heard
 from moe_dist.launch.ray_failures import FailurePolicy, FaultNotes, fault_in
-from moe_dist.record.restarts import read_attempts
 from moe_dist.train.ends import HungCollective, MoreRoom, NodeTaken
 
 DIVERGED = UserError("the loss diverged")
@@ -195,18 +195,19 @@ def test_faults_of_attempts_are_noted_with_the_step_and_sentences_are_not(
     counted: list[Any] = []
     counter = SimpleNamespace(inc=lambda *what: counted.append(what))
     monkeypatch.setattr(ray_failures, "restarts_counter", lambda *names: counter)
-    notes = FaultNotes(tmp_path, "demo", "dfcp")
+    heard = Heard(tmp_path)
+    notes = FaultNotes(tmp_path, heard, "demo", "dfcp")
     metadata = SimpleNamespace(hostname="b", node_ip="127.0.0.3", pid=12)
     worker = SimpleNamespace(distributed_context=SimpleNamespace(world_rank=1), metadata=metadata)
     notes.after_worker_group_start(SimpleNamespace(get_workers=lambda: [worker]))
     notes.after_controller_state_update(None, RunningState())
     notes.after_controller_state_update(None, ErroredState(group(rank_0=LOST, rank_1=DIVERGED)))
     notes.after_controller_state_update(None, ErroredState(ControllerError(LOST)))
-    assert read_attempts(tmp_path) == []
+    assert heard.faults() == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 42}\n')
     for state in (RestartingState, ErroredState):
         notes.after_controller_state_update(None, state(group(rank_0=CLOSED, rank_1=KILLED)))
-    first, last = ({name: line for name, line in each.items() if name != "time"} for each in read_attempts(tmp_path))
+    first, last = ({name: line for name, line in each.items() if name != "time"} for each in heard.faults())
     what = "the worker of rank 1 (process 12 on b (127.0.0.3)) died"
     assert first == {"kind": "worker died", "what": what, "ranks": [1], "step": 42, "final": False}
     assert last == first | {"final": True}

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 import moe_dist.terminal as terminal
+from moe_dist.launch.heard import Heard
 from moe_dist.launch.progress import Silence, begin_task, watch_tasks
 from moe_dist.launch.restart_watch import RestartWatch
-from moe_dist.record.restarts import Restart, note_attempt, read_attempts
+from moe_dist.record.restarts import Restart, note_attempt, note_fault, read_attempts
 from moe_dist.terminal import Show
 
 DIED = {"kind": "worker died", "what": "the worker of rank 1 (process 7 on node-a) died", "ranks": [1], "final": False}
@@ -27,7 +28,7 @@ class Training:
         self.restarts: list[Restart] = []
         note_attempt(folder, {"from_step": 0, "workers": 2})
         show = Show(Console(file=self.output, width=200))
-        self.watch = RestartWatch(show, folder, "the training of dfcp", 2, self.record, lambda: self.clock)
+        self.watch = RestartWatch(show, Heard(folder), "the training of dfcp", 2, self.record, lambda: self.clock)
 
     def record(self, restart: Restart) -> None:
         if not any(each is restart for each in self.restarts):
@@ -40,7 +41,7 @@ class Training:
 
     def note(self, at: float, **line: object) -> None:
         self.clock = at
-        note_attempt(self.folder, line)
+        (note_fault if "what" in line else note_attempt)(self.folder, line)
         self.watch.look()
 
 
@@ -135,9 +136,9 @@ def test_the_fault_that_ends_a_training_is_no_restart(training: Training) -> Non
 
 
 def test_faults_of_an_earlier_run_are_not_told_again(training: Training) -> None:
-    note_attempt(training.folder, DIED | {"step": 3})
+    note_fault(training.folder, DIED | {"step": 3})
     said = io.StringIO()
-    RestartWatch(Show(Console(file=said)), training.folder, "it", 2, training.record).look()
+    RestartWatch(Show(Console(file=said)), Heard(training.folder), "it", 2, training.record).look()
     assert said.getvalue() == "" and training.restarts == []
 
 

@@ -110,7 +110,9 @@ def test_a_damaged_header_between_samples_does_not_end_the_shard_in_silence(tmp_
     header = content.index(b"b.cls")
     content[header + 100] ^= 1
     shard.write_bytes(content)
-    assert problems_of(shard) == [f"damaged after byte {header}: a member's header cannot be read; download or pack it again"]
+    assert problems_of(shard) == [
+        f"damaged after byte {header}: a member's header cannot be read; download or pack it again"
+    ]
 
 
 def test_whole_shards_have_no_problems(shards: Path):
