@@ -25,6 +25,7 @@ import torch
 
 from moe_dist.errors import UserError
 from moe_dist.launch.ray import started_ray
+from moe_dist.paths import is_url
 from moe_dist.signals import catch_signals, exit_code
 from moe_dist.terminal import Show, console, say
 from moe_dist.use.batches import best_device
@@ -159,7 +160,8 @@ def the_key() -> str:
 
 def run_service(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises UserError where the model cannot be loaded, or there is no key."""
-    loading = Loading(str(options.run.absolute()), options.model, options.checkpoint, options.calibrated)
+    run = options.run if is_url(options.run) else str(Path(options.run).absolute())
+    loading = Loading(run, options.model, options.checkpoint, options.calibrated)
     loading.load()  # what is wrong with it is said here, and not in a replica's log
     limits = Limits(int(options.limit_mib * 2**20), options.batch)
     key_digest = digest(the_key())
@@ -185,7 +187,7 @@ def run_service(options: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line, and serve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a run directory, or an exported folder")
+    parser.add_argument("run", metavar="RUN_DIR", help="a run directory, or an exported folder, or the URL of either")
     parser.add_argument("--model", help="the model's name, in a run of several")
     parser.add_argument("--checkpoint", choices=("chosen", "last"), default="chosen")
     parser.add_argument("--calibrated", action="store_true", help="at the temperature that was fitted on validation")

@@ -41,11 +41,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def port(run: Path) -> Iterator[int]:
-    """The port of a service of the run, which takes images of up to 64 KiB."""
+    """The port of a service of the run, given by its URL; it takes images of up to 64 KiB."""
     for name in ("fastapi", "uvicorn"):
         pytest.importorskip(name)
     port = free_port()
-    line = [sys.executable, str(SERVE), str(run), "--port", str(port), "--limit-mib", "0.0625"]
+    line = [sys.executable, str(SERVE), f"file://{run}", "--port", str(port), "--limit-mib", "0.0625"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         "MOE_DIST_API_KEY": KEY
     }
