@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+from fnmatch import filter as named
 from pathlib import Path
 from typing import Any
 
 from moe_dist.places import ModelFolder
+
+
+def files_below(folder: Path, pattern: str) -> list[Path]:
+    """The files below a folder in which a process is at work: `rglob` raises where a folder goes while it looks."""
+    return [Path(parent, name) for parent, _, names in os.walk(folder) for name in named(names, pattern)]
 
 
 def training_of(model: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -15,15 +16,29 @@ from s3fs import S3FileSystem
 SECRET = "hidden-secret-key"
 
 
+def reserved_port() -> socket.socket:
+    """A socket whose port Linux gives to nobody who asks for any, until it is closed; a server may listen there."""
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("127.0.0.1", 0))
+    return reservation
+
+
 class S3Server:
     """moto's S3 server, whose objects outlive a stop (they are in this process)."""
 
     def __init__(self) -> None:
-        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._reservation = reserved_port()
+        self.port = self._reservation.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        """Be there again, at the same port."""
+        self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
         self._server.start()
-        self.port = self._server.get_host_and_port()[1]
 
     def stop(self) -> None:
+        """Be away; the port stays ours, and nobody answers there."""
         self._server.stop()
 
     def be_away(self, seconds: float) -> threading.Thread:
@@ -32,8 +47,7 @@ class S3Server:
 
         def come_back() -> None:
             time.sleep(seconds)
-            self._server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
-            self._server.start()
+            self.start()
 
         thread = threading.Thread(target=come_back)
         thread.start()

@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -31,20 +32,30 @@ def show() -> Show:
     return Show(Console(file=io.StringIO(), width=100))
 
 
+def clock_of(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the terminal sees, which stands still until the test sets it."""
+    now = [100.0]
+    monkeypatch.setattr(show_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
 def test_a_log_gets_a_line_with_share_note_and_time_left(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = clock_of(monkeypatch)
     monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
     with show.working("train"):
+        clock[0] += 10
         show.update(25, 100, "epoch 1")
-    assert "25% epoch 1, about 0.0 s left" in shown(show) and "+ train" in shown(show)
+    assert "25% epoch 1, about 30.0 s left" in shown(show) and "+ train" in shown(show)
 
 
 def test_images_of_shards_are_counted_by_the_second(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([100.0, 100.0, 100.0, 110.0, 110.0, 112.0, 112.0, 112.0, 113.0, 113.0])
+    clock = clock_of(monkeypatch)
     monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(show_module.time, "perf_counter", lambda: next(times))
     show.shards("train", 1000, 9000)  # the first thousand were there already
+    clock[0] += 10
     show.shards("train", 5000, 9000)
     show.shards("test", 0, 50)
+    clock[0] += 1
     show.shards("test", 10, 50)
     # 4,000 images in 10 s are 400 a second, and 4,000 are left: the first thousand say nothing of the time.
     assert "train 5,000/9,000 images, 400/s, about 10.0 s left" in shown(show)
@@ -61,9 +72,8 @@ def test_the_time_left_of_a_resumed_training_is_told_from_its_own_steps(
     show: Show, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """10 steps in 20 s, and 840 are left: 1,680 s. With the 151 from before it would be 161 in 25 s, and 130 s left."""
-    clock = [0.0]
+    clock = clock_of(monkeypatch)
     monkeypatch.setattr(show_module, "LINE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(show_module.time, "perf_counter", lambda: clock[0])
     path = tmp_path / "metrics.jsonl"
     checkpoint, lost = line_of(150, 999.0), line_of(157, 1000.0)
     first, later = line_of(151, 2000.0), line_of(161, 2020.0)
@@ -73,8 +83,8 @@ def test_the_time_left_of_a_resumed_training_is_told_from_its_own_steps(
         assert look() is None
         path.write_text(checkpoint)  # the log is cut back to the checkpoint
         assert look() is None
-        for seconds, text in ((5.0, checkpoint + first), (25.0, checkpoint + first + later)):
-            clock[0] = seconds
+        for seconds, text in ((5.0, checkpoint + first), (20.0, checkpoint + first + later)):
+            clock[0] += seconds
             path.write_text(text)
             seen = look()
             assert seen is not None

@@ -180,7 +180,7 @@ def test_a_run_begins_without_what_only_its_end_needs() -> None:
     """scikit-learn with pandas, SciPy and matplotlib take as long to import as torch does, and the first step waits."""
     script = "import sys, moe_dist.cli, moe_dist.grid.cells, moe_dist.run.run, moe_dist.train.loop\n"
     script += "print(sorted({name.partition('.')[0] for name in sys.modules}))"
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     late = {"sklearn", "pandas", "scipy", "matplotlib", "ray", "deepspeed", "torchvision", "tensorboard"}
     assert not late & set(ast.literal_eval(said.stdout))
 
@@ -201,4 +201,4 @@ def test_the_package_imports_without_ray_deepspeed_and_torchvision() -> None:
         "moe_dist.use.load",
     ]
     script = hidden + "\n".join(f"import {module}" for module in modules)
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", script], check=True)

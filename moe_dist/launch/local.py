@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from moe_dist.disk import raising_disk_errors
@@ -31,6 +31,7 @@ from moe_dist.train.store_worker import open_worker
 from moe_dist.train.task import TrainingTask
 from moe_dist.train.worker import TRAINING_FILES
 
+LOOPBACK = "127.0.0.1"
 HUNG = "is one stopped, or busy for longer (resources.hung_after_seconds)? Go on from the last checkpoint with --resume"
 
 
@@ -68,7 +69,7 @@ class LocalLauncher:
 
 
 def train_rank(rank: int, ranks: int, packed: dict[str, Any], port: int) -> None:
-    """Train one rank of a packed task. Several ranks connect at `port` of this machine."""
+    """Train one rank of a packed task. Several ranks meet in the driver's store at `port` of this machine."""
     from moe_dist.train.loop import train
 
     task = TrainingTask.unpack(packed)
@@ -78,10 +79,11 @@ def train_rank(rank: int, ranks: int, packed: dict[str, Any], port: int) -> None
     if ranks > 1:
         if device.type == "cuda":
             device = torch.device("cuda", rank % torch.cuda.device_count())
+        patience = timedelta(seconds=resources.hung_after_seconds)
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            f"tcp://127.0.0.1:{port}",
-            timeout=timedelta(seconds=resources.hung_after_seconds),
+            store=TCPStore(LOOPBACK, port, timeout=patience, wait_for_workers=False),
+            timeout=patience,
             rank=rank,
             world_size=ranks,
         )
@@ -99,9 +101,10 @@ def _spawn(task: TrainingTask, workers: int) -> None:
     sentences, sentence = torch.multiprocessing.Pipe(duplex=False)
     others = torch.multiprocessing.active_children()
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it warns of each rank that it ends
+    meeting = TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)  # here, so that its port is nobody else's
     try:
         with _ctrl_c_for_this_process_alone():
-            arguments = (workers, task.pack(), free_port(), os.getpid(), sentence)
+            arguments = (workers, task.pack(), meeting.port, os.getpid(), sentence)
             processes = torch.multiprocessing.spawn(_spawned, arguments, nprocs=workers, join=False)
         while not processes.join():
             pass
@@ -147,10 +150,3 @@ def _spawned(
     sys.stderr.flush()
     # Not a normal exit: on a busy machine, a C++ thread of gloo that has not ended can abort an exiting interpreter.
     os._exit(0)
-
-
-def free_port() -> int:
-    """A port of this machine that no process uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

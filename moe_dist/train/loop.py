@@ -72,7 +72,7 @@ def train_stages(worker: Worker, training: Training, log: Log, restored: Path | 
 
 
 class Loop:
-    """A training in progress: the number of its steps so far, the seconds they took, and its log."""
+    """A training in progress: the number of its steps so far, what made them in how many seconds, and its log."""
 
     def __init__(self, worker: Worker, training: Training, log: Log, state: Mapping[str, Any]) -> None:
         self.worker, self.log, self._folder = worker, log, training.task.folder
@@ -81,7 +81,6 @@ class Loop:
         self._every = training.task.job.checkpoint
         self._stages = [stage.name for stage in training.stages]
         self._made = Made(state["made"], self.step, worker.ranks, training.precision, training.task.start)
-        self._began = time.perf_counter() - state["seconds"]
 
     def train_stage(self, session: Session) -> None:
         """Train the remaining epochs of a stage."""
@@ -149,8 +148,9 @@ class Loop:
         if not all(finite):  # a finite loss can still have had an infinite update
             require_finite(list(parameters)[finite.index(False)], math.nan, self.step, session.stage.name)
         number = self._stages.index(session.stage.name)
-        state: dict[str, Any] = {"step": self.step, "seconds": time.perf_counter() - self._began, "score": score}
-        state |= session.state() | {"made": self._made.up_to(self.step)}
+        made = self._made.up_to(self.step)
+        seconds = sum(stretch["seconds"] for stretch in made)
+        state: dict[str, Any] = {"step": self.step, "seconds": seconds, "score": score, "made": made} | session.state()
         done = bool(session.over) and number + 1 == len(self._stages)
         with self.worker.saving(
             {

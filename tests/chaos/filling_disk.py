@@ -12,13 +12,16 @@ import time
 from pathlib import Path
 
 from moe_dist.engine.checkpoint import is_whole
+from tests.run_folders import files_below
 
 disk, job, launcher = Path(sys.argv[1]), *sys.argv[2:]
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], check=True)
 run, filler = disk / "run", disk / "filler"
 command = [sys.executable, "-m", "moe_dist.cli", "run", job, "--launcher", launcher, "--out", str(run)]
 process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-while process.poll() is None and not any(path.read_text().count("\n") > 30 for path in run.rglob("metrics.jsonl")):
+while process.poll() is None and not any(
+    path.read_text().count("\n") > 30 for path in files_below(run, "metrics.jsonl")
+):
     time.sleep(0.02)
 with filler.open("wb", buffering=0) as file:
     while process.poll() is None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_jobs import quiet
 
+import moe_dist.grid.report as grid_report
+import moe_dist.train.loop as loop
 from moe_dist.grid.cells import cells_of
 from moe_dist.grid.run import run_grid
 from tests.grid.small_grids import small_grid
@@ -43,6 +48,18 @@ def run(folder: Path, until: Callable[[], bool] = lambda: False) -> bool:
     return killed
 
 
+def never_past(patch: pytest.MonkeyPatch, owner: Any, name: str, at: Callable[..., bool]) -> None:
+    """Hold a process up in a function, at the call for which `at` is true: it is killed there, if not before."""
+    real = getattr(owner, name)
+
+    def held(*given: Any) -> Any:
+        if at(*given):
+            threading.Event().wait()
+        return real(*given)
+
+    patch.setattr(owner, name, held)
+
+
 def figures(folder: Path) -> tuple[str, str]:
     """The table's figures to the last digit, and its LaTeX without times."""
     latex = re.sub(r"[\d.]+ (s|min|h)\b", "", (folder / "results.tex").read_text())
@@ -59,10 +76,15 @@ def test_killed_in_a_cell_and_in_the_report_it_ends_with_the_same_table(tmp_path
     assert not run(tmp_path / "whole")
     folder = tmp_path / "grid"
     log = f"cells/{CELLS[4]}/*/trainings/*/metrics.jsonl"
-    assert run(folder, lambda: any(path.stat().st_size for path in folder.glob(log)))
+    steps = itertools.count(1)
+    with pytest.MonkeyPatch.context() as patch:
+        never_past(patch, loop, "train_step", lambda *given: next(steps) == 36 + 12)  # after 12 + 6 + 12 + 6, the last
+        assert run(folder, lambda: any(path.stat().st_size for path in folder.glob(log)))
     before = starts(folder)
     assert set(before) == set(CELLS[:4])
-    assert run(folder, (folder / "results.csv").exists), "killed between two files of the report"
+    with pytest.MonkeyPatch.context() as patch:
+        never_past(patch, grid_report, "write_text", lambda path, text: path.suffix == ".tex")
+        assert run(folder, (folder / "results.csv").exists), "killed between two files of the report"
     assert set(starts(folder)) == set(CELLS)
     assert not run(folder)
     after = starts(folder)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from run_folders import files_below
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -57,7 +58,7 @@ class Command:
 
     def wait_for(self, folder: Path, pattern: str, text: str, count: int) -> None:
         """Return when one of the files `pattern` below `folder` holds `text` so many times; the command still runs."""
-        while not any(path.read_text().count(text) >= count for path in folder.rglob(pattern)):
+        while not any(path.read_text().count(text) >= count for path in files_below(folder, pattern)):
             assert self.process.poll() is None, self.said()
             time.sleep(0.05)
         self.started = self.process.children(recursive=True)
@@ -73,7 +74,7 @@ class Command:
 
     def end(self) -> list[psutil.Process]:
         """Kill what is left, which is returned."""
-        left = psutil.wait_procs([self.process, *self.started], timeout=60)[1]
+        left = psutil.wait_procs([self.process, *self.started], timeout=240)[1]
         for process in left:
             process.kill()
         self._out.close()
@@ -158,20 +159,19 @@ def test_a_signal_while_ray_starts_ends_as_any_other(
     words = ["run", str(write_job(tmp_path)), "--launcher", "ray", "--out", "a run"]
     command = Command(tmp_path, *words)
     commands.append(command)
-    while not any("raylet" in " ".join(child.cmdline()[:1]) for child in children_of(command.process)):
+    while not any("raylet" in program for program in children_of(command.process).values()):
         assert command.process.poll() is None, command.said()
         time.sleep(0.01)
-    command.started = children_of(command.process)
+    command.started = [*children_of(command.process)]
     assert stopped(command, which, to_all) == [*words, "--resume"]
 
 
-def children_of(process: psutil.Process) -> list[psutil.Process]:
-    """Those that are there and can be asked."""
-    found = []
+def children_of(process: psutil.Process) -> dict[psutil.Process, str]:
+    """Those that are there and can be asked, and the programs that they run."""
+    found = {}
     for child in process.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.cmdline()
-            found.append(child)
+            found[child] = " ".join(child.cmdline()[:1])
     return found
 
 

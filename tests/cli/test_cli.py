@@ -36,7 +36,7 @@ METHOD = {
 
 def moe_dist(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "moe_dist.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def write_job(folder: Path, **changes: object) -> Path:
@@ -221,7 +221,7 @@ def test_an_out_that_is_no_url_is_one_sentence_and_exit_code_2(tmp_path: Path) -
 def test_weights_without_a_network_are_a_sentence(tmp_path: Path) -> None:
     job = write_job(tmp_path, method={"name": "dense", "backbone": "resnet18", "epochs": 1})
     command = [sys.executable, "-c", NO_NETWORK, "run", str(job), "--launcher", "local"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     said = sentence(result)
     assert "DEFAULT" in said and "resnet18" in said and "weights" in said
 
@@ -372,7 +372,7 @@ def test_a_terminal_without_a_names_letters_gets_them_escaped(tmp_path: Path) ->
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "COLUMNS": "20", "TERM": "dumb"}
     runs = [str(write_finished(tmp_path / "Größe" / str(seed), seed)) for seed in (1, 2)]
     command = [sys.executable, "-m", "moe_dist.cli", "report", *runs, "--out", "Größe"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=200, check=False)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == rb"table: Gr\xf6\xdfe/seeds.md"
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,6 @@ from small_jobs import quiet, traditional
 
 import moe_dist
 import moe_dist.run.run as run_module
-from moe_dist.launch.local import free_port
 
 SERVE = Path(__file__).parents[2] / "cluster" / "serve.py"
 KEY = "a key for the test, long enough"
@@ -44,7 +44,8 @@ def port(run: Path) -> Iterator[int]:
     """The port of a service of the run, given by its URL; it takes images of up to 64 KiB."""
     for name in ("fastapi", "uvicorn"):
         pytest.importorskip(name)
-    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     line = [sys.executable, str(SERVE), f"file://{run}", "--port", str(port), "--limit-mib", "0.0625"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         "MOE_DIST_API_KEY": KEY

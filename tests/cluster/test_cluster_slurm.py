@@ -40,12 +40,12 @@ def start(script: Path, tmp_path: Path) -> Start:
         (commands / name).write_text(f"#!/bin/bash\n{body}\n")
         (commands / name).chmod(0o755)
 
-    def begin(*words: str, run: str = "exit 0", **variables: str) -> subprocess.Popen[str]:
+    def begin(*words: str, run: str = "exit 0", of: Path = script, **variables: str) -> subprocess.Popen[str]:
         environment = {"PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(tmp_path), "RUN": run}
         environment |= {"CALLS": str(tmp_path / "calls"), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-3]"}
         environment |= {"SLURM_CPUS_PER_TASK": "8", "SLURM_GPUS_ON_NODE": "2"} | variables
         pipe = subprocess.PIPE
-        return subprocess.Popen(["bash", str(script), *words], env=environment, text=True, stdout=pipe, stderr=pipe)
+        return subprocess.Popen(["bash", str(of), *words], env=environment, text=True, stdout=pipe, stderr=pipe)
 
     return begin
 
@@ -80,7 +80,7 @@ def test_its_settings_are_ones_that_slurm_has(script: Path) -> None:
 
 def test_head_workers_and_run(start: Start, tmp_path: Path) -> None:
     job = start("x.yaml", "--out", "/shared/x", "--set", "name=a b")
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate()
     assert job.returncode == 0, said
     heads = [line for line in called(tmp_path) if "ray start --head" in line]
     workers = [line for line in called(tmp_path) if "ray start --address=10.0.0.1:6379" in line]
@@ -95,24 +95,31 @@ def test_head_workers_and_run(start: Start, tmp_path: Path) -> None:
 
 
 def test_the_token_is_private_and_ends_with_the_job(start: Start, tmp_path: Path) -> None:
-    assert start("x.yaml", "--out", "/shared/x").wait(60) == 0
+    assert start("x.yaml", "--out", "/shared/x").wait() == 0
     assert set((tmp_path / "calls.mode").read_text().split()) == {"600"}
     assert list((tmp_path / ".moe_dist").iterdir()) == []
     assert not any("--token" in line for line in called(tmp_path))
 
 
 def test_its_exit_code_is_the_runs(start: Start) -> None:
-    assert start("x.yaml", "--out", "/shared/x", run="exit 2").wait(60) == 2
+    assert start("x.yaml", "--out", "/shared/x", run="exit 2").wait() == 2
 
 
-def test_sigterm_stops_the_run_and_waits_for_it(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", ["the run's end is waited for", "the run's number is not known"])
+def test_sigterm_stops_the_run_and_waits_for_it(start: Start, script: Path, tmp_path: Path, at: str) -> None:
+    """Also where it comes between the start of the run and the next line, at which the script is held up for that."""
+    held_up = f"\nuntil [[ -e {tmp_path}/sent ]]; do sleep 0.05; done\nrun=$!\n"
+    text = script.read_text().replace("\nrun=$!\n", held_up if "number" in at else "\nrun=$!\n")
+    assert (held_up in text) == ("number" in at)
+    (tmp_path / "copy.sbatch").write_text(text)
     stopping = f"trap 'touch {tmp_path}/unwound; exit 143' TERM; touch {tmp_path}/up; while :; do sleep 0.1; done"
-    job = start("x.yaml", "--out", "/shared/x", run=stopping)
+    job = start("x.yaml", "--out", "/shared/x", run=stopping, of=tmp_path / "copy.sbatch")
     while not (tmp_path / "up").exists():
         assert job.poll() is None
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(60) == 143
+    (tmp_path / "sent").touch()
+    assert job.wait() == 143
     assert (tmp_path / "unwound").exists()
     assert list((tmp_path / ".moe_dist").iterdir()) == []
 
@@ -123,14 +130,14 @@ def test_a_job_that_slurm_starts_again_goes_on(start: Start, tmp_path: Path, beg
     out.mkdir()
     if begun:
         (out / "job.yaml").touch()
-    assert start("x.yaml", "--out", str(out), SLURM_RESTART_COUNT="1").wait(60) == 0
+    assert start("x.yaml", "--out", str(out), SLURM_RESTART_COUNT="1").wait() == 0
     (run,) = [line for line in called(tmp_path) if line.startswith("python")]
     assert ("--resume" in run) is resumes
 
 
 def test_without_a_place_it_says_how_it_is_used(start: Start, tmp_path: Path) -> None:
     job = start("x.yaml")
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate()
     assert job.returncode == 2
     assert said.startswith("usage: sbatch cluster/slurm.sbatch JOB --out PLACE")
     assert not (tmp_path / "calls").exists()

@@ -177,6 +177,12 @@ def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_module, "LONGEST_PAUSE_SECONDS", 0.01)
 
 
+@pytest.fixture
+def only_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is pushed while the work goes on, however long it takes."""
+    monkeypatch.setattr(mirror_module, "EVERY_SECONDS", 3600.0)
+
+
 @pytest.mark.usefixtures("prompt")
 def test_files_arrive_while_the_work_goes_on(mirror: Mirror, here: Path, there: Path) -> None:
     with mirror.keeping(lambda sentence: None):
@@ -202,6 +208,7 @@ def test_an_outage_is_told_once_and_nothing_is_lost(
     assert "cannot be written" in said[0] and said[0].endswith("the work goes on, and it is tried again")
 
 
+@pytest.mark.usefixtures("only_at_the_end")
 def test_the_end_waits_for_the_store(mirror: Mirror, here: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(mirror_module.time, "sleep", lambda seconds: None)
@@ -212,6 +219,7 @@ def test_the_end_waits_for_the_store(mirror: Mirror, here: Path, there: Path, mo
     assert "tried again for 600 s" in said[-1]
 
 
+@pytest.mark.usefixtures("only_at_the_end")
 def test_a_run_whose_files_cannot_arrive_does_not_end_well(
     mirror: Mirror, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +229,7 @@ def test_a_run_whose_files_cannot_arrive_does_not_end_well(
         write(here / "run.json", "finished", 1)
 
 
+@pytest.mark.usefixtures("only_at_the_end")
 def test_the_error_of_the_work_comes_first(mirror: Mirror, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with pytest.raises(ValueError, match="the work failed"), mirror.keeping(said.append):

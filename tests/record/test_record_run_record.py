@@ -180,7 +180,7 @@ def test_a_killed_run_is_called_killed_by_whoever_looks(tmp_path: Path, monkeypa
     script += "loop.checked = lambda *given: os.kill(os.getpid(), signal.SIGKILL)\n"
     script += "from pathlib import Path; run.run_job(traditional(), Path(sys.argv[2]), 'local', quiet())\n"
     here = str(Path(__file__).parents[1])
-    killed = subprocess.run([sys.executable, "-c", script, here, str(tmp_path / "run")], timeout=240)
+    killed = subprocess.run([sys.executable, "-c", script, here, str(tmp_path / "run")])
     assert killed.returncode == -9
     record = record_of(tmp_path / "run")
     assert record["status"] == "running" and status_of(record) == "killed"
@@ -210,7 +210,7 @@ def test_a_checkpoint_and_a_training_carry_what_made_them(tmp_path: Path, monkey
     assert (first["from_step"], first["to_step"], first["code"], first["start"]) == (0, 6, "0.1.0+first", 0)
     assert (second["from_step"], second["to_step"], second["start"]) == (6, 18, 1)
     assert first["hardware"] == [provenance.hardware()] and second["workers"] == 1 and second["precision"] == "fp32"
-    assert trained["seconds"] == pytest.approx(first["seconds"] + second["seconds"], abs=0.2)
+    assert trained["seconds"] == pytest.approx(first["seconds"] + second["seconds"])
     newest = newest_checkpoint(checkpoints_of(model))
     assert newest is not None and read_state(newest)["made"] == trained["made"]
     evaluated = json.loads((evaluation_of(model) / "evaluation.json").read_text())

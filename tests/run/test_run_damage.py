@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import moe_dist.run.run as run_module
 from moe_dist.engine.checkpoint import FORMAT, damaged_file, is_whole
 from moe_dist.errors import UserError
 from moe_dist.job import Job
-from moe_dist.launch.local import free_port
 from moe_dist.report.build import build_report
 from moe_dist.run.run import run_job
 from moe_dist.terminal import Show
@@ -137,8 +137,8 @@ def test_a_checkpoint_without_digests_counts_by_its_sizes(folder: Path) -> None:
     assert is_whole(newest) and damaged_file(newest) is None
 
 
-def ranks_agree(rank: int, port: int, folder: str, answers: Any) -> None:
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def ranks_agree(rank: int, store: str, folder: str, answers: Any) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
     worker = LocalWorker(Path(folder), 1, rank, 2, torch.device("cpu"))
     try:
         found: Any = worker.restore()
@@ -149,11 +149,11 @@ def ranks_agree(rank: int, port: int, folder: str, answers: Any) -> None:
 
 def both_ranks(folder: Path) -> list[str]:
     context = multiprocessing.get_context("spawn")
-    answers, port = context.Queue(), free_port()
-    ranks = [context.Process(target=ranks_agree, args=(rank, port, str(folder), answers)) for rank in (0, 1)]
+    answers, store = context.Queue(), f"{tempfile.mkdtemp()}/store"
+    ranks = [context.Process(target=ranks_agree, args=(rank, store, str(folder), answers)) for rank in (0, 1)]
     for rank in ranks:
         rank.start()
-    found = sorted(answers.get(timeout=120) for _ in ranks)
+    found = sorted(answers.get(timeout=270) for _ in ranks)
     for rank in ranks:
         rank.join()
     return [answer for _, answer in found]

@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,6 +195,20 @@ def test_a_full_disk_keeps_what_is_done(image_folder: Path, tmp_path: Path, monk
     assert check_shards(tmp_path / "out") == []
 
 
+def build_almost(source: Path, out: Path, at: int) -> None:
+    """Build, but no further than to a few shards more than `at`."""
+
+    def hold(split: str, done: int, total: int) -> None:
+        if shards_in(out.with_name(f".{out.name}.building")) >= at + 5:
+            threading.Event().wait()
+
+    build_shards("image_folder", source, out, on_progress=hold, samples_per_shard=5)
+
+
+def shards_in(work: Path) -> int:
+    return len(list(work.rglob("*-*.tar")))
+
+
 @pytest.mark.chaos
 def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: Path):
     source = write_image_folder(tmp_path / "pictures", train=60, test=20)
@@ -202,11 +217,9 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(tmp_path: P
     fork = multiprocessing.get_context("fork")  # torch is imported already
     kills, draw = 0, random.Random(7)
     for at in sorted(draw.sample(range(2, 40), 3)):
-        process = fork.Process(
-            target=build_shards, args=("image_folder", source, out), kwargs={"samples_per_shard": 5}, daemon=True
-        )
+        process = fork.Process(target=build_almost, args=(source, out, at), daemon=True)
         process.start()
-        while process.is_alive() and len(list(work.rglob("*-*.tar"))) < at:
+        while process.is_alive() and shards_in(work) < at:
             time.sleep(0.001)
         process.kill()
         process.join()
