@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -98,10 +99,9 @@ def browser() -> Iterator[Browser]:
     read, written_by_chromium = os.pipe()
 
     def as_3_and_4() -> None:
-        os.dup2(read_by_chromium, 13)
-        os.dup2(written_by_chromium, 14)
-        os.dup2(13, 3)
-        os.dup2(14, 4)
+        away = [fcntl.fcntl(end, fcntl.F_DUPFD, 5) for end in (read_by_chromium, written_by_chromium)]  # from 3 and 4
+        os.dup2(away[0], 3)
+        os.dup2(away[1], 4)
 
     process = subprocess.Popen([CHROMIUM, *SWITCHES, "--host-resolver-rules=MAP * ~NOTFOUND"], close_fds=False,
                                preexec_fn=as_3_and_4, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
@@ -113,4 +113,4 @@ def browser() -> Iterator[Browser]:
         os.close(written)
         os.close(read)
         process.terminate()
-        process.wait(20)
+        process.wait(240)
