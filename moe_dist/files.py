@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file, one a line, without a last one that a killed writer cut short; none if missing."""
     if not path.is_file():
         return []

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from moe_dist.data.storage.store import join, local_file
 from moe_dist.errors import UserError
-from moe_dist.files import read_lines
+from moe_dist.files import read_json_lines
 from moe_dist.record.mirror import EVERY_SECONDS, ONCE
 from moe_dist.record.restarts import ATTEMPTS, FAULTS
 from moe_dist.train.log import METRICS, last_metrics
@@ -41,11 +41,11 @@ class Heard:
 
     def attempts(self) -> list[dict[str, Any]]:
         """What rank 0 told of attempts."""
-        return self._of_rank_0(ATTEMPTS, read_lines) or []
+        return self._of_rank_0(ATTEMPTS, read_json_lines) or []
 
     def faults(self) -> list[dict[str, Any]]:
         """The faults that the launcher noted, which is on the driver's own node."""
-        return read_lines(self._training / FAULTS)
+        return read_json_lines(self._training / FAULTS)
 
     def _of_rank_0(self, name: str, read: Callable[[Path], T]) -> T | None:
         if self._url is None:

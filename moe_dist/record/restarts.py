@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_dist.files import read_lines
+from moe_dist.files import read_json_lines
 
 ATTEMPTS, FAULTS = "attempts.jsonl", "faults.jsonl"
 
@@ -48,7 +48,7 @@ def note_fault(training: Path, line: dict[str, Any]) -> None:
 
 def read_attempts(training: Path) -> list[dict[str, Any]]:
     """What rank 0 told of the attempts of the training in a folder."""
-    return read_lines(training / ATTEMPTS)
+    return read_json_lines(training / ATTEMPTS)
 
 
 def saves(training: Path) -> list[float]:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from moe_dist.files import read_lines, write_text
+from moe_dist.files import read_json_lines, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -38,9 +38,8 @@ class TrainingLog:
 
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / METRICS
-            text = path.read_text() if path.exists() and restored_step else ""
-            whole = (json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n"))
-            write_text(path, "".join(json.dumps(line) + "\n" for line in whole if line["step"] <= restored_step))
+            kept = [line for line in read_log(folder) if line["step"] <= restored_step] if restored_step else []
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=restored_step + 1)
 
@@ -66,7 +65,7 @@ TAIL_BYTES = 64 * 2**10
 
 def read_log(training: Path) -> list[dict[str, Any]]:
     """The records of a training's log; none before training."""
-    return read_lines(training / METRICS)
+    return read_json_lines(training / METRICS)
 
 
 def last_metrics(path: Path) -> dict | None:
