@@ -32,7 +32,8 @@ def report(
     record: Annotated[
         Path | None,
         typer.Option(
-            help="Write the record of a grid here: all that its tables need.", parser=typed("--record", "name a file")
+            help="Write the record of a grid here: all that its tables need. Cells that it has from elsewhere stay.",
+            parser=typed("--record", "name a file"),
         ),
     ] = None,
 ) -> None:
@@ -50,6 +51,7 @@ def report(
 
 def write_report(runs: list[Path], out: Path | None, record: Path | None) -> None:
     """Write the report of a run or a grid, or the table of several runs."""
+    from moe_dist.grid.grown import write_record
     from moe_dist.grid.record import is_grid
     from moe_dist.grid.report import build_grid_report
     from moe_dist.plots.tables import to_rich
@@ -58,9 +60,12 @@ def write_report(runs: list[Path], out: Path | None, record: Path | None) -> Non
     if record is not None and (len(runs) > 1 or not is_grid(runs[0])):
         raise UserError(f"--record {record}: is for a grid; give the folder that `moe-dist run` of a grid printed")
     if len(runs) == 1 and out is None and is_grid(runs[0]):
-        say(console, f"report: {short(build_grid_report(runs[0], record))}")
+        say(console, f"report: {short(build_grid_report(runs[0]))}")
         if record is not None:
-            say(console, f"record: {short(record)}")
+            grown = write_record(runs[0], record)
+            say(console, f"record: {short(record)}" + (f", {grown.kept} cells kept from before" if grown.kept else ""))
+            for name, why in grown.dropped.items():
+                say(console, ("  ! ", "yellow"), f"{name}: dropped from the record, {why}")
     elif len(runs) > 1:
         folder = out or Path()
         say_table(console, to_rich(build_seeds_table(runs, folder)))

@@ -52,7 +52,7 @@ def record_of(folder: Path) -> dict[str, Any]:
         "format": FORMAT,
         "name": job.name,
         "title": job.title or job.name,
-        "job": _without_places(job.model_dump(mode="json")),
+        "job": without_places(job.model_dump(mode="json")),
         "axes": axes_of(job),
         "headings": _headings(job, cells),
         "rows": [*rows],
@@ -92,12 +92,12 @@ def _headings(job: Job, cells: list[Cell]) -> dict[str, str]:
     return found
 
 
-def _without_places(value: Any) -> Any:
+def without_places(value: Any) -> Any:
     """The settings without the places where images and weights lie on this machine."""
     if isinstance(value, Mapping):
-        return {key: _without_places(item) for key, item in value.items() if key not in PLACES}
+        return {key: without_places(item) for key, item in value.items() if key not in PLACES}
     if isinstance(value, list):
-        return [_without_places(item) for item in value]
+        return [without_places(item) for item in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 

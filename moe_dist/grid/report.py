@@ -1,4 +1,4 @@
-"""The report of a grid: its table as Markdown, CSV and LaTeX, a page that links to its cells, and its record."""
+"""The report of a grid: its table as Markdown, CSV and LaTeX, a page that links to its cells."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moe_dist.files import require_writable, write_text
 from moe_dist.grid.cells import name_of
-from moe_dist.grid.record import Record, parts_of, record_of, record_text
+from moe_dist.grid.record import Record, parts_of, record_of
 from moe_dist.grid.summary import figures_of
 from moe_dist.grid.tables import cells_table, result_tables
 from moe_dist.places import FINISHED
@@ -23,20 +23,14 @@ FILES = ("job.yaml", "results.md", "results.csv", "results.tex")
 """Files of a grid's folder that the page links to."""
 
 
-def build_grid_report(folder: Path, record_file: Path | None = None) -> Path:
-    """Write the report of the grid in `folder`, finished or not, and return its report.html.
-
-    record_file: where its record is written as well.
-    """
-    for written in (folder, *([record_file.parent] if record_file else [])):
-        require_writable(written, f"the report of {folder}")
+def build_grid_report(folder: Path) -> Path:
+    """Write the report of the grid in `folder`, finished or not, and return its report.html."""
+    require_writable(folder, f"the report of {folder}")
     record = record_of(folder)
     tables = result_tables(record)
     write_text(folder / "results.md", "\n".join(map(to_markdown, [*tables, cells_table(record)])))
     write_text(folder / "results.csv", csv_text(record))
     write_text(folder / "results.tex", "\n".join(map(to_latex, tables)))
-    if record_file is not None:
-        write_text(record_file, record_text(record))
     page = folder / "report.html"
     write_text(page, _page(record))
     return page

@@ -18,6 +18,7 @@ import moe_dist.grid.report as grid_report
 import moe_dist.train.loop as loop
 from moe_dist.errors import DiskError, UserError
 from moe_dist.grid.cells import cells_of
+from moe_dist.grid.grown import write_record
 from moe_dist.grid.record import is_grid, read_record
 from moe_dist.grid.report import build_grid_report
 from moe_dist.grid.run import run_grid
@@ -123,7 +124,7 @@ def test_killed_in_a_cell_and_in_the_report_it_ends_with_the_same_table(
     assert run(small_grid(), folder) == []
     assert table(folder) == table(whole)
     for name in ("record_a.json", "record_b.json"):
-        build_grid_report(folder if name == "record_a.json" else whole, tmp_path / name)
+        write_record(folder if name == "record_a.json" else whole, tmp_path / name)
     ours, theirs = read_record(tmp_path / "record_a.json"), read_record(tmp_path / "record_b.json")
     for one, other in zip(ours["cells"], theirs["cells"], strict=True):
         assert (one["at"], one["predictions"], one["split"]) == (other["at"], other["predictions"], other["split"])
@@ -214,7 +215,7 @@ def test_cells_share_the_results_that_depend_on_the_same(tmp_path: Path) -> None
         assert about["fingerprint"] == first["fingerprint"] and "taken_from" not in first
         assert (step / "arrays.npz").samefile(short.current().steps[name] / "arrays.npz"), "a hard link"
     assert len(steps) > 4 and long.current().training != short.current().training
-    build_grid_report(folder, tmp_path / "record.json")
+    write_record(folder, tmp_path / "record.json")
     one, other = read_record(tmp_path / "record.json")["cells"]
     assert one["seconds_taken_over"] == 0 < other["seconds_taken_over"]
 
