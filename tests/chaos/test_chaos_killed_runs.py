@@ -13,6 +13,8 @@ from run_folders import checkpoints_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import quiet, traditional
 
+from moe_dist.job import Job, parse_job
+from moe_dist.places import ModelFolder
 from moe_dist.run.run import run_job
 from moe_dist.train.checkpoints import newest_checkpoint
 from moe_dist.train.log import last_metrics
@@ -22,15 +24,33 @@ pytestmark = pytest.mark.chaos
 REPEATS = 20
 JOB = traditional(checkpoint={"every_steps": 2})
 STEPS = 18
+CLUSTERING = parse_job(
+    {
+        "name": "small",
+        "kind": "train",
+        "data": {"dataset": "digits", "use": "all", "image_size": 8, "val_fraction": 0},
+        "method": {
+            "name": "edcwrn",
+            "network": {"hidden": [16], "code": 4},
+            "pretrain": {"steps": 40},
+            "refresh_every": 4,
+            "steps": 40,
+            "kmeans_restarts": 2,
+        },
+        "checkpoint": {"every_steps": 2},
+    },
+    "small.yaml",
+)
+CLUSTERING_REPEATS = 5
 FORK = multiprocessing.get_context("fork")  # a child has everything imported: a repeat costs a second
 
 
-def run(folder: Path) -> None:
-    run_job(JOB, folder, "local", quiet())
+def run(job: Job, folder: Path) -> None:
+    run_job(job, folder, "local", quiet())
 
 
-def start(folder: Path) -> multiprocessing.process.BaseProcess:
-    process = FORK.Process(target=run, args=(folder,))
+def start(folder: Path, job: Job = JOB) -> multiprocessing.process.BaseProcess:
+    process = FORK.Process(target=run, args=(job, folder))
     process.start()
     return process
 
@@ -79,3 +99,50 @@ def test_a_run_that_is_killed_at_random_ends_as_the_unbroken_one(
     assert ended.keys() == whole.keys()
     for name, tensor in whole.items():
         assert np.array_equal(ended[name], tensor, equal_nan=name.startswith("random")), name
+
+
+def result_of(folder: Path) -> dict[str, np.ndarray]:
+    """Both networks' weights and the labels of a deep clustering."""
+    model = ModelFolder(folder / "edcwrn")
+    current = model.current()
+    trainings = [*current.earlier.values(), *filter(None, [current.training])]
+    found = {}
+    for training in trainings:
+        newest = newest_checkpoint(training / "checkpoints")
+        assert newest is not None
+        found |= {f"{training.name}/{path.name}": load_file(path) for path in newest.glob("*.safetensors")}
+    assert current.evaluation
+    predictions = np.load(current.evaluation / "predictions.npz")
+    tensors = {f"{file}/{name}": tensor for file, all_of in found.items() for name, tensor in all_of.items()}
+    return tensors | {name: predictions[name] for name in predictions.files}
+
+
+@pytest.fixture(scope="module")
+def whole_clustering(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, np.ndarray], float]:
+    """What a deep clustering that was never killed ends with, and its seconds."""
+    folder, begun = tmp_path_factory.mktemp("clustering") / "run", time.monotonic()
+    process = start(folder, CLUSTERING)
+    process.join()
+    assert process.exitcode == 0
+    return result_of(folder), time.monotonic() - begun
+
+
+@pytest.mark.parametrize("seed", range(CLUSTERING_REPEATS))
+def test_a_deep_clustering_that_is_killed_anywhere_ends_as_the_unbroken_one(
+    tmp_path: Path, whole_clustering: tuple[dict[str, np.ndarray], float], seed: int
+) -> None:
+    """In pretraining, in k-means, between an update of the target and its next step, in what is written of them."""
+    (whole, seconds), chance = whole_clustering, random.Random(seed)
+    folder = tmp_path / "run"
+    for _ in range(2):
+        process = start(folder, CLUSTERING)
+        process.join(chance.uniform(0.0, seconds))
+        process.kill()
+        process.join()
+    process = start(folder, CLUSTERING)
+    process.join()
+    assert process.exitcode == 0, "it goes on after its kills"
+    ended = result_of(folder)
+    assert ended.keys() == whole.keys() and len(whole) > 10
+    for name, tensor in whole.items():
+        assert np.array_equal(ended[name], tensor, equal_nan=tensor.dtype.kind == "f"), name
