@@ -30,7 +30,7 @@ from moe_dist.methods.base import Method
 from moe_dist.methods.phases import Phase, SideBySide, Stage, Step
 from moe_dist.settings.schema import Part, settings_of
 
-SCHEME = 3
+SCHEME = 4
 """Version of fingerprints. It is increased when a default changes, or what counts, so that results of before are not
 reused. A test compares the defaults with this version."""
 

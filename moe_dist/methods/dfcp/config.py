@@ -167,9 +167,9 @@ GATE_SPACE: dict[str, Any] = {
 class JointConfig(Strict):
     """The joint stage: objective L_com + lambda_e L_e + lambda_g L_gate."""
 
-    dispatch: Literal["all", "conditional"] = "all"
-    """Which experts see a sample. all: all; conditional: its cluster's, those the gate prefers and a few others, and
-    Eq 3, 14 and 16 are over these."""
+    dispatch: Literal["conditional", "all"] = "conditional"
+    """Which experts see a sample. conditional: its cluster's, those the gate prefers and a few others, and Eq 3, 14 and
+    16 are over these; all: all."""
     preferred: Count = 2
     """conditional: how many experts of the largest gate weights see a sample."""
     others_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1

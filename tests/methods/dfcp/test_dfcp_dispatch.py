@@ -108,7 +108,7 @@ def batch_of(count: int, columns: dict[str, Tensor]) -> Batch:
 
 def test_the_method_dispatches_as_its_job_says() -> None:
     """With everything drawn, conditional dispatch has the losses of `all`; with nothing, two experts see a sample."""
-    whole, conditional = small(), small(dispatch="conditional", preferred=1)
+    whole, conditional = small(dispatch="all"), small(preferred=1)
     network = conditional.build(IN_ONE_PROCESS, {}, 0)
     progress = Progress("joint", 0, 1, 1)
     everything = batch_of(20, {dispatch.PORTION: torch.ones(20)})
@@ -126,8 +126,8 @@ def test_the_training_set_carries_the_portions_of_the_pseudo_labels() -> None:
         "split": StepResult({}, {"trusted": np.arange(5), "clustered": np.arange(5, 40), "labels": np.arange(5)}),
         "pseudo_labels": StepResult({}, {"merged": np.array([0] * 30 + [1, 2, 3, 4, -1])}),
     }
-    method = small(dispatch="conditional", others_fraction=0.2)
+    method = small(others_fraction=0.2)
     labels = method.visible_labels(results, np.full(40, -1))
     found = method.training_set(results, labels, np.arange(40))
     assert found.columns[dispatch.PORTION].tolist() == dispatch.portions(found.labels, 0.2).tolist()
-    assert not small().training_set(results, labels, np.arange(40)).columns
+    assert not small(dispatch="all").training_set(results, labels, np.arange(40)).columns
