@@ -63,9 +63,9 @@ def write_report(runs: list[Path], out: Path | None, record: Path | None) -> Non
         say(console, f"report: {short(build_grid_report(runs[0]))}")
         if record is not None:
             grown = write_record(runs[0], record)
-            say(console, f"record: {short(record)}" + (f", {grown.kept} cells kept from before" if grown.kept else ""))
-            for name, why in grown.dropped.items():
-                say(console, ("  ! ", "yellow"), f"{name}: dropped from the record, {why}")
+            say(console, f"record: {short(record)}" + (f", cells kept from before: {grown.kept}" if grown.kept else ""))
+            for why, cells in grown.dropped.items():
+                say(console, ("  ! ", "yellow"), f"dropped from the record, {why}: {', '.join(cells)}")
     elif len(runs) > 1:
         folder = out or Path()
         say_table(console, to_rich(build_seeds_table(runs, folder)))

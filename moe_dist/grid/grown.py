@@ -5,7 +5,7 @@ So the cells of one table can be run on several machines, or on one that is not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from moe_dist.settings.grid import METHOD, SEED
 
 @dataclass(frozen=True)
 class Grown:
-    """What became of an earlier record's cells: how many were kept, and why others were dropped, by the cell's name."""
+    """What became of an earlier record's cells: how many were kept, and the names of those dropped, by the reason."""
 
     kept: int
-    dropped: Mapping[str, str]
+    dropped: Mapping[str, Sequence[str]]
 
 
 def write_record(folder: Path, file: Path) -> Grown:
@@ -52,15 +52,19 @@ def _with_cells_of(record: Record, earlier: Record) -> tuple[Record, Grown]:
     seeds = [*dict.fromkeys([*record["axes"][SEED], *(cell["at"][SEED] for cell in missing.values())])]
     axes = {**record["axes"], SEED: sorted(seeds, key=int)}
     asked, asked_before = _asked(record["job"], axes), _asked(earlier["job"], earlier["axes"])
-    dropped: dict[str, str] = {}
+    kept: dict[str, Mapping[str, Any]] = {}
+    dropped: dict[str, list[str]] = {}
     for name, cell in missing.items():
         if name not in asked:
-            dropped[name] = "is no cell of this grid"
-        elif changed := differences(asked_before.get(name, {}), asked[name]):
-            dropped[name] = f"other settings ({'; '.join(changed)})"
+            dropped.setdefault("no cell of this grid", []).append(name)
+        elif name not in asked_before:
+            dropped.setdefault("made by a job that does not load any more", []).append(name)
+        elif changed := differences(asked_before[name], asked[name]):
+            dropped.setdefault(f"other settings ({'; '.join(changed)})", []).append(name)
         elif _other_images(cell, record):
-            dropped[name] = "other test images"
-    kept = {name: cell for name, cell in missing.items() if name not in dropped}
+            dropped.setdefault("other images", []).append(name)
+        else:
+            kept[name] = cell
     if not kept:
         return record, Grown(0, dropped)
     cells = {name_of(cell["at"]): cell for cell in record["cells"]} | kept

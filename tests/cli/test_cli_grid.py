@@ -56,7 +56,14 @@ def test_a_grid_from_its_run_to_a_page(here: Path) -> None:
     (here / "records").mkdir()
     said = moe_dist("report", "runs/small/latest", "--record", "records/small.json")
     assert "record: records/small.json" in said
-    assert len(json.loads((here / "records" / "small.json").read_text())["cells"]) == 2
+    content = json.loads((file := here / "records" / "small.json").read_text())
+    assert len(content["cells"]) == 2
+    for about, elsewhere in zip(content["cells"], ({"seed": "7"}, {"method": "gone"})):
+        about["at"] |= elsewhere
+    file.write_text(json.dumps(content | {"axes": content["axes"] | {"seed": ["0", "1", "7"]}}))
+    said = " ".join(moe_dist("report", "runs/small/latest", "--record", "records/small.json").split())
+    assert "record: records/small.json, cells kept from before: 1" in said
+    assert "dropped from the record, no cell of this grid: gone.digits.seed1" in said
     page = here / "page.md"
     page.write_text("# Page\n\n<!-- tables of records/small.json -->\nold\n<!-- end of tables -->\n\nText.\n")
     assert "page.md: 1 record" in moe_dist("tables", page)

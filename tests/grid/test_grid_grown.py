@@ -82,9 +82,14 @@ def test_other_settings_other_images_and_other_cells_are_dropped(folders: dict[s
     file.write_text(json.dumps(content))
     dropped = write_record(folders["zero"], file).dropped
     assert dropped == {
-        "narrow.digits.seed1": "other settings (method.epochs: 9, now 2)",
-        "gone.digits.seed1": "is no cell of this grid",
+        "other settings (method.epochs: 9, now 2)": ["narrow.digits.seed1"],
+        "no cell of this grid": ["gone.digits.seed1"],
     }
+
+    content["job"]["methods"]["narrow"] = {"name": "of_a_later_version"}
+    file.write_text(json.dumps(content))
+    dropped = write_record(folders["zero"], file).dropped
+    assert dropped["made by a job that does not load any more"] == ["narrow.digits.seed1", "wide.digits.seed1"]
 
     write_record(folders["zero"], file := tmp_path / "images.json")
     content = json.loads(file.read_text())
@@ -92,7 +97,7 @@ def test_other_settings_other_images_and_other_cells_are_dropped(folders: dict[s
     file.write_text(json.dumps(content))
     some = small_grid({"data": {}, "seeds": [0], "against": {}, "leave_out": [{"method": ["wide"]}]})
     grown = write_record(ran(some, tmp_path / "some"), file)
-    assert grown == Grown(0, {"wide.digits.seed0": "other test images"})
+    assert grown == Grown(0, {"other images": ["wide.digits.seed0"]})
 
 
 def test_a_file_that_is_no_record_is_left_alone(folders: dict[str, Path], tmp_path: Path) -> None:
