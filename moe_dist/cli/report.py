@@ -60,12 +60,12 @@ def write_report(runs: list[Path], out: Path | None, record: Path | None) -> Non
     if record is not None and (len(runs) > 1 or not is_grid(runs[0])):
         raise UserError(f"--record {record}: is for a grid; give the folder that `moe-dist run` of a grid printed")
     if len(runs) == 1 and out is None and is_grid(runs[0]):
-        say(console, f"report: {short(build_grid_report(runs[0]))}")
         if record is not None:
             grown = write_record(runs[0], record)
             say(console, f"record: {short(record)}" + (f", cells kept from before: {grown.kept}" if grown.kept else ""))
             for why, cells in grown.dropped.items():
                 say(console, ("  ! ", "yellow"), f"dropped from the record, {why}: {', '.join(cells)}")
+        say(console, f"report: {short(build_grid_report(runs[0]))}")
     elif len(runs) > 1:
         folder = out or Path()
         say_table(console, to_rich(build_seeds_table(runs, folder)))

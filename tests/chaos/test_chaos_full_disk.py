@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 from small_jobs import quiet, traditional
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.chaos
 
 ROOT = Path(__file__).parents[2]
 SAVE = checkpoint.save_file

@@ -21,7 +21,7 @@ from moe_dist.grid.cells import cells_of
 from moe_dist.grid.run import run_grid
 from tests.grid.small_grids import small_grid
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.chaos
 
 FORK = multiprocessing.get_context("fork")  # a child has everything imported
 CELLS = [cell.name for cell in cells_of(small_grid())]

@@ -23,7 +23,7 @@ from moe_dist.run.run import choose_run_place, run_job
 from moe_dist.terminal import Show
 from moe_dist.train import store_worker
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.chaos
 
 AWAY_SECONDS = 10
 MODEL = "traditional_moe"

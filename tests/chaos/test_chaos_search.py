@@ -22,7 +22,7 @@ from moe_dist.tune.ray_search import run_on_ray
 from moe_dist.tune.search import run_here
 from moe_dist.tune.trials import LOST, Round
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.chaos
 
 
 @pytest.fixture(scope="module")

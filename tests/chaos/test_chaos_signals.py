@@ -18,7 +18,7 @@ import pytest
 import yaml
 from run_folders import files_below
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.chaos
 
 ROOT = Path(__file__).parents[2]
 WORDS = {signal.SIGTERM: (143, "SIGTERM"), signal.SIGINT: (130, "Ctrl-C")}

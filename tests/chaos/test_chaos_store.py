@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from fault_server import FaultServer, serving, time_passing_while_it_stalls
 from pictures import write_image_folder
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.chaos
 
 FORK = multiprocessing.get_context("fork")
 REMOTE = RemoteConfig(timeout_seconds=60, retries=4)
@@ -146,7 +146,6 @@ def test_a_build_to_s3_goes_on_where_the_store_left_it(
     assert after == before
 
 
-@pytest.mark.timeout(600)
 def test_a_job_trains_on_s3(moto: S3Server, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built by the command, trained on by the command: neither is told more than the address."""
     monkeypatch.setenv("MOE_DIST_CACHE", str(tmp_path / "cache"))

@@ -264,7 +264,7 @@ def test_own_images_as_folder_and_tar_give_the_same_split(tmp_path: Path, monkey
         (["report", "file"], "file"),
         (["report", "1", "2", "--out", "file"], "the table file/seeds.md: {here}/file is not a folder"),
         (["report", "1", "2", "--out", "/proc/x"], "the table /proc/x/seeds.md: nothing can be written into /proc"),
-        (["report", "grid", "--record", "file/x.json"], "the report of grid: {here}/file is not a folder"),
+        (["report", "grid", "--record", "file/x.json"], "the record of grid: {here}/file is not a folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

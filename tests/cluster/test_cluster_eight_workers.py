@@ -21,7 +21,7 @@ from moe_dist.job import Job, dump_job
 from moe_dist.record.restarts import read_attempts
 from moe_dist.run.run import run_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 WORKERS, GROUP = 8, 2
 EPOCHS, STEPS_AN_EPOCH = 3, 6

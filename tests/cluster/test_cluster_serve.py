@@ -26,7 +26,7 @@ import moe_dist.run.run as run_module
 SERVE = Path(__file__).parents[2] / "cluster" / "serve.py"
 KEY = "a key for the test, long enough"
 STARTS_WITHIN = 240
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from running_cluster import RunningCluster
 from test_cluster_stopped import moe_dist, write_job
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 
 def answer(nodes: RunningCluster, *words: str) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from running_cluster import RunningCluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 METHOD = {
     "name": "traditional_moe",

@@ -20,7 +20,7 @@ from small_jobs import dfcp
 from moe_dist.job import dump_job
 from moe_dist.record.restarts import read_attempts
 
-pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 TWO_RANKS = ["--set", "workers=2", "--set", "parallel.expert=2"]
 

@@ -34,8 +34,6 @@ from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import checkpoints
 from moe_dist.train.log import last_metrics
 
-pytestmark = pytest.mark.timeout(600)
-
 
 def run(job: Job, folder: Path, launcher: Launcher) -> dict[int, float]:
     """Loss by step of the job's only method."""

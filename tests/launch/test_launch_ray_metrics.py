@@ -98,7 +98,6 @@ def test_the_dashboard_draws_what_is_exported_and_all_of_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_training_is_seen_at_the_nodes_metrics_port(tmp_path: Path) -> None:
     """All but restarts, as there are none, and shares of the gradient, which this method does not compare."""
     seen: dict[str, str] = {}
