@@ -49,9 +49,8 @@ def _with_cells_of(record: Record, earlier: Record) -> tuple[Record, Grown]:
     here = {name_of(cell["at"]) for cell in record["cells"] if cell["status"] == FINISHED}
     missing = {name_of(cell["at"]): cell for cell in earlier["cells"] if cell["status"] == FINISHED}
     missing = {name: cell for name, cell in missing.items() if name not in here}
-    seeds = [*dict.fromkeys([*record["axes"][SEED], *(cell["at"][SEED] for cell in missing.values())])]
-    axes = {**record["axes"], SEED: sorted(seeds, key=int)}
-    asked, asked_before = _asked(record["job"], axes), _asked(earlier["job"], earlier["axes"])
+    asked = _asked(record["job"], _with_seeds_of(record["axes"], missing))
+    asked_before = _asked(earlier["job"], earlier["axes"])
     kept: dict[str, Mapping[str, Any]] = {}
     dropped: dict[str, list[str]] = {}
     for name, cell in missing.items():
@@ -68,11 +67,17 @@ def _with_cells_of(record: Record, earlier: Record) -> tuple[Record, Grown]:
     if not kept:
         return record, Grown(0, dropped)
     cells = {name_of(cell["at"]): cell for cell in record["cells"]} | kept
-    grid = record["job"]["grid"]
+    axes, grid = _with_seeds_of(record["axes"], kept), record["job"]["grid"]
     left_out = [place for place in grid["leave_out"] if not any(lies_in(cell["at"], place) for cell in kept.values())]
     job = {**record["job"], "grid": {**grid, "seeds": [*map(int, axes[SEED])], "leave_out": left_out}}
     ordered = [cells[name] for name in asked if name in cells]
     return {**record, "job": job, "axes": axes, "cells": ordered}, Grown(len(kept), dropped)
+
+
+def _with_seeds_of(axes: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The axes, with the seeds of these cells among theirs."""
+    seeds = {*axes[SEED], *(cell["at"][SEED] for cell in cells.values())}
+    return {**axes, SEED: sorted(seeds, key=int)}
 
 
 def _asked(job: Mapping[str, Any], axes: Mapping[str, Any]) -> dict[str, Any]:

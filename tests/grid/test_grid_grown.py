@@ -59,6 +59,12 @@ def test_seeds_run_in_two_folders_make_one_record(folders: dict[str, Path], tmp_
     assert tables(file) == tables(whole)
     assert [cell["at"] for cell in read_record(file)["cells"]] == [cell["at"] for cell in read_record(whole)["cells"]]
     assert read_record(file)["job"] == read_record(whole)["job"]
+    content = json.loads(file.read_text())
+    strange = {**content["cells"][0], "at": {**content["cells"][0]["at"], "method": "gone", "seed": "9"}}
+    other = tmp_path / "strange.json"
+    other.write_text(json.dumps(content | {"cells": [*content["cells"], strange]}))
+    write_record(folders["zero"], other)
+    assert read_record(other) == read_record(file), "a dropped cell leaves no seed behind"
     before = file.read_text()
     assert write_record(folders["one"], file) == Grown(2, {}), "what has grown grows on"
     assert file.read_text() == before
