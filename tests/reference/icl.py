@@ -17,10 +17,12 @@ def cosine(left: np.ndarray, right: np.ndarray) -> float:
     return float(left @ right) / lengths if lengths else 0.0
 
 
-def diversity(features: np.ndarray) -> np.ndarray:
-    """Eq 3 for each sample of features [B, M, D]."""
+def diversity(features: np.ndarray, least: float = -1) -> np.ndarray:
+    """Eq 3 for each sample of features [B, M, D]; a smaller cosine counts as `least`."""
     experts = range(features.shape[1])
-    return np.array([sum(cosine(row[m], row[n]) for m in experts for n in experts if m != n) for row in features])
+    return np.array(
+        [sum(max(cosine(row[m], row[n]), least) for m in experts for n in experts if m != n) for row in features]
+    )
 
 
 def confusion_after(

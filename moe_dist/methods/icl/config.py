@@ -27,6 +27,10 @@ class IclConfig(BranchConfig):
     t_ad: Epoch = 30
     t_cl: Epoch = 120
     diversity_weight: NonNegative = 1.0
+    diversity_cosines: Literal["all", "positive"] = "all"
+    """The cosines that AD, Eq 3, counts. positive: those above 0 alone. Behind a ReLU, as in the network of the paper's
+    text, no other exists and experts at right angles are the least; with aligned features, which are signed, `all` is
+    least where one expert is minus the sum of the others."""
     contrast_weight: NonNegative = 1.0
     contrast_alone: bool = False
     """From t_cl on, train with CCL alone (released code) instead of CoL + CCL (Eq 12)."""

@@ -18,11 +18,16 @@ from torch.nn import functional
 
 from moe_dist.methods.longtail.losses import mutual_divergence
 
+Cosines = Literal["all", "positive"]
+"""Which cosines AD counts: see IclConfig.diversity_cosines."""
 
-def diversity(features: Tensor) -> Tensor:
+
+def diversity(features: Tensor, counted: Cosines = "all") -> Tensor:
     """AD, Eq 3: [B], the cosines between the experts' `features` [B, E, D], summed over ordered pairs of experts."""
     unit = functional.normalize(features, dim=2)
     cosines = unit @ unit.transpose(1, 2)
+    if counted == "positive":
+        cosines = cosines.clamp_min(0)
     return cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)
 
 

@@ -88,7 +88,8 @@ class Icl(BranchMethod):
         )
         terms = {}
         if epoch < config.t_ad and config.experts > 1:
-            terms["diversity"] = config.diversity_weight * batch.mean(losses.diversity(features))
+            diversity = losses.diversity(features, config.diversity_cosines)
+            terms["diversity"] = config.diversity_weight * batch.mean(diversity)
         if epoch >= config.t_cl:
             contrast = losses.contrast(
                 features,

@@ -32,6 +32,16 @@ def test_diversity_follows_eq_3(experts: int) -> None:
     features = np.random.default_rng(experts).normal(0, 2, (7, experts, 5))
     ours = losses.diversity(tensor(features))
     np.testing.assert_allclose(ours.numpy(), reference.diversity(features), atol=1e-12)
+    positive = losses.diversity(tensor(features), "positive")
+    np.testing.assert_allclose(positive.numpy(), reference.diversity(features, least=0), atol=1e-12)
+
+
+def test_positive_cosines_are_the_same_behind_a_relu_and_stop_at_right_angles_elsewhere() -> None:
+    features = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (7, 3, 5)))
+    behind = features.relu()
+    torch.testing.assert_close(losses.diversity(behind, "positive"), losses.diversity(behind))
+    opposite = torch.tensor([[[1.0, 0], [-1.0, 0]]], requires_grad=True)
+    assert losses.diversity(opposite).item() == -2 and losses.diversity(opposite, "positive").item() == 0
 
 
 def test_diversity_by_hand() -> None:

@@ -113,6 +113,15 @@ def test_terms_follow_the_equations(labels: list[int], experts: int) -> None:
     assert {name: term.item() for name, term in terms.items()} == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_positive_cosines_alone_where_asked_for() -> None:
+    method = icl(diversity_cosines="positive", **EVERYWHERE)
+    network, batch = built(method).eval(), batch_of([0, 0, 1, 3, 4, 4])
+    features = network(batch.images).features.detach().double().numpy()
+    assert reference.diversity(features).mean() != pytest.approx(reference.diversity(features, least=0).mean())
+    expected = reference.diversity(features, least=0).mean()
+    assert method.loss(network, batch, at(0))["diversity"].item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
 def test_without_col_the_cross_entropies_are_summed() -> None:
     method = icl(col=False, dol=False)
     network, batch = built(method).eval(), batch_of([0, 1, 4])
