@@ -85,6 +85,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     n_clusters: Q. hidden, code: widths of the encoder, d. pretrain_steps, max_steps, update_interval: steps of Adam by
     reconstruction, most steps of the clustering, and steps between two updates of the target; auto: in proportion to n.
+    n_starts: optima of k-means that are tried, for two updates of the target each, before one is clustered in full.
+    spread: how far codes are from their centre at the start. See StartsConfig and EdcwrnConfig.
     tolerance: the clustering ends where less than this share of the labels changed between two updates. scaling: of
     vectors, as in AutoEncoderConfig. augment: changes of images in training, as in AugmentConfig. verbose: 1 shows how
     long it will take. device: cpu or cuda.
@@ -108,6 +110,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         batch_size: int = 256,
         learning_rate: float = 0.1,
         clustering_weight: float = 0.1,
+        n_starts: int = 1,
+        spread: float | None = None,
         scaling: Literal["none", "standard", "power"] = "standard",
         augment: Mapping[str, Any] | None = None,
         random_state: Any = None,
@@ -124,6 +128,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.clustering_weight = clustering_weight
+        self.n_starts = n_starts
+        self.spread = spread
         self.scaling = scaling
         self.augment = augment
         self.random_state = random_state
@@ -146,10 +152,11 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         assert job.method is not None
         method = method_class(job.method.name)(job.method, data.info)
         assert isinstance(method, Edcwrn)
-        self.history_: list[dict[str, float]] = []
-        network: nn.Module = nn.Identity()
+        trained: dict[str, nn.Module] = {}
         for stage in method.stages():
-            network, arrays = self._train(job, method, stage, data, network)
+            self.history_: list[dict[str, float]] = []
+            network, arrays = self._train(job, method, stage, data, trained)
+            trained[stage.name] = network.cpu()
         assert isinstance(network, ClusteringNetwork)
         self._method, self._network = method, network.cpu().double().eval()
         self.labels_ = arrays["label"].astype(np.int32)
@@ -211,6 +218,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             "augment": dict(self.augment or {}),
             "batch_size": batch,
             "clustering_weight": self.clustering_weight,
+            "starts": {"count": self.n_starts, "steps": 2 * every},
+            "spread": self.spread,
             "optimiser": {"kind": "sgd", "learning_rate": self.learning_rate},
             "steps": _steps(self.max_steps, 500 * epoch, 500, 20_000),
             "refresh_every": every,
@@ -228,11 +237,12 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return parse_job(content | {"checkpoint": checkpoint}, type(self).__name__)
 
     def _train(
-        self, job: Job, method: Edcwrn, stage: Stage, data: OpenedData, trained: nn.Module
+        self, job: Job, method: Edcwrn, stage: Stage, data: OpenedData, trained: Mapping[str, nn.Module]
     ) -> tuple[nn.Module, dict[str, np.ndarray]]:
-        """The network that a stage leaves, and the arrays of its last refresh; trained: the stage before's network."""
+        """The network that a stage leaves, and the arrays of its last refresh; trained: earlier stages' networks."""
         assert stage.build is not None
-        network = stage.build(IN_ONE_PROCESS, {}, lambda name: trained.cpu(), job.seed).to(self.device)
+        before = {name: copy.deepcopy(network) for name, network in trained.items()}  # building changes them
+        network = stage.build(IN_ONE_PROCESS, {}, before.__getitem__, job.seed).to(self.device)
         show = Show(console if self.verbose else Console(quiet=True))
         with tempfile.TemporaryDirectory() as name, show.working(stage.title):
             folder = Path(name)
@@ -292,6 +302,8 @@ class EDCWRN(DeepClusterer):
         batch_size: int = 256,
         learning_rate: float = 0.1,
         clustering_weight: float = 0.1,
+        n_starts: int = 1,
+        spread: float | None = None,
         scaling: Literal["none", "standard", "power"] = "standard",
         augment: Mapping[str, Any] | None = None,
         random_state: Any = None,
@@ -309,6 +321,8 @@ class EDCWRN(DeepClusterer):
             batch_size=batch_size,
             learning_rate=learning_rate,
             clustering_weight=clustering_weight,
+            n_starts=n_starts,
+            spread=spread,
             scaling=scaling,
             augment=augment,
             random_state=random_state,

@@ -51,6 +51,23 @@ def test_blobs_are_found_and_new_samples_join_them(kind: Any, blobs: tuple[np.nd
     assert found.history_[0]["step"] == 0 and found.n_iter_ == found.history_[-1]["step"] <= 20
 
 
+@pytest.mark.parametrize("kind", [EDCWRN, IDEC])
+def test_codes_start_at_the_spread(kind: Any, blobs: tuple[np.ndarray, np.ndarray]) -> None:
+    """A rate of almost nothing leaves them there. Neighbours come after the first look, so EDCWRN has none here."""
+    none = {"n_neighbors": 0} if kind is EDCWRN else {}
+    found = kind(3, **SMALL, **none, learning_rate=1e-12, spread=7.0, tolerance=0).fit(blobs[0])
+    apart = np.linalg.norm(found.transform(blobs[0])[:, None] - found.cluster_centers_, axis=2).min(1)
+    assert np.sqrt(np.square(apart).mean()) == pytest.approx(7, rel=1e-3)
+
+
+def test_several_starts_are_tried(blobs: tuple[np.ndarray, np.ndarray]) -> None:
+    """Four clusters of three groups have several optima; history_ is of the clustering alone."""
+    X, y = blobs
+    found = EDCWRN(4, **SMALL | {"pretrain_steps": 300}, n_starts=3).fit(X)
+    assert found.history_[0]["step"] == 0 and found.n_iter_ == found.history_[-1]["step"] <= 20
+    assert adjusted_rand_score(y, found.labels_) > 0.7
+
+
 def test_the_same_seed_gives_the_same_labels(blobs: tuple[np.ndarray, np.ndarray]) -> None:
     model = EDCWRN(3, **SMALL)
     first = model.fit_predict(blobs[0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,12 +34,13 @@ class FeatureClusterer(Edcwrn):
         self.config, self.clusters = config, clusters
 
     def phases(self) -> Sequence[Stage]:
-        """Pretraining and clustering, each with what it depends on."""
-        pretrain, cluster = self.stages()
-        cluster = replace(cluster, loss=self.loss, companions=None, validated=False)
+        """Pretraining, trials of several starts where they are asked for, and clustering."""
+        pretrain, *trials, cluster = self.stages()
+        of_features = partial(replace, training_set=_clustered, loss=self.loss, companions=None, validated=False)
         return (
             replace(pretrain, training_set=_clustered, title="pretraining of the clusterer"),
-            replace(cluster, training_set=_clustered, title="deep clustering"),
+            *(of_features(trial) for trial in trials),
+            of_features(cluster, title="deep clustering"),
         )
 
     def stages(self) -> Sequence[Stage]:
@@ -62,6 +64,11 @@ class FeatureClusterer(Edcwrn):
         self, make: Makers, results: Results, trained: Callable[[str], nn.Module], seed: int
     ) -> nn.Module:
         return _with_features(super()._build_from_pretrained(make, results, trained, seed), results)
+
+    def _build_trial(
+        self, number: int, make: Makers, results: Results, trained: Callable[[str], nn.Module], seed: int
+    ) -> nn.Module:
+        return _with_features(super()._build_trial(number, make, results, trained, seed), results)
 
     def _input_size(self, results: Results) -> int:
         return results["features"].arrays["features"].shape[1]

@@ -59,6 +59,17 @@ class WeightingConfig(Strict):
     the distance as it is, and what is nearest to what does not fade with the length of codes."""
 
 
+class StartsConfig(Strict):
+    """The centres that the clustering begins with: an optimum of k-means on the pretrained codes."""
+
+    count: Count = 1
+    """1: the optimum of the lowest sum of squares, as published. More: so many different ones, the lowest first, are
+    each clustered for `steps`, and the one whose clusters then lie farthest apart for their size (the lowest
+    Davies-Bouldin index) is clustered anew, in full."""
+    steps: Count = 280
+    """Of a trial."""
+
+
 class EdcwrnConfig(MethodConfig):
     """EDCWRN as a job describes it."""
 
@@ -84,6 +95,12 @@ class EdcwrnConfig(MethodConfig):
     b: Positive = 0.79
     """Of Eq 11: UMAP's curve at its default min_dist."""
     kmeans_restarts: Count = 20
+    starts: StartsConfig = StartsConfig()
+    spread: Positive | None = None
+    """How far codes are from their centre at the start, as a root mean square: the code layer, which is linear, is
+    scaled to it, and the decoder back. Eq 11 and Student's t have a width of 1, and codes the length that pretraining
+    happens to give them: where they are short, every sample is shared among all clusters. None: they stay as they
+    are."""
     optimiser: OptimiserConfig = OptimiserConfig(kind="sgd", learning_rate=0.1)
     steps: Count = 20_000
     """Most steps of the clustering stage; it ends before where the labels stand still."""

@@ -9,26 +9,31 @@ Readings, where the paper leaves one:
    first layer starts at half the pretrained one (network.py).
 3. `weighting.enabled: false` is Eq 11 with every w = 1, as the distance of IDEC; with weights on they start at 1/D.
 4. The weights are updated before the target, from assignments by the weights before.
+Ours, and off unless it is asked for: `starts` and `spread` (config.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.edcwrn import equations
-from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
+from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig, StartsConfig
 from moe_dist.methods.edcwrn.floor import kmeans_floor
 from moe_dist.methods.edcwrn.neighbours import nearest_in_batch, nearest_of_all, require_neighbours
-from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork
+from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork, TrialNetwork
+from moe_dist.methods.edcwrn.starts import kmeans_optima
 from moe_dist.methods.edcwrn.update import (
     NEIGHBOURS,
     inter_cluster_variance,
@@ -85,10 +90,12 @@ class Edcwrn(Method):
         return neighbours or (config.weighting.enabled and config.weighting.scope == "batch")
 
     def phases(self) -> Sequence[Phase]:
-        """Pretraining, which does not depend on how is clustered, and clustering; the floor, where it is asked for."""
+        """Pretraining, which does not depend on how is clustered, and clustering; the floor, where it is asked for.
+
+        Before the clustering there are trials of it, where several starts are asked for.
+        """
         config, pretrain = self.config, self.config.pretrain
         shared = {"network": settings_of(config.network), "augment": settings_of(config.augment)}
-        count, scope = config.neighbours.count, config.neighbours.scope
         floor = Step("floor", "k-means as the floor", self._floor, {"clusters": self.clusters}, sees_true_labels=True)
         return (
             Stage(
@@ -106,21 +113,47 @@ class Edcwrn(Method):
                 prepare=self._scale_inputs,
             ),
             *([floor] if config.floor else []),
-            Stage(
-                self.stage_names[1],
-                config.batch_size,
-                {"": config.optimiser},
-                steps=config.steps,
-                augment=config.augment,
-                whole_batch=self._of_a_batch,
-                title="clustering",
-                settings=settings_of(config) | {"name": config.name, "clusters": self.clusters},
-                build=self._build_from_pretrained,
-                prepare=self._centres_by_kmeans,
-                refresh=Refresh(config.refresh_every, self._refresh, last=True),
-                companions=NEIGHBOURS if count and scope == "all" else None,
-            ),
+            *self._trials(),
+            self._clustering_stage(self.stage_names[1], "clustering", config, {}),
         )
+
+    def _clustering_stage(self, name: str, title: str, config: EdcwrnConfig, more: dict[str, Any]) -> Stage:
+        """The clustering by `config`, from k-means' lowest optimum or the start that the trials chose."""
+        count, scope = config.neighbours.count, config.neighbours.scope
+        return Stage(
+            name,
+            config.batch_size,
+            {"": config.optimiser},
+            steps=config.steps,
+            augment=config.augment,
+            whole_batch=self._of_a_batch,
+            title=title,
+            settings=settings_of(config) | {"name": config.name, "clusters": self.clusters} | more,
+            build=self._build_from_pretrained,
+            prepare=self._begin_at_the_start,
+            refresh=Refresh(config.refresh_every, self._refresh, last=True),
+            companions=NEIGHBOURS if count and scope == "all" else None,
+        )
+
+    @property
+    def _trial_names(self) -> list[str]:
+        """Of the stages that try a start each; none where there is one start."""
+        count = self.config.starts.count
+        return [f"{self.stage_names[1]}_start_{number}" for number in range(count)] if count > 1 else []
+
+    def _trials(self) -> list[Stage]:
+        """The clustering in short, once from each start."""
+        names, starts = self._trial_names, self.config.starts
+        short = self.config.model_copy(update={"steps": starts.steps, "starts": StartsConfig()})
+        return [
+            replace(
+                self._clustering_stage(name, f"trial of start {number + 1} of {len(names)}", short, {"start": number}),
+                build=partial(self._build_trial, number),
+                prepare=partial(self._begin_a_trial, number),
+                refresh=Refresh(short.refresh_every, self._refresh_a_trial, last=True),
+            )
+            for number, name in enumerate(names)
+        ]
 
     def _floor(self, workspace: Workspace) -> StepResult:
         return kmeans_floor(workspace, self.stage_names[0], self.clusters, self.config.kmeans_restarts)
@@ -143,9 +176,25 @@ class Edcwrn(Method):
     def _build_from_pretrained(
         self, make: Makers, results: Results, trained: Callable[[str], nn.Module], seed: int
     ) -> nn.Module:
-        return self._clustering(cast(AutoEncoder, trained(self.stage_names[0])), results)
+        network = self._clustering(cast(AutoEncoder, trained(self.stage_names[0])), results)
+        trials = [cast(TrialNetwork, trained(name)) for name in self._trial_names]
+        if trials:
+            best = min(range(len(trials)), key=lambda number: float(trials[number].separation))
+            network.centres.data.copy_(trials[best].optima[best])
+        return network
 
-    def _clustering(self, pretrained: AutoEncoder, results: Results) -> nn.Module:
+    def _build_trial(
+        self, number: int, make: Makers, results: Results, trained: Callable[[str], nn.Module], seed: int
+    ) -> nn.Module:
+        """Of the start `number`; the first one's stage finds the optima for all."""
+        pretrained = cast(AutoEncoder, trained(self.stage_names[0]))
+        counts = (self.clusters, self._count(results), self.config.neighbours.count, self.config.starts.count)
+        network = TrialNetwork(pretrained, *counts)
+        if number:
+            network.optima.copy_(cast(TrialNetwork, trained(self._trial_names[0])).optima)
+        return network
+
+    def _clustering(self, pretrained: AutoEncoder, results: Results) -> ClusteringNetwork:
         return ClusteringNetwork(pretrained, self.clusters, self._count(results), self.config.neighbours.count)
 
     def _input_size(self, results: Results) -> int:
@@ -181,8 +230,12 @@ class Edcwrn(Method):
         inputs = self._inputs(network, batch)
         return {"reconstruction": batch.mean(_squared_error(network.decoder(network.encoder(inputs)), inputs))}
 
-    def _centres_by_kmeans(self, network: nn.Module, samples: StageSamples) -> None:
+    def _begin_at_the_start(self, network: nn.Module, samples: StageSamples) -> None:
+        """Put the centres at k-means' lowest optimum, unless the trials have chosen one, and scale the codes."""
         assert isinstance(network, ClusteringNetwork)
+        if self._trial_names:
+            self._scale_codes(network, samples)
+            return
         codes = sum_of_codes(self._encoded(network, samples), None)
 
         def kmeans() -> dict[str, np.ndarray]:
@@ -190,6 +243,33 @@ class Edcwrn(Method):
             return {"centres": found.cluster_centers_}
 
         network.centres.copy_(torch.from_numpy(samples.on_one_rank(kmeans)["centres"]))
+        self._scale_codes(network, samples)
+
+    def _begin_a_trial(self, number: int, network: nn.Module, samples: StageSamples) -> None:
+        """Put the centres at the optimum of this number, where k-means has found so many, and scale the codes."""
+        assert isinstance(network, TrialNetwork)
+        if number == 0:
+            codes = sum_of_codes(self._encoded(network, samples), None)
+            wanted = (self.clusters, self.config.kmeans_restarts, samples.seed, self.config.starts.count)
+            found = torch.from_numpy(samples.on_one_rank(lambda: {"optima": kmeans_optima(codes, *wanted)})["optima"])
+            network.optima[: len(found)].copy_(found)
+        if network.optima[number].isfinite().all():
+            network.centres.copy_(network.optima[number])
+            self._scale_codes(network, samples)
+
+    def _scale_codes(self, network: ClusteringNetwork, samples: StageSamples) -> None:
+        """Bring the codes' distance from their nearest centre to `spread`, where it is asked for."""
+        if self.config.spread is None:
+            return
+        codes, centres = sum_of_codes(self._encoded(network, samples), None), network.centres.numpy(force=True)
+
+        def spread() -> dict[str, np.ndarray]:
+            _, distances = pairwise_distances_argmin_min(codes, centres)
+            return {"spread": np.sqrt(np.square(distances, dtype=np.float64).mean())}
+
+        found = float(samples.on_one_rank(spread)["spread"])
+        if found > 0:
+            network.scale_codes(self.config.spread / found)
 
     def _refresh(
         self, network: nn.Module, samples: StageSamples, arrays: Mapping[str, np.ndarray], progress: Progress
@@ -211,8 +291,21 @@ class Edcwrn(Method):
         labels = found["label"]
         changed = float((labels != arrays["label"]).mean()) if "label" in arrays else 1.0
         values = {"changed": changed} | scores(labels, samples.labels) | inter_cluster_variance(codes, labels)
+        if np.isfinite(apart := float(found.pop("davies_bouldin"))):
+            values["davies_bouldin"] = apart
         still = "label" in arrays and changed < self.config.tolerance
         return Refreshed(found, values, done=still, reason="the labels stand still")
+
+    def _refresh_a_trial(
+        self, network: nn.Module, samples: StageSamples, arrays: Mapping[str, np.ndarray], progress: Progress
+    ) -> Refreshed:
+        """As _refresh; notes how far the clusters lie apart. Ends at once without a start."""
+        assert isinstance(network, TrialNetwork)
+        if not network.centres.any():
+            return Refreshed(done=True, reason="k-means has found no further optimum")
+        found = self._refresh(network, samples, arrays, progress)
+        network.separation.fill_(found.values.get("davies_bouldin", torch.inf))
+        return found
 
     def _encoded(self, network: ClusteringNetwork, samples: StageSamples) -> dict[str, np.ndarray]:
         """What the encoders give for all samples, [N, D]: own, and where codes have neighbours beside."""

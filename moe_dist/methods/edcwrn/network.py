@@ -91,6 +91,18 @@ class ClusteringNetwork(nn.Module):
         for name in ("known_codes", "known_beside"):
             self.register_buffer(name, torch.zeros(samples if neighbours else 0, code))
 
+    @torch.no_grad()
+    def scale_codes(self, factor: float) -> None:
+        """Make codes and centres `factor` times as long; what is decoded stays the same."""
+        encoders = [self.autoencoder.encoder] + ([self.neighbour_encoder] if self.neighbour_encoder is not None else [])
+        for encoder in encoders:
+            for parameter in encoder[-1].parameters():
+                parameter.mul_(factor)
+        first = self.autoencoder.decoder[0]
+        assert isinstance(first, nn.Linear)
+        first.weight.div_(factor)
+        self.centres.mul_(factor)
+
     def inputs(self, samples: Tensor) -> Tensor:
         """The inputs [B, I] of images or vectors."""
         return self.autoencoder.inputs(samples)
@@ -123,3 +135,19 @@ class ClusteringNetwork(nn.Module):
     def reconstruct(self, codes: Tensor) -> Tensor:
         """Eq 10: inputs [B, I] from codes [B, D]."""
         return self.autoencoder.decoder(codes)
+
+
+class TrialNetwork(ClusteringNetwork):
+    """A clustering network that begins at one of several optima of k-means.
+
+    optima [S, Q, D]: their centres, in the pretrained codes' own length; NaN where k-means has found fewer. separation
+    []: the Davies-Bouldin index of its codes at the last update of the target, infinite where a cluster was empty.
+    """
+
+    optima: Tensor
+    separation: Tensor
+
+    def __init__(self, pretrained: AutoEncoder, clusters: int, samples: int, neighbours: int, starts: int) -> None:
+        super().__init__(pretrained, clusters, samples, neighbours)
+        self.register_buffer("optima", torch.full((starts, *self.centres.shape), torch.nan))
+        self.register_buffer("separation", torch.tensor(torch.inf))

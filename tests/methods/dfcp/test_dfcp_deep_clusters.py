@@ -94,6 +94,12 @@ def test_codes_can_be_the_space_of_the_second_stage(tmp_path: Path) -> None:
     assert found["centroids"].shape[1] == 8
 
 
+def test_several_starts_are_tried_on_features_too(tmp_path: Path) -> None:
+    model = run(job("idec", {"starts": {"count": 2, "steps": 4}, "kmeans_restarts": 4}), tmp_path)
+    assert {"clusterer_start_0", "clusterer_start_1"} <= ModelFolder(model).current().earlier.keys()
+    assert len(first_stage(model)["centroids"]) > 5
+
+
 def test_settings_that_mean_nothing_here_are_refused() -> None:
     with pytest.raises(UserError, match="augment and floor are not settings of a clusterer of features"):
         job(deep={"augment": {"shift": 0.1}})

@@ -71,6 +71,22 @@ def test_a_sample_that_is_its_own_neighbour_is_decoded_as_before() -> None:
     torch.testing.assert_close(after, before)
 
 
+@pytest.mark.parametrize("neighbours", [0, NEIGHBOURS])
+def test_longer_codes_are_decoded_as_before(neighbours: int) -> None:
+    torch.manual_seed(0)
+    network = ClusteringNetwork(AutoEncoder(6, [5, 4], 3, colour=False), 2, 9, neighbours).double()
+    samples = torch.randn(9, 6, dtype=torch.float64)
+    with torch.no_grad():
+        network.centres.normal_()
+        before, centres = sum(network.encoded(samples).values()), network.centres.clone()
+        decoded = network.reconstruct(before)
+        network.scale_codes(2.5)
+        after = sum(network.encoded(samples).values())
+        torch.testing.assert_close(after, 2.5 * before)
+        torch.testing.assert_close(network.centres.detach(), 2.5 * centres)
+        torch.testing.assert_close(network.reconstruct(after), decoded)
+
+
 @pytest.mark.parametrize("formulation", ["proposed", "idec"])
 def test_equal_weights_that_add_up_to_the_codes_size_leave_the_distance_as_it_is(formulation: str) -> None:
     config = {"clusters": 3, "formulation": formulation, "network": {"hidden": [8], "code": 5}}

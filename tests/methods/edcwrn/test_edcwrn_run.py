@@ -124,6 +124,71 @@ def test_killed_in_either_stage_it_ends_bit_identical(
     assert_same(run(job, tmp_path), unbroken)
 
 
+SLOWLY = {"kind": "sgd", "learning_rate": 0.002}
+THREE = {"starts": {"count": 3, "steps": 5}, "kmeans_restarts": 4, "spread": 3.0, "optimiser": SLOWLY}
+
+
+def updates_by_stage(model: Path) -> dict[str, list[dict[str, Any]]]:
+    """The log's lines of the target's updates, of the clustering and of every trial before it."""
+    folders = [training_of(model), *ModelFolder(model).current().earlier.values()]
+    lines = [json.loads(line) for folder in folders for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["kind"] == "refresh":
+            found.setdefault(line["stage"], []).append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moe_dist.report.build.build_report", lambda path: path)
+        return run(small(method=THREE), tmp_path_factory.mktemp("tried") / "run")
+
+
+def test_the_start_whose_clusters_lie_farthest_apart_is_clustered_in_full(tried: Path) -> None:
+    found = updates_by_stage(tried)
+    clustering = found.pop("cluster")
+    assert found.keys() == {f"cluster_start_{number}" for number in range(3)}
+    assert all([line["step"] for line in lines] == [0, 4, 5] for lines in found.values())
+    assert [line["step"] for line in clustering] == [0, 4, 8, 9]
+    begun = [lines[0]["davies_bouldin"] for lines in found.values()]
+    assert len(set(begun)) == 3
+    best = min(found.values(), key=lambda lines: float(lines[-1]["davies_bouldin"]))
+    assert clustering[0]["davies_bouldin"] == best[0]["davies_bouldin"]
+    assert {name for name in tensors(tried) if name.endswith("/optima")} and not any(
+        name.endswith("/optima") for name in load_file(newest_weights(tried))
+    )
+
+
+def newest_weights(model: Path) -> Path:
+    newest = newest_checkpoint(checkpoints_of(model))
+    assert newest is not None
+    return newest / "dense.safetensors"
+
+
+def test_killed_in_a_trial_it_ends_bit_identical(tried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, job = loop.train_step, small(method=THREE, checkpoint={"every_steps": 2})
+
+    def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
+        if progress.stage == "cluster_start_1" and progress.step == 4:
+            raise Killed
+        return real(method, session, batch, progress)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "train_step", step_or_die)
+        run(job, tmp_path)
+    assert_same(run(job, tmp_path), tried)
+
+
+def test_a_start_that_k_means_does_not_have_is_not_tried(tmp_path: Path) -> None:
+    """One run of k-means has one optimum, however many are asked for."""
+    found = updates_by_stage(run(small(method=THREE | {"kmeans_restarts": 1}), tmp_path))
+    assert [line["step"] for line in found["cluster_start_0"]] == [0, 4, 5]
+    assert found.keys() == {"cluster_start_0", "cluster"}
+    assert found["cluster"][0]["davies_bouldin"] == found["cluster_start_0"][0]["davies_bouldin"]
+
+
 @pytest.mark.parametrize("number", [2, 4])
 def test_killed_inside_a_refresh_it_ends_bit_identical(
     number: int, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
