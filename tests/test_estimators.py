@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import load_digits, make_blobs
+from sklearn.datasets import load_digits, load_wine, make_blobs
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -42,7 +43,7 @@ def blobs() -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("kind", [EDCWRN, IDEC, DEC])
 def test_blobs_are_found_and_new_samples_join_them(kind: Any, blobs: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = blobs
-    found = kind(3, **SMALL | {"pretrain_steps": 300}).fit(X[:120])
+    found = kind(3, **SMALL | {"pretrain_steps": 300}, learning_rate=0.1).fit(X[:120])  # 20 steps have to do
     assert adjusted_rand_score(y[:120], found.labels_) > 0.9
     assert adjusted_rand_score(y[120:], found.predict(X[120:])) > 0.9
     assert found.transform(X).shape == (150, 4) and found.cluster_centers_.shape == (3, 4)
@@ -58,6 +59,24 @@ def test_codes_start_at_the_spread(kind: Any, blobs: tuple[np.ndarray, np.ndarra
     found = kind(3, **SMALL, **none, learning_rate=1e-12, spread=7.0, tolerance=0).fit(blobs[0])
     apart = np.linalg.norm(found.transform(blobs[0])[:, None] - found.cluster_centers_, axis=2).min(1)
     assert np.sqrt(np.square(apart).mean()) == pytest.approx(7, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [EDCWRN, IDEC])
+def test_a_table_as_it_comes_is_clustered_by_default(kind: Any) -> None:
+    """At the rate for pixels, its large numbers diverge or end in one cluster."""
+    X, y = load_wine(return_X_y=True)
+    found = kind(3, hidden=(64, 64, 128), pretrain_steps=300, max_steps=40, random_state=0).fit_predict(X)
+    assert adjusted_rand_score(y, found) > 0.4
+
+
+def test_clusters_without_samples_are_told() -> None:
+    """Three clusters of two different samples."""
+    X = np.repeat([[0.0, 1], [5, 3]], 20, axis=0)
+    with pytest.warns(
+        ConvergenceWarning, match=r"2 of the 3 clusters have samples: lower learning_rate \(it was 0\.01\)"
+    ):
+        found = IDEC(3, **SMALL).fit(X)
+    assert len(np.unique(found.labels_)) == 2
 
 
 def test_several_starts_are_tried(blobs: tuple[np.ndarray, np.ndarray]) -> None:
