@@ -179,7 +179,7 @@ class Edcwrn(Method):
         network = self._clustering(cast(AutoEncoder, trained(self.stage_names[0])), results)
         trials = [cast(TrialNetwork, trained(name)) for name in self._trial_names]
         if trials:
-            best = min(range(len(trials)), key=lambda number: float(trials[number].separation))
+            best = min(range(len(trials)), key=lambda number: float(trials[number].within))
             network.centres.data.copy_(trials[best].optima[best])
         return network
 
@@ -291,20 +291,20 @@ class Edcwrn(Method):
         labels = found["label"]
         changed = float((labels != arrays["label"]).mean()) if "label" in arrays else 1.0
         values = {"changed": changed} | scores(labels, samples.labels) | inter_cluster_variance(codes, labels)
-        if np.isfinite(apart := float(found.pop("davies_bouldin"))):
-            values["davies_bouldin"] = apart
+        if np.isfinite(within := float(found.pop("within"))):
+            values["within"] = within
         still = "label" in arrays and changed < self.config.tolerance
         return Refreshed(found, values, done=still, reason="the labels stand still")
 
     def _refresh_a_trial(
         self, network: nn.Module, samples: StageSamples, arrays: Mapping[str, np.ndarray], progress: Progress
     ) -> Refreshed:
-        """As _refresh; notes how far the clusters lie apart. Ends at once without a start."""
+        """As _refresh; notes the share of variance within clusters. Ends at once without a start."""
         assert isinstance(network, TrialNetwork)
         if not network.centres.any():
             return Refreshed(done=True, reason="k-means has found no further optimum")
         found = self._refresh(network, samples, arrays, progress)
-        network.separation.fill_(found.values.get("davies_bouldin", torch.inf))
+        network.within.fill_(found.values.get("within", torch.inf))
         return found
 
     def _encoded(self, network: ClusteringNetwork, samples: StageSamples) -> dict[str, np.ndarray]:

@@ -140,14 +140,14 @@ class ClusteringNetwork(nn.Module):
 class TrialNetwork(ClusteringNetwork):
     """A clustering network that begins at one of several optima of k-means.
 
-    optima [S, Q, D]: their centres, in the pretrained codes' own length; NaN where k-means has found fewer. separation
-    []: the Davies-Bouldin index of its codes at the last update of the target, infinite where a cluster was empty.
+    optima [S, Q, D]: their centres, in the pretrained codes' own length; NaN where k-means has found fewer. within []: the
+    share of its codes' variance within clusters at the last update of the target, infinite where a cluster was empty.
     """
 
     optima: Tensor
-    separation: Tensor
+    within: Tensor
 
     def __init__(self, pretrained: AutoEncoder, clusters: int, samples: int, neighbours: int, starts: int) -> None:
         super().__init__(pretrained, clusters, samples, neighbours)
         self.register_buffer("optima", torch.full((starts, *self.centres.shape), torch.nan))
-        self.register_buffer("separation", torch.tensor(torch.inf))
+        self.register_buffer("within", torch.tensor(torch.inf))

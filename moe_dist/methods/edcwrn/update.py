@@ -14,7 +14,7 @@ from torch import Tensor
 from moe_dist.methods.edcwrn import equations
 from moe_dist.methods.edcwrn.config import EdcwrnConfig
 from moe_dist.methods.edcwrn.neighbours import nearest_of_all
-from moe_dist.methods.edcwrn.starts import separation
+from moe_dist.methods.edcwrn.starts import share_within
 from moe_dist.metrics.clustering import clustering_metrics
 
 NEIGHBOURS = "neighbours"
@@ -32,7 +32,7 @@ def update(
 ) -> dict[str, np.ndarray]:
     """The codes, weights [Q, D], target [N, Q], label [N] and, where codes have them, neighbours [N, k] by name.
 
-    davies_bouldin []: the index of the codes by their labels, see starts.py.
+    within []: the share of the codes' variance within clusters, see starts.py.
     encoded: what the encoders give for all samples, as sum_of_codes takes it; before [N, k]: the neighbours until now.
     """
     found: dict[str, np.ndarray] = {}
@@ -46,9 +46,9 @@ def update(
         weights = equations.feature_weights(equations.spreads(assignments, of_all, centres, config.weighting.alpha))
         assignments = _assignments(config, of_all, centres, weights)
     target, label = equations.target_distribution(assignments), assignments.argmax(1).numpy()
-    apart = np.array(separation(codes, label, len(centres)))
+    within = np.array(share_within(codes, label, len(centres)))
     found |= {"codes": codes, "weights": weights.numpy(), "target": target.numpy(), "label": label}
-    return found | {"davies_bouldin": apart}
+    return found | {"within": within}
 
 
 def sum_of_codes(encoded: Mapping[str, np.ndarray], neighbours: np.ndarray | None) -> np.ndarray:

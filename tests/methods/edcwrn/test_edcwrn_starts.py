@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import pairwise_distances_argmin_min
 
-from moe_dist.methods.edcwrn.starts import kmeans_optima, separation
+from moe_dist.methods.edcwrn.starts import kmeans_optima, share_within
 
 
 def pairs_far_apart() -> np.ndarray:
@@ -38,9 +38,9 @@ def test_one_optimum_where_all_runs_agree() -> None:
     assert len(kmeans_optima(pairs_far_apart(), 5, 6, seed=1, most=4)) == 1
 
 
-def test_separation_by_hand() -> None:
-    """Two clusters whose samples are 1 from their mean, 10 apart: (1 + 1) / 10."""
+def test_the_share_within_clusters_by_hand() -> None:
+    """Two clusters whose samples are 1 from their mean, whose means are 5 from the mean of all: 1 / (1 + 25)."""
     codes = np.array([[-1.0], [1.0], [9.0], [11.0]])
-    assert separation(codes, np.array([0, 0, 1, 1]), 2) == pytest.approx(0.2)
-    assert separation(codes, np.array([0, 0, 1, 1]), 3) == math.inf
-    assert separation(codes, np.zeros(4, int), 1) == math.inf
+    assert share_within(codes, np.array([0, 0, 1, 1]), 2) == pytest.approx(1 / 26)
+    assert share_within(codes, np.array([0, 0, 1, 1]), 3) == math.inf
+    assert share_within(np.ones((4, 1)), np.array([0, 0, 1, 1]), 2) == math.inf
