@@ -140,8 +140,8 @@ class ClusteringNetwork(nn.Module):
 class TrialNetwork(ClusteringNetwork):
     """A clustering network that begins at one of several optima of k-means.
 
-    optima [S, Q, D]: their centres, in the pretrained codes' own length; NaN where k-means has found fewer. within []: the
-    share of its codes' variance within clusters at the last update of the target, infinite where a cluster was empty.
+    optima [S, Q, D]: their centres, in the pretrained codes' own length; NaN where k-means has found fewer. within
+    []: the share of its codes' variance within clusters at the last update of the target, infinite where one is empty.
     """
 
     optima: Tensor
