@@ -168,7 +168,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         if (found := len(np.unique(self.labels_))) < self.n_clusters:
             warnings.warn(
                 f"{found} of the {self.n_clusters} clusters have samples: lower learning_rate (it was "
-                f"{job.method.optimiser.learning_rate:g}), or pretrain longer",
+                f"{method.config.optimiser.learning_rate:g}), or pretrain longer",
                 ConvergenceWarning,
                 stacklevel=2,
             )
