@@ -76,7 +76,7 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[bool]:
         with show.working("start Ray"), deferring_signals():
             _start_ray(cpus, address)
         with _deaths_held_back():
-            yield address not in (None, "local")
+            yield address is not None
     finally:
         ray.shutdown()
 
@@ -112,8 +112,8 @@ def _start_ray(cpus: int, address: str | None) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if address in (None, "local"):  # not one that `ray start` left on this machine
-            _start_own_ray(cpus)
+        if address is None:
+            _start_own_ray(cpus)  # not one that `ray start` left on this machine
             return
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
