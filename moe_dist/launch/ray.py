@@ -31,7 +31,7 @@ from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import no_torn_checkpoint, superseded
 from moe_dist.train.task import TrainingTask
 
-TOLD_BY_RAY = ("A worker died or was killed", "The node with node id", "Raylet is terminated")
+TOLD_BY_RAY = ("A worker died or was killed", "Task _run_task failed", "The node with node id", "Raylet is terminated")
 """How Ray's messages begin that the launcher puts into words of its own."""
 TASK_RETRIES = 2
 """How often a task is begun again after its worker died."""
