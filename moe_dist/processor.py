@@ -15,6 +15,7 @@ BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """Instruction sets that multiply bfloat16 numbers; without either they are converted to float32 and back."""
 LIMITS_WITHOUT_AVX512 = frozenset({"sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2"})
 LIMITS_WITHOUT_BF16 = LIMITS_WITHOUT_AVX512 | {"avx512_core", "avx512_core_vnni"}
+LIMITS_WITHOUT_AMX = LIMITS_WITHOUT_BF16 | {"avx512_core_bf16", "avx512_core_fp16", "avx10_1_512"}
 """Values of ONEDNN_MAX_CPU_ISA, in lower case, that disable them. oneDNN ignores unknown values."""
 
 
@@ -28,6 +29,12 @@ def multiplies_bf16() -> bool | None:
     """Whether the processor multiplies bfloat16 (AVX512-BF16, AMX) and oneDNN may use it; otherwise it is emulated."""
     flags = processor_flags()
     return None if flags is None else bool(flags & BF16) and onednn_limit() not in LIMITS_WITHOUT_BF16
+
+
+def has_amx() -> bool | None:
+    """Whether the processor multiplies bfloat16 by AMX, which is the fastest, and oneDNN may use it."""
+    flags = processor_flags()
+    return None if flags is None else "amx_bf16" in flags and onednn_limit() not in LIMITS_WITHOUT_AMX
 
 
 def processor_flags() -> frozenset[str] | None:

@@ -12,18 +12,22 @@ from moe_dist.errors import UserError
 ANSWER_SECONDS = 12.0
 """How long a cluster may take to accept a connection, and as long again to speak as Ray does."""
 _HOST_AND_PORT = re.compile(r"(?:ray://)?(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\s:/@\[\]]+)):(?P<port>\d{1,5})")
-FOUND_BY_RAY = ("auto", "local")
-"""Values of RAY_ADDRESS that name no place: the cluster on this machine, and a new one."""
+NONE = ("", "local")
+"""Values of RAY_ADDRESS that ask for a new Ray on this machine."""
+FOUND_BY_RAY = "auto"
+"""The value of RAY_ADDRESS that names no place: the cluster on this machine."""
 
 
 def cluster_address() -> str | None:
-    """RAY_ADDRESS, or None where it is not set.
+    """The address of the cluster that RAY_ADDRESS names, or None where it names none.
 
     Raises UserError where it is no address of a cluster, or no cluster answers there: within half a minute.
     """
     address = os.environ.get("RAY_ADDRESS", "").strip()
-    if not address or address in FOUND_BY_RAY:
-        return address or None
+    if address in NONE:
+        return None
+    if address == FOUND_BY_RAY:
+        return address
     if address.startswith(("http://", "https://")):
         raise UserError(
             f"RAY_ADDRESS {address}: is the address of a job server, to which `moe-dist submit JOB.yaml --address "

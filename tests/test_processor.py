@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from moe_dist import processor
+from moe_dist.record import provenance
 
 AVX2 = "fpu sse4_1 avx avx2 fma"
 AVX512 = f"{AVX2} avx512f avx512dq avx512bw avx512vl"
@@ -48,6 +49,25 @@ def test_flags_and_limit(
     write_cpuinfo(tmp_path, monkeypatch, f"flags\t\t: {flags}")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert (processor.has_avx512(), processor.multiplies_bf16()) == (avx512, bf16)
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "amx"),
+    [
+        (f"{AVX512} amx_tile amx_bf16", "", True),
+        (f"{AVX512} amx_tile amx_bf16", "AVX512_CORE_AMX", True),
+        (f"{AVX512} amx_tile amx_bf16", "AVX512_CORE_FP16", False),
+        (f"{AVX512} amx_tile amx_int8", "", False),
+        (f"{AVX512} avx512_bf16", "", False),
+    ],
+)
+def test_amx_is_named_with_the_hardware(
+    flags: str, limit: str, amx: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cpuinfo(tmp_path, monkeypatch, f"flags\t\t: {flags}")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert processor.has_amx() is amx
+    assert (", AMX)" in provenance.hardware.__wrapped__()) is amx
 
 
 def test_the_older_name_of_the_limit_counts_where_the_newer_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:

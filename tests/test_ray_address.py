@@ -64,7 +64,7 @@ def test_a_server_that_speaks_grpc_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
         server.stop(None).wait()
 
 
-@pytest.mark.parametrize(("value", "address"), [("auto", "auto"), ("local", "local"), ("", None), (" ", None)])
+@pytest.mark.parametrize(("value", "address"), [("auto", "auto"), ("local", None), ("", None), (" ", None)])
 def test_where_ray_finds_the_cluster_itself_nothing_is_asked(
     value: str, address: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from moe_dist.grid.cell import noting_failure, packed, run_packed
 from moe_dist.grid.cells import Cell
 from moe_dist.grid.opened import Opened, files_made, is_done
 from moe_dist.grid.state import log_file, note_failed, run_folder, state_file, state_of
-from moe_dist.launch.ray_runs import RayRuns, ray_runs
+from moe_dist.launch.ray_runs import Loss, RayRuns, ray_runs
 from moe_dist.places import FINISHED, RECORD, shared_cache
 from moe_dist.record.mirror import BOARD, CELLS, CHECKPOINTS, Mirror
 from moe_dist.report.run import read_result
@@ -65,8 +65,13 @@ class Turns:
                     self._runs.start(cell.name, cell.job, run_packed, about)
                     self._at_work[cell.name] = cell
             if self._at_work:
-                for name, lost in self._runs.ended(LOOK_EVERY_SECONDS).items():
-                    self._tell(self._at_work.pop(name), lost)
+                for name, loss in self._runs.ended(LOOK_EVERY_SECONDS).items():
+                    if loss and loss.again:
+                        cell = self._at_work[name]
+                        self._keep_said(cell, loss)
+                        self._show.notice(f"{name}: {loss.what} ({short(log_file(self._folder, cell))})")
+                    else:
+                        self._tell(self._at_work.pop(name), loss)
 
     def _next(self) -> Cell | None:
         """The cell to start now: the first of those that wait for no other that there is room for.
@@ -100,19 +105,28 @@ class Turns:
             self._there.add(file)
         return file in self._there
 
-    def _tell(self, cell: Cell, lost: str) -> None:
-        """Tell how a cell ended; lost: why its task has no result, then noted, or ""."""
+    def _keep_said(self, cell: Cell, loss: Loss) -> None:
+        """Keep in the cell's log what Ray says of its loss."""
+        path = log_file(self._folder, cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"Ray: {loss.said}\n")
+
+    def _tell(self, cell: Cell, loss: Loss | None) -> None:
+        """Tell how a cell ended; loss: why its task has no result, then noted, if it has none."""
         if self._mirror is not None:
             fetch_cell(self._mirror, cell)
+        if loss:
+            self._keep_said(cell, loss)
         state = state_of(self._folder, cell)
         if state.status == FINISHED:
             seconds = read_result(run_folder(self._folder, cell) / RECORD)["seconds"]
             left = len(self._waiting) + len(self._at_work)
             self._show.ended(cell.name, f"{duration(seconds)}, {self._all - left} of {self._all}")
             return
+        reason = state.reason or (loss.what if loss else "")
         if not state.reason:
-            note_failed(self._folder, cell, lost)
-        reason = state.reason or lost
+            note_failed(self._folder, cell, reason)
         self._show.notice(f"{cell.name} failed: {reason} ({short(log_file(self._folder, cell))})")
 
 

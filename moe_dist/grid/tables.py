@@ -10,9 +10,10 @@ from moe_dist.grid.record import Record, parts_of
 from moe_dist.grid.state import CELLS
 from moe_dist.grid.summary import MCNEMAR, PAIRED_T, T_INTERVAL, WILSON, Figure, combinations, figures_of
 from moe_dist.methods.registry import method_report
+from moe_dist.metrics.classification import Interval
 from moe_dist.places import FINISHED
 from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table, percent
-from moe_dist.report.tables import GROUPS_NOTE, SECTIONS
+from moe_dist.report.tables import BOUNDS_NOTE, GROUPS_NOTE, SECTIONS, within_bounds
 from moe_dist.settings.grid import METHOD, SEED
 from moe_dist.terminal import duration
 
@@ -155,12 +156,19 @@ def _ours(figure: Figure, write: Format) -> str:
     if figure.mean is None:
         return figure.status if figure.status != FINISHED else ABSENT
     text = write(figure.mean)
-    if figure.interval:
-        text += f" ({write(figure.interval.low)} to {write(figure.interval.high)})"
+    if interval := _shown_interval(figure, write):
+        text += f" ({write(interval.low)} to {write(interval.high)})"
     if _worst_is_told(figure):
         text += f", worst {write(min(figure.values.values()))}"
     missing = len(figure.cells) - len(figure.values)
     return text + (f", {missing} of {len(figure.cells)} seeds {figure.status}" if missing else "")
+
+
+def _shown_interval(figure: Figure, write: Format) -> Interval | None:
+    """The interval of the mean; Student's without what is beyond the metric's bounds."""
+    if figure.interval and figure.interval_kind == T_INTERVAL:
+        return within_bounds(figure.interval, figure.metric, write)
+    return figure.interval
 
 
 def _worst_is_told(figure: Figure) -> bool:
@@ -193,6 +201,10 @@ def _notes(record: Record, figures: Sequence[Figure]) -> Iterator[str]:
     yield f"Test split; seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}."
     if T_INTERVAL in kinds:
         yield "In brackets behind a mean: its 95 % Student-t interval over seeds."
+    if any(
+        _shown_interval(figure, heading_and_format(record, figure.metric)[1]) != figure.interval for figure in figures
+    ):
+        yield BOUNDS_NOTE
     if any(map(_worst_is_told, figures)):
         yield "Worst: the lowest of the seeds."
     if WILSON in kinds:

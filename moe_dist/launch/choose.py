@@ -38,7 +38,7 @@ def require_shared_folders(name: str, run: RunPlace, show: Show) -> None:
 
     What is at a URL is no folder that nodes could share.
     """
-    if name == "ray" and cluster_address() not in (None, "local"):
+    if name == "ray" and cluster_address():
         from moe_dist.launch.ray import started_ray
         from moe_dist.launch.ray_nodes import require_shared
 

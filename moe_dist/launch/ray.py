@@ -31,7 +31,7 @@ from moe_dist.terminal import Show
 from moe_dist.train.checkpoints import no_torn_checkpoint, superseded
 from moe_dist.train.task import TrainingTask
 
-TOLD_BY_RAY = ("A worker died or was killed", "The node with node id", "Raylet is terminated")
+TOLD_BY_RAY = ("A worker died or was killed", "Task _run_task failed", "The node with node id", "Raylet is terminated")
 """How Ray's messages begin that the launcher puts into words of its own."""
 TASK_RETRIES = 2
 """How often a task is begun again after its worker died."""
@@ -76,7 +76,7 @@ def started_ray(cpus: int, show: Show, gpus: float = 0) -> Iterator[bool]:
         with show.working("start Ray"), deferring_signals():
             _start_ray(cpus, address)
         with _deaths_held_back():
-            yield address not in (None, "local")
+            yield address is not None
     finally:
         ray.shutdown()
 
@@ -112,8 +112,8 @@ def _start_ray(cpus: int, address: str | None) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if address in (None, "local"):  # not one that `ray start` left on this machine
-            _start_own_ray(cpus)
+        if address is None:
+            _start_own_ray(cpus)  # not one that `ray start` left on this machine
             return
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,28 @@ def ray_runs(jobs: Sequence[Job], show: Show) -> Iterator[RayRuns]:
             runs.cancel()
 
 
+@dataclass(frozen=True)
+class Loss:
+    """That the process of a run was lost: in a clause, what Ray says of it, and whether the run was started again."""
+
+    what: str
+    said: str
+    again: bool
+
+
 class RayRuns:
-    """Runs on the Ray to which this process is connected, by name."""
+    """Runs on the Ray to which this process is connected, by name.
+
+    A run whose process or node died is started again here, not by Ray, which would print that and not say of which.
+    """
 
     def __init__(self, is_cluster: bool) -> None:
         """is_cluster: whether it is not this machine's alone, so that GPUs may be elsewhere."""
         self._is_cluster = is_cluster
         self._at_work: dict[Any, str] = {}
+        self._submit: dict[str, Callable[[], Any]] = {}
+        self._allowed: dict[str, int] = {}
+        self._lost: Counter[str] = Counter()
         self._needs: dict[str, dict[str, float]] = {}
 
     def have_room(self, job: Job) -> bool:
@@ -88,8 +104,9 @@ class RayRuns:
         return all(amount <= have.get(kind, 0) + 1e-6 for kind, amount in sums.items())
 
     def start(self, name: str, job: Job, function: Callable[..., None], *arguments: Any) -> None:
-        """Start function(*arguments) as the task of a run of the job. It is run again where its process or node dies.
+        """Start function(*arguments) as the task of a run of the job.
 
+        It is started again where its process or node dies, checkpoint.max_failures times.
         Raises UserError where the job asks for a GPU and this machine, on which Ray was started, has none.
         """
         import ray
@@ -97,23 +114,51 @@ class RayRuns:
         asked = job.resources
         device_of(0 if self._is_cluster else needs(job)["GPU"])
         cpus = max(asked.cpus_per_worker, asked.cpus_per_task) if trains_in_place(job) else asked.cpus_per_task
-        remote = ray.remote(function).options(num_cpus=cpus, max_retries=job.checkpoint.max_failures)
-        self._at_work[remote.remote(*arguments)] = name
+        remote = ray.remote(function).options(num_cpus=cpus, max_retries=0)
+        self._submit[name] = lambda: remote.remote(*arguments)
+        self._allowed[name] = job.checkpoint.max_failures
+        self._at_work[self._submit[name]()] = name
         self._needs[name] = needs(job)
 
-    def ended(self, seconds: float) -> Mapping[str, str]:
-        """The runs that have ended, after `seconds` at most: by name, why it was lost, or "" for one that returned.
+    def ended(self, seconds: float) -> Mapping[str, Loss | None]:
+        """The runs that have ended or were lost, after `seconds` at most, each with its loss, or None if it returned.
 
         Raises the UserError of a run that raised one.
         """
         import ray
 
-        found: dict[str, str] = {}
+        found: dict[str, Loss | None] = {}
         for reference in ray.wait([*self._at_work], timeout=seconds)[0]:
             name = self._at_work.pop(reference)
-            del self._needs[name]
-            found[name] = _why_lost(reference)
+            found[name] = loss = self._loss(name, reference)
+            if loss and loss.again:
+                self._at_work[self._submit[name]()] = name
+            else:
+                del self._needs[name]
         return found
+
+    def _loss(self, name: str, reference: Any) -> Loss | None:
+        """How the process of a run was lost; None if it returned. Its UserError is raised."""
+        import ray
+
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            self._lost[name] += 1
+            allowed = self._allowed[name]
+            if self._lost[name] <= allowed:
+                return Loss(f"{_what_died(error)}; it is run again from what it has saved", str(error), again=True)
+            return Loss(
+                f"{_what_died(error)}, more often than checkpoint.max_failures = {allowed} allows; if memory ran out, "
+                "let fewer cells run at a time (a larger resources.cpus_per_worker), and go on with --resume",
+                str(error),
+                again=False,
+            )
+        return None
 
     def cancel(self) -> None:
         """Stop all that run, as Ctrl-C would. Ray can crash if a finished task is cancelled."""
@@ -128,19 +173,13 @@ class RayRuns:
             ray.wait(running, num_returns=len(running), timeout=LAST_SECONDS)
 
 
-def _why_lost(reference: Any) -> str:
-    """Why a task has no result; "" if it has one. Its UserError is raised."""
-    import ray
+def _what_died(error: Exception) -> str:
+    """What took a run's process away, in a clause, from Ray's error."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError
 
-    try:
-        ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        return f"its process was lost too often (checkpoint.max_failures): {' '.join(str(error).split())}"
-    return ""
+    if isinstance(error, OutOfMemoryError):
+        return "its process was ended because memory ran out"
+    return "its node died" if isinstance(error, NodeDiedError) else "its process died (killed, or memory ran out)"
 
 
 class TaskLauncher(RayLauncher):

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from moe_dist import __version__
+from moe_dist.processor import has_amx
 
 
 class Made:
@@ -56,7 +57,7 @@ class Made:
 
 @cache
 def hardware() -> str:
-    """This machine's processor (cores, name, vector instructions) and its GPUs, in words."""
+    """This machine's processor (cores, name, vector instructions, AMX where it has that) and its GPUs, in words."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -65,7 +66,7 @@ def hardware() -> str:
         ]
         name = models[0] if models else name
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    instructions = torch.backends.cpu.get_cpu_capability()
+    instructions = torch.backends.cpu.get_cpu_capability() + (", AMX" if has_amx() else "")
     return ", ".join([f"{os.cpu_count()} cores of {name} ({instructions})", *gpus])
 
 

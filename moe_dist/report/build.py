@@ -14,6 +14,7 @@ from moe_dist.metrics.clustering import clustering_metrics
 from moe_dist.plots.tables import Table, to_markdown
 from moe_dist.report.calibration import calibration_metrics, rejection_table
 from moe_dist.report.figures import draw_figures
+from moe_dist.report.inline import remove_outdated
 from moe_dist.report.page import render_page
 from moe_dist.report.run import Evaluation, RunDirectory
 from moe_dist.report.seeds import seeds_table
@@ -35,8 +36,9 @@ def build_report(path: Path) -> Path:
     results = [table for table in tables if table.rows]
     write_json(path / "metrics.json", metrics)
     write_text(path / "results.md", "\n".join(map(to_markdown, results)))
-    page = path / "report.html"
-    write_text(page, render_page(run, results, draw_figures(run)))
+    page, pictures = path / "report.html", draw_figures(run)
+    remove_outdated(page, path / "figures", pictures)  # before the page that tells which they are is written again
+    write_text(page, render_page(run, results, pictures))
     return page
 
 

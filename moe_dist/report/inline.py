@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
+from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
+from moe_dist.files import file_sha256
 from moe_dist.plots.drawing import Picture
 from moe_dist.plots.style import COLOURS, GRID, INK, MUTED
 
@@ -27,9 +31,34 @@ def figure_html(picture: Picture, number: int) -> str:
     about = f'role="img" aria-label="{escape(picture.heading)}" aria-describedby="caption-{number}"'
     svg = _BOX.sub(lambda box: f'<svg {about} viewBox="{box[1]}">', svg, count=1)
     return (
-        f'<figure class="{"half" if picture.width <= HALF else "whole"}"><div class="drawing">{svg}</div>\n'
+        f'<figure class="{"half" if picture.width <= HALF else "whole"}" {_mark(picture.path)}>'
+        f'<div class="drawing">{svg}</div>\n'
         f'<figcaption id="caption-{number}">{escape(picture.caption)}</figcaption></figure>'
     )
+
+
+def remove_outdated(page: Path, folder: Path, pictures: Sequence[Picture]) -> None:
+    """Remove the figures in `folder` that the report at `page` shows, if there is one, and that are not of `pictures`.
+
+    A file of another name or content than what the page shows is somebody else's, and stays.
+    """
+    if not page.is_file():
+        return
+    shown, now = page.read_text(encoding="utf-8", errors="replace"), {picture.path for picture in pictures}
+    for path in {*folder.glob("*.svg"), *folder.glob("*.png")} - now:
+        if path.is_file() and _is_shown(path, shown, now):
+            path.unlink()
+
+
+def _is_shown(path: Path, page: str, now: set[Path]) -> bool:
+    if path.suffix == ".png":  # in pages from before figures were SVG, which hold the file itself, and not its name
+        return path.with_suffix(".svg") in now and f'base64,{b64encode(path.read_bytes()).decode()}"' in page
+    return _mark(path) in page
+
+
+def _mark(path: Path) -> str:
+    """What a page says of the file of a figure, to know it again."""
+    return f'data-file="{escape(path.name)}" data-sha256="{file_sha256(path)}"'
 
 
 def _inline(svg: str, prefix: str) -> str:

@@ -9,7 +9,7 @@ from moe_dist.errors import UserError
 from moe_dist.metrics.classification import mean_interval
 from moe_dist.plots.tables import ABSENT, Column, Row, Table
 from moe_dist.report.run import RunDirectory
-from moe_dist.report.tables import SECTIONS, Metrics
+from moe_dist.report.tables import SECTIONS, Metrics, within_bounds
 
 WHERE_DATA_IS = {"source", "shards", "decode", "hold", "loader_workers", "remote"}
 """Fields of a job's `data` that do not change a result (hold: what decode is called in older runs)."""
@@ -25,7 +25,9 @@ def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:
     rows = [
         Row(
             heading,
-            tuple(_mean_cell([metrics.get(f"{model}/{key}") for _, metrics in runs], write) for model in first.models),
+            tuple(
+                _mean_cell([metrics.get(f"{model}/{key}") for _, metrics in runs], key, write) for model in first.models
+            ),
         )
         for lines in SECTIONS
         for key, heading, write in lines
@@ -36,7 +38,7 @@ def seeds_table(runs: Sequence[tuple[RunDirectory, Metrics]]) -> Table:
         rows=tuple(row for row in rows if set(row.cells) != {ABSENT}),
         notes=(
             f"Seeds {', '.join(str(run.job['seed']) for run, _ in runs)}; in brackets the 95 % Student-t interval of "
-            "the mean.",
+            "the mean, cut where the metric ends.",
             *_gains(runs),
         ),
         corner="Metric",
@@ -84,10 +86,11 @@ def _require_one_job(runs: Sequence[RunDirectory]) -> None:
             )
 
 
-def _mean_cell(values: Sequence[float | None], write: Callable[[float], str]) -> str:
+def _mean_cell(values: Sequence[float | None], key: str, write: Callable[[float], str]) -> str:
     """The mean and its interval as `write` formats them; the mark of an absent figure if a run lacks the value."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return ABSENT
-    mean, interval = mean_interval(known)
+    mean, whole = mean_interval(known)
+    interval = within_bounds(whole, key, write)
     return f"{write(mean)} ({write(interval.low)} to {write(interval.high)})"

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from moe_dist.data.longtail import FEW_BELOW, MANY_ABOVE
-from moe_dist.metrics.classification import LONG_TAIL_FROM
+from moe_dist.metrics.classification import LONG_TAIL_FROM, Interval
 from moe_dist.plots.tables import ABSENT, PAPER_MARK, Column, Row, Table, percent
 from moe_dist.record.restarts import Restart, seconds_lost
 from moe_dist.report.run import RunDirectory
@@ -53,10 +53,31 @@ SECTIONS: tuple[tuple[tuple[str, str, Callable[[float], str]], ...], ...] = (
     ),
 )
 """The rows of the results table by section: key in metrics.json after the model, heading, format of a value."""
+SHARES = ("balanced_accuracy", "ece", "ece_calibrated", "nmi")
+"""The metrics that are shares and not written in per cent."""
+BOUNDS_NOTE = (
+    "Such an interval is cut where it would pass a bound of its metric (0 or 100 %); so near to one, Student's t is "
+    "rough."
+)
 GROUPS_NOTE = (
     f"Many, medium, few: the test images of classes with more than {MANY_ABOVE}, {FEW_BELOW} to {MANY_ABOVE} and fewer "
     f"than {FEW_BELOW} training images; shown if the imbalance factor is {LONG_TAIL_FROM:g} or more."
 )
+
+
+def within_bounds(interval: Interval, key: str, write: Callable[[float], str]) -> Interval:
+    """The interval of a metric, called `key` and written by `write`, cut at the least and the most that it can be.
+
+    The mean cannot be outside, so what is left of a 95 % interval is one, too.
+    """
+    low, high = -math.inf, math.inf
+    if write in (duration, milliseconds):
+        low = 0.0
+    elif key == "ari":
+        low, high = -0.5, 1.0
+    elif write is percent or key in SHARES:
+        low, high = 0.0, 1.0
+    return Interval(max(low, interval.low), min(high, interval.high))
 
 
 def results_table(run: RunDirectory, metrics: Metrics) -> Table:

@@ -18,7 +18,7 @@ from moe_dist.grid.opened import Opened, files_made
 from moe_dist.grid.run import run_grid
 from moe_dist.grid.state import log_file, note_finished, run_folder, state_of
 from moe_dist.job import Job
-from moe_dist.launch.ray_runs import needs
+from moe_dist.launch.ray_runs import Loss, needs
 
 ONE_AXIS: dict[str, Any] = {"data": {}, "against": {}, "metrics": ["top1"]}
 
@@ -26,7 +26,7 @@ ONE_AXIS: dict[str, Any] = {"data": {}, "against": {}, "metrics": ["top1"]}
 class Runs:
     """Stands for Ray: `cpus` of them, and a run ends when it is looked for."""
 
-    def __init__(self, cpus: float, lost: Mapping[str, str] | None = None) -> None:
+    def __init__(self, cpus: float, lost: Mapping[str, list[Loss]] | None = None) -> None:
         self._cpus, self._lost = cpus, lost or {}
         self.at_work: dict[str, tuple[Job, Callable[..., None], tuple[Any, ...]]] = {}
         self.started: list[str] = []
@@ -47,12 +47,15 @@ class Runs:
         self.started.append(name)
         self.most = max(self.most, len(self.at_work))
 
-    def ended(self, seconds: float) -> Mapping[str, str]:
+    def ended(self, seconds: float) -> Mapping[str, Loss | None]:
         name = next(iter(self.at_work))
+        loss = self._lost[name].pop(0) if self._lost.get(name) else None
+        if loss and loss.again:
+            return {name: loss}
         _, function, arguments = self.at_work.pop(name)
-        if name not in self._lost:
+        if not loss:
             function(*arguments)
-        return {name: self._lost.get(name, "")}
+        return {name: loss}
 
 
 def turns(job: Job, folder: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, **makes: list[str]) -> Turns:
@@ -156,11 +159,16 @@ def test_a_cell_that_fails_or_is_lost_stops_no_other(tmp_path: Path, beside: Cal
     job = small_grid(
         ONE_AXIS | {"seeds": [0, 1], "changes": {"rate": rates}}, methods={"narrow": SPARSE | {"epochs": 1}}
     )
-    lost = {"narrow.digits.mild.seed0": "its process was lost too often"}
-    text = beside(job, tmp_path / "grid", Runs(2, lost))
+    name = "narrow.digits.mild.seed0"
+    losses = [
+        Loss("it is run again", "The worker died", again=True),
+        Loss("its process died", "And again", again=False),
+    ]
+    text = beside(job, tmp_path / "grid", Runs(2, {name: losses}))
     states = {cell.name: state_of(tmp_path / "grid", cell) for cell in cells_of(job)}
     assert [state.status for state in states.values()] == ["failed", "failed", "finished", "failed"]
-    assert "Failed (narrow, digits, mild, seed 0): its process was lost too often." in text
+    assert "Failed (narrow, digits, mild, seed 0): its process died." in text
+    assert (tmp_path / "grid" / "cells" / f"{name}.log").read_text() == "Ray: The worker died\nRay: And again\n"
     assert "is nan at step" in states["narrow.digits.wild.seed1"].reason
     again = Runs(2)
     beside(job, tmp_path / "grid", again)
@@ -174,5 +182,5 @@ def test_a_task_that_was_lost_after_its_cell_was_finished_is_no_failure(
     run_folder(tmp_path, cell).mkdir(parents=True)
     (run_folder(tmp_path, cell) / "run.json").write_text('{"seconds": 1.0}')
     note_finished(tmp_path, cell, {})
-    turns(small_grid(), tmp_path, Runs(2), monkeypatch)._tell(cell, "lost")
+    turns(small_grid(), tmp_path, Runs(2), monkeypatch)._tell(cell, Loss("lost", "", again=False))
     assert state_of(tmp_path, cell).status == "finished"

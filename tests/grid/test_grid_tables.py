@@ -19,6 +19,7 @@ from moe_dist.grid.summary import figures_of
 from moe_dist.grid.tables import cells_table, heading_and_format, result_tables
 from moe_dist.plots.latex import escaped, to_latex
 from moe_dist.plots.tables import to_markdown
+from moe_dist.report.tables import BOUNDS_NOTE
 
 ONE, TWO = [0.2, 0.4, 0.3], [0.3, 0.6, 0.6]
 
@@ -231,5 +232,6 @@ def test_of_clusterings_the_worst_seed_is_told() -> None:
     ]
     (table,) = result_tables(record(cells, metrics=["accuracy", "purity"]))
     lines = to_markdown(table).splitlines()
-    assert "70.00 % (20.32 % to 119.68 %), worst 50.00 %" in lines[4]
+    assert "70.00 % (20.32 % to 100.00 %), worst 50.00 %" in lines[4]
+    assert BOUNDS_NOTE in table.notes
     assert "Worst: the lowest of the seeds." in table.notes and "worst" not in lines[4].split("|")[4]

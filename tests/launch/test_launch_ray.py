@@ -235,7 +235,10 @@ def test_a_machine_too_busy_for_ray_is_a_sentence(tmp_path: Path, monkeypatch: p
         pass
 
 
-def test_a_missing_gpu_is_a_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("address", ["", "local"])
+def test_a_missing_gpu_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("moe_dist.launch.ray._start_ray", lambda cpus, address: pytest.fail("Ray is started"))
     job = traditional(resources={"gpus_per_worker": 1})
     with pytest.raises(UserError, match="torch sees none"), open_launcher("ray", job, tmp_path, quiet()):
         pass

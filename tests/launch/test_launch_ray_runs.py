@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_jobs import quiet
+from small_jobs import quiet, traditional
 
 from moe_dist.grid.cells import cells_of
 from moe_dist.grid.run import run_grid
 from moe_dist.grid.state import state_of
+from moe_dist.launch.ray_runs import Loss, ray_runs
 from tests.grid.small_grids import SPARSE, small_grid
 
 pytestmark = pytest.mark.slow
@@ -38,3 +41,22 @@ def test_cells_that_need_different_resources_run_beside_each_other(
     assert "is nan at step" in states["wild"].reason and "the job asks for a GPU" in states["gpu"].reason
     rows = [row for row in csv.DictReader((tmp_path / "grid/results.csv").open()) if row["status"] == "finished"]
     assert len({row["mean"] for row in rows if row["metric"] == "top1"}) == 1
+
+
+def test_a_run_whose_process_is_killed_is_told_in_a_sentence_each_time(capfd: pytest.CaptureFixture[str]) -> None:
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    job, losses = traditional(checkpoint={"max_failures": 1}), list[Loss | None]()
+    with ray_runs([job], quiet()) as runs:
+        runs.start("one", job, die)
+        while len(losses) < 2:
+            losses += runs.ended(1.0).values()
+    first, last = losses
+    died = "its process died (killed, or memory ran out)"
+    assert first and first.again and first.what == f"{died}; it is run again from what it has saved"
+    assert (
+        last and not last.again and last.what.startswith(f"{died}, more often than checkpoint.max_failures = 1 allows")
+    )
+    assert "The worker died unexpectedly" in last.said and "worker died" not in last.what
+    assert "retried" not in "".join(capfd.readouterr())

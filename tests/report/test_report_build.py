@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -169,6 +170,32 @@ def test_an_unfinished_run_says_so_and_shows_what_is_there(tmp_path: Path) -> No
     assert "not finished (status: running); not evaluated yet: DFCP-MoE, Traditional MoE, Dense." in page.text
     assert page.ids() == ["headline", "results", "training", "method", "environment", "job", "notes"]
     assert not list((path / "figures").glob("precision*")) and list((path / "figures").glob("training_dfcp.svg"))
+
+
+def test_a_report_written_again_removes_its_own_figures_that_it_no_longer_shows(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", DIGITS, methods=("dfcp",))
+    build_report(path)
+    figures = path / "figures"
+    copied, changed = figures / "for_the_paper.svg", figures / "reliability_dfcp.svg"
+    copied.write_bytes((figures / "confusion_dfcp.svg").read_bytes())
+    changed.write_text(changed.read_text() + "<!-- by hand -->")
+    (path / "dfcp" / "evaluation" / "evaluation.json").unlink()
+    build_report(path)
+    assert {file.name for file in figures.iterdir()} - {"training_dfcp.svg"} == {
+        *("radius_scan_dfcp.svg", "cluster_sizes_dfcp.svg", "pseudo_labels_dfcp.svg"),
+        *(copied.name, changed.name),
+    }
+
+
+def test_pictures_of_a_report_from_before_svg_go_and_others_stay(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", DIGITS, methods=("dfcp",))
+    ours, converted = path / "figures" / "training_dfcp.png", path / "figures" / "confusion_dfcp.png"
+    ours.parent.mkdir()
+    ours.write_bytes(b"drawn by an older version")
+    converted.write_bytes(b"made of the SVG by a user")
+    (path / "report.html").write_text(f'<img src="data:image/png;base64,{b64encode(ours.read_bytes()).decode()}">')
+    build_report(path)
+    assert not ours.exists() and converted.exists()
 
 
 def test_restarts_are_warned_of_and_told_one_by_one(tmp_path: Path) -> None:

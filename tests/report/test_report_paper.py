@@ -52,6 +52,18 @@ def test_every_table_of_the_papers_is_there() -> None:
             assert all(len(cells) == len(table.columns) for cells in measures.values()), (method, name)
 
 
+def test_a_title_names_no_setting_that_a_job_may_change() -> None:
+    """A row of a grid is headed with it, whatever network the grid's model has and however many experts."""
+    printed = [table for method, name in TABLES if "Backbone" in (table := printed_tables(method)[name]).columns]
+    networks = {row[""][table.columns.index("Backbone")] for table in printed for row in table.rows.values()}
+    papers = [report.papers for report in map(method_report, TEXTS) if report and report.papers]
+    tables = [about for paper in papers for about in yaml.safe_load(paper.read_text())["tables"].values()]
+    titles = {item for about in tables for item in about["titles"].items()}
+    assert networks and not [title for _, title in titles if title in networks]
+    counted = [(column, re.search(r"(\d+) experts", title)) for column, title in titles]
+    assert all(found[1] in column for column, found in counted if found)
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(("method", "name"), TABLES)
 def test_a_table_is_as_the_papers_text_prints_it(method: str, name: str, text: list[str]) -> None:
