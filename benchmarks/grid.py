@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -104,11 +103,8 @@ def over_nodes(job: Path, out: Path, nodes: int, environment: dict[str, str]) ->
     """The seconds from the submission to so many nodes to the last cell's end, and to the first one's begin."""
     import local
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     folder = out.with_name("cluster")
-    cluster = local.start(folder, nodes, CPUS_PER_NODE, port)
+    cluster = local.start(folder, nodes, CPUS_PER_NODE, port=0)
     try:
         command = [sys.executable, "-m", "moe_dist.cli", "submit", str(job), "--follow", "--out", str(out)]
         command += ["--address", cluster.dashboard]

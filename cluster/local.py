@@ -17,6 +17,7 @@ It is for trying `moe-dist submit` and trainings over several nodes before there
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -28,6 +29,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -72,31 +74,31 @@ class Cluster:
 def start(folder: Path, nodes: int, cpus_per_node: int, port: int) -> Cluster:
     """Start `nodes` Ray nodes one after another and return when all are alive.
 
-    port: where the dashboard and job server listen on 127.0.0.1. Raises UserError if a cluster of this folder is
-    running, the port is taken or a node does not come up; what was started is stopped again.
+    port: where the dashboard and job server listen on 127.0.0.1; 0: any that is free. Raises UserError if a cluster of
+    this folder is running, the port is taken or a node does not come up; what was started is stopped again.
     """
     if sys.platform != "linux":
         raise UserError("cluster/local.py needs Linux, where every 127.x.x.x is a loopback address")
     if load(folder) is not None:
         raise UserError(f"{folder}: a local cluster is already recorded here; stop it first")
-    _require_free(port)
-    folder.mkdir(parents=True, exist_ok=True)
-    cluster = Cluster(
-        dashboard=f"http://127.0.0.1:{port}",
-        head=f"127.0.0.2:{_free_port()}",
-        token_path=str(write_token(folder / "token")),
-        temporary=tempfile.mkdtemp(prefix="moe-ray-", dir="/tmp"),  # Ray's socket paths must stay under 108 characters
-        nodes=(),
-    )
-    save(folder, cluster)
-    try:
-        for number in range(nodes):
-            cluster = _start_node(folder, cluster, number, cpus_per_node)
-            save(folder, cluster)
-            _wait_until_alive(folder, cluster)
-    except BaseException:
-        stop(folder)
-        raise
+    with _held_port("127.0.0.1", port) as dashboard, _held_port("127.0.0.2") as head:
+        folder.mkdir(parents=True, exist_ok=True)
+        cluster = Cluster(
+            dashboard=f"http://127.0.0.1:{dashboard}",
+            head=f"127.0.0.2:{head}",
+            token_path=str(write_token(folder / "token")),
+            temporary=tempfile.mkdtemp(prefix="moe-ray-", dir="/tmp"),  # Ray's sockets: paths under 108 characters
+            nodes=(),
+        )
+        save(folder, cluster)
+        try:
+            for number in range(nodes):
+                cluster = _start_node(folder, cluster, number, cpus_per_node)
+                save(folder, cluster)
+                _wait_until_alive(folder, cluster)
+        except BaseException:
+            stop(folder)
+            raise
     return cluster
 
 
@@ -148,8 +150,8 @@ def _start_node(folder: Path, cluster: Cluster, number: int, cpus: int) -> Clust
     if number == 0:
         command += ["--head", f"--port={cluster.head.rpartition(':')[2]}"]
         command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={cluster.dashboard.rpartition(':')[2]}"]
-        # Its fixed port may be another Ray's on this machine; without this agent the head takes no job.
-        command += [f"--dashboard-agent-listen-port={_free_port()}"]
+        # Any that is free: its usual port may be another Ray's, and without this agent the head takes no job.
+        command += ["--dashboard-agent-listen-port=0"]
     else:
         command += [f"--address={cluster.head}"]
     with (folder / f"node-{number}.log").open("w") as log:
@@ -199,21 +201,19 @@ def write_token(path: Path) -> Path:
     return path.resolve()
 
 
-def _require_free(port: int) -> None:
-    """Raise UserError if another process listens on `port` of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+@contextlib.contextmanager
+def _held_port(address: str, port: int = 0) -> Iterator[int]:
+    """Give the block a port of `address`, this one or any (0), which Linux gives to nobody who asks for any meanwhile.
+
+    A node may listen there, because Ray sets SO_REUSEADDR as well. Raises UserError if another process has it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            holder.bind((address, port))
         except OSError:
-            raise UserError(f"port {port} of 127.0.0.1 is taken (another Ray?): choose one with --port") from None
-
-
-def _free_port() -> int:
-    """A port of 127.0.0.2 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.2", 0))
-        return probe.getsockname()[1]
+            raise UserError(f"port {port} of {address} is taken (another Ray?): choose one with --port") from None
+        yield holder.getsockname()[1]
 
 
 def save(folder: Path, cluster: Cluster) -> None:
@@ -246,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("action", choices=["start", "stop", "status"])
     parser.add_argument("--nodes", type=int, default=3, choices=[2, 3, 4])
     parser.add_argument("--cpus-per-node", type=int, default=2)
-    parser.add_argument("--port", type=int, default=8265, help="of the dashboard and the job server, on 127.0.0.1")
+    parser.add_argument("--port", type=int, default=8265, help="of dashboard and job server on 127.0.0.1; 0: any free")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for the token, the logs and the process ids")
     chosen = parser.parse_args(arguments)
     try:

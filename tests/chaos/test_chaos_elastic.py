@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from made_up_jobs import made_up
 from run_folders import checkpoints_of, log_of
+from s3_server import reserved_port
 from safetensors.numpy import load_file
 from small_jobs import quiet
 
@@ -66,10 +66,10 @@ def test_a_node_that_goes_and_comes_back_leaves_the_curve_as_it_is(
     fault: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MADE_UP_WAIT", "0.2")  # of the workers on the nodes: a node takes its time to come back
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    local.start(tmp_path / "nodes", nodes=2, cpus_per_node=1, port=port)
-    soak = Soak(tmp_path, tmp_path / "nodes", tmp_path, port + 1, dump_job(elastic_job()), seed=0)
+    reservation = reserved_port()
+    local.start(tmp_path / "nodes", nodes=2, cpus_per_node=1, port=0)
+    port = reservation.getsockname()[1]
+    soak = Soak(tmp_path, tmp_path / "nodes", tmp_path, port, dump_job(elastic_job()), seed=0)
     try:
         soak.begin()
         soak.cause(fault, at_step=10)  # the node is started again at once, but comes after the workers are
@@ -79,6 +79,7 @@ def test_a_node_that_goes_and_comes_back_leaves_the_curve_as_it_is(
     finally:
         soak.stop()
         local.stop(tmp_path / "nodes")
+        reservation.close()
     record = json.loads((soak.run / "run.json").read_text())
     gone, came = (restart for start in record["starts"] for restart in start["restarts"])
     print(gone, came)

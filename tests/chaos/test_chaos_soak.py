@@ -6,7 +6,6 @@ In four pieces of five faults. `pytest -s` prints the figures of docs/reliabilit
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from run_folders import checkpoints_of, log_of
+from s3_server import reserved_port
 from safetensors.numpy import load_file
 from small_jobs import quiet, traditional
 
@@ -36,16 +36,11 @@ EPOCHS, STEPS_APART = 40, 30
 """240 steps; a piece's five faults come 30 steps apart, or later where the one before took longer."""
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a local cluster of three nodes."""
     folder = tmp_path_factory.mktemp("cluster")
-    local.start(folder, nodes=3, cpus_per_node=2, port=free_port())
+    local.start(folder, nodes=3, cpus_per_node=2, port=0)
     yield folder
     local.stop(folder)
 
@@ -113,7 +108,8 @@ def hit_and_compared(
     drawn: Sequence[str], seed: int, cluster: Path, shards: Path, whole: Path, folder: Path
 ) -> list[dict[str, Any]]:
     """Train under these faults and compare with the unbroken run; the restarts on record."""
-    port = free_port()
+    reservation = reserved_port()
+    port = reservation.getsockname()[1]
     soak = Soak(folder, cluster, shards, port, dump_job(job_of(f"http://127.0.0.1:{port}")), seed)
     try:
         soak.begin()
@@ -138,3 +134,4 @@ def hit_and_compared(
         return restarts
     finally:
         soak.stop()
+        reservation.close()

@@ -83,6 +83,22 @@ def test_a_port_that_is_taken_is_a_sentence(tmp_path: Path) -> None:
     assert local.load(tmp_path) is None
 
 
+def test_the_ports_are_nobody_elses_until_the_nodes_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_node(folder: Path, cluster: local.Cluster, number: int, cpus: int) -> local.Cluster:
+        for address in (cluster.dashboard.removeprefix("http://"), cluster.head):
+            place = address.partition(":")[0], int(address.partition(":")[2])
+            with socket.socket() as other, pytest.raises(OSError, match="already in use"):
+                other.bind(place)
+            socket.create_server(place).close()  # as a node does
+        return cluster
+
+    monkeypatch.setattr(local, "_start_node", start_node)
+    monkeypatch.setattr(local, "_wait_until_alive", lambda *_: None)
+    cluster = local.start(tmp_path, nodes=2, cpus_per_node=1, port=0)
+    assert local.load(tmp_path) == cluster and not cluster.dashboard.endswith(":0")
+    local.stop(tmp_path)
+
+
 def test_a_second_cluster_in_the_same_folder_is_a_sentence(tmp_path: Path) -> None:
     cluster = local.Cluster("http://127.0.0.1:1", "127.0.0.2:1", str(tmp_path / "token"), str(tmp_path / "ray"), ())
     local.save(tmp_path, cluster)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_folders import files_below
 from running_cluster import RunningCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
@@ -69,7 +70,7 @@ def test_a_job_that_is_stopped_unwinds_and_says_which_submission_goes_on(
     words = ["submit", str(write_job(tmp_path, epochs=60)), "--address", three_nodes.cluster.dashboard]
     words += ["--out", str(run), "--follow"]
     following = moe_dist(three_nodes, log, *words)
-    while not any(path.read_text().count("\n") > 10 for path in run.rglob("metrics.jsonl")):
+    while not any(path.read_text().count("\n") > 10 for path in files_below(run, "metrics.jsonl")):
         assert following.poll() is None, log.read_text()
         time.sleep(0.1)
     (submission,) = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("submitted ")]
