@@ -36,11 +36,11 @@ class FeatureClusterer(Edcwrn):
     def phases(self) -> Sequence[Stage]:
         """Pretraining, trials of several starts where they are asked for, and clustering."""
         pretrain, *trials, cluster = self.stages()
-        of_features = partial(replace, training_set=_clustered, loss=self.loss, companions=None, validated=False)
+        of_features = partial(replace, training_set=_clustered, companions=None, validated=False)
         return (
             replace(pretrain, training_set=_clustered, title="pretraining of the clusterer"),
             *(of_features(trial) for trial in trials),
-            of_features(cluster, title="deep clustering"),
+            of_features(cluster, loss=self.loss, title="deep clustering"),
         )
 
     def stages(self) -> Sequence[Stage]:

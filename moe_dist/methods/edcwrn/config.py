@@ -64,8 +64,8 @@ class StartsConfig(Strict):
 
     count: Count = 1
     """1: the optimum of the lowest sum of squares, as published. More: so many different ones, the lowest first, are
-    each clustered for `steps`, and the one whose clusters then hold the smallest share of the codes' variance is
-    clustered anew, in full."""
+    each clustered by IDEC for `steps`, and the clustering begins at the one whose clusters then hold the smallest share
+    of the codes' variance."""
     steps: Count = 280
     """Of a trial."""
 

@@ -14,6 +14,7 @@ Ours, and off unless it is asked for: `starts` and `spread` (config.py).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,7 @@ from moe_dist.data.batch import Batch, DatasetInfo
 from moe_dist.errors import UserError
 from moe_dist.methods.base import Method, Prediction
 from moe_dist.methods.edcwrn import equations
-from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig, StartsConfig
+from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
 from moe_dist.methods.edcwrn.floor import kmeans_floor
 from moe_dist.methods.edcwrn.neighbours import nearest_in_batch, nearest_of_all, require_neighbours
 from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork, TrialNetwork
@@ -114,11 +115,12 @@ class Edcwrn(Method):
             ),
             *([floor] if config.floor else []),
             *self._trials(),
-            self._clustering_stage(self.stage_names[1], "clustering", config, {}),
+            self._clustering_stage(self.stage_names[1], "clustering", {}),
         )
 
-    def _clustering_stage(self, name: str, title: str, config: EdcwrnConfig, more: dict[str, Any]) -> Stage:
-        """The clustering by `config`, from k-means' lowest optimum or the start that the trials chose."""
+    def _clustering_stage(self, name: str, title: str, more: dict[str, Any]) -> Stage:
+        """The clustering, from k-means' lowest optimum or the start that the trials chose."""
+        config = self.config
         count, scope = config.neighbours.count, config.neighbours.scope
         return Stage(
             name,
@@ -142,15 +144,20 @@ class Edcwrn(Method):
         return [f"{self.stage_names[1]}_start_{number}" for number in range(count)] if count > 1 else []
 
     def _trials(self) -> list[Stage]:
-        """The clustering in short, once from each start."""
-        names, starts = self._trial_names, self.config.starts
-        short = self.config.model_copy(update={"steps": starts.steps, "starts": StartsConfig()})
+        """A short clustering from each start, by IDEC whatever is trained, so that methods begin at the same one."""
+        config, names = self.config, self._trial_names
+        shared = ("clusters", "network", "pretrain", "augment", "batch_size", "kmeans_restarts", "spread", "optimiser")
+        idec = IdecConfig.model_validate({name: getattr(config, name) for name in (*shared, "refresh_every")})
+        trial = copy.copy(self)
+        trial.config = idec.model_copy(update={"steps": config.starts.steps})
         return [
             replace(
-                self._clustering_stage(name, f"trial of start {number + 1} of {len(names)}", short, {"start": number}),
+                trial._clustering_stage(name, f"trial of start {number + 1} of {len(names)}", {"start": number}),
                 build=partial(self._build_trial, number),
-                prepare=partial(self._begin_a_trial, number),
-                refresh=Refresh(short.refresh_every, self._refresh_a_trial, last=True),
+                prepare=partial(trial._begin_a_trial, number, config.starts.count),
+                refresh=Refresh(config.refresh_every, trial._refresh_a_trial, last=True),
+                loss=trial.loss,
+                measure=trial.measure,
             )
             for number, name in enumerate(names)
         ]
@@ -180,7 +187,8 @@ class Edcwrn(Method):
         trials = [cast(TrialNetwork, trained(name)) for name in self._trial_names]
         if trials:
             best = min(range(len(trials)), key=lambda number: float(trials[number].within))
-            network.centres.data.copy_(trials[best].optima[best])
+            length = 2 if self.config.neighbours.count else 1  # of a code that is the sum of two alike
+            network.centres.data.copy_(length * trials[best].optima[best])
         return network
 
     def _build_trial(
@@ -188,8 +196,7 @@ class Edcwrn(Method):
     ) -> nn.Module:
         """Of the start `number`; the first one's stage finds the optima for all."""
         pretrained = cast(AutoEncoder, trained(self.stage_names[0]))
-        counts = (self.clusters, self._count(results), self.config.neighbours.count, self.config.starts.count)
-        network = TrialNetwork(pretrained, *counts)
+        network = TrialNetwork(pretrained, self.clusters, self._count(results), self.config.starts.count)
         if number:
             network.optima.copy_(cast(TrialNetwork, trained(self._trial_names[0])).optima)
         return network
@@ -245,12 +252,12 @@ class Edcwrn(Method):
         network.centres.copy_(torch.from_numpy(samples.on_one_rank(kmeans)["centres"]))
         self._scale_codes(network, samples)
 
-    def _begin_a_trial(self, number: int, network: nn.Module, samples: StageSamples) -> None:
+    def _begin_a_trial(self, number: int, most: int, network: nn.Module, samples: StageSamples) -> None:
         """Put the centres at the optimum of this number, where k-means has found so many, and scale the codes."""
         assert isinstance(network, TrialNetwork)
         if number == 0:
             codes = sum_of_codes(self._encoded(network, samples), None)
-            wanted = (self.clusters, self.config.kmeans_restarts, samples.seed, self.config.starts.count)
+            wanted = (self.clusters, self.config.kmeans_restarts, samples.seed, most)
             found = torch.from_numpy(samples.on_one_rank(lambda: {"optima": kmeans_optima(codes, *wanted)})["optima"])
             network.optima[: len(found)].copy_(found)
         if network.optima[number].isfinite().all():

@@ -138,7 +138,7 @@ class ClusteringNetwork(nn.Module):
 
 
 class TrialNetwork(ClusteringNetwork):
-    """A clustering network that begins at one of several optima of k-means.
+    """A clustering network without neighbours, as IDEC's, that begins at one of several optima of k-means.
 
     optima [S, Q, D]: their centres, in the pretrained codes' own length; NaN where k-means has found fewer. within
     []: the share of its codes' variance within clusters at the last update of the target, infinite where one is empty.
@@ -147,7 +147,7 @@ class TrialNetwork(ClusteringNetwork):
     optima: Tensor
     within: Tensor
 
-    def __init__(self, pretrained: AutoEncoder, clusters: int, samples: int, neighbours: int, starts: int) -> None:
-        super().__init__(pretrained, clusters, samples, neighbours)
+    def __init__(self, pretrained: AutoEncoder, clusters: int, samples: int, starts: int) -> None:
+        super().__init__(pretrained, clusters, samples, neighbours=0)
         self.register_buffer("optima", torch.full((starts, *self.centres.shape), torch.nan))
         self.register_buffer("within", torch.tensor(torch.inf))

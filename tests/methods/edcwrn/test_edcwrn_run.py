@@ -14,12 +14,17 @@ from rich.console import Console
 from run_folders import checkpoints_of, evaluation_of, log_of, training_of
 from safetensors.numpy import load_file
 from small_jobs import quiet
-from torch import Tensor
+from torch import Tensor, nn
 
 import moe_dist.methods.edcwrn.update as update_module
 import moe_dist.train.loop as loop
+from moe_dist.data.batch import DatasetInfo
+from moe_dist.engine.choose import IN_ONE_PROCESS
 from moe_dist.errors import UserError
 from moe_dist.job import Job, parse_job
+from moe_dist.methods.edcwrn.config import EdcwrnConfig
+from moe_dist.methods.edcwrn.method import Edcwrn
+from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork, TrialNetwork
 from moe_dist.places import ModelFolder
 from moe_dist.report.build import build_report
 from moe_dist.run.preview import preview
@@ -143,7 +148,7 @@ def updates_by_stage(model: Path) -> dict[str, list[dict[str, Any]]]:
 def tried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("moe_dist.report.build.build_report", lambda path: path)
-        return run(small(method=THREE), tmp_path_factory.mktemp("tried") / "run")
+        return run(small("idec", THREE), tmp_path_factory.mktemp("tried") / "run")
 
 
 def test_the_start_with_the_least_variance_within_clusters_is_clustered_in_full(tried: Path) -> None:
@@ -168,7 +173,7 @@ def newest_weights(model: Path) -> Path:
 
 
 def test_killed_in_a_trial_it_ends_bit_identical(tried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, job = loop.train_step, small(method=THREE, checkpoint={"every_steps": 2})
+    real, job = loop.train_step, small("idec", THREE, checkpoint={"every_steps": 2})
 
     def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
         if progress.stage == "cluster_start_1" and progress.step == 4:
@@ -181,9 +186,34 @@ def test_killed_in_a_trial_it_ends_bit_identical(tried: Path, tmp_path: Path, mo
     assert_same(run(job, tmp_path), tried)
 
 
+def test_all_methods_begin_at_the_start_that_idec_chose(tried: Path, tmp_path: Path) -> None:
+    """Their trials are the same, so that a grid makes them once."""
+    ours, theirs = (updates_by_stage(model) for model in (run(small(method=THREE), tmp_path), tried))
+    for found in (ours, theirs):
+        for line in [line for lines in found.values() for line in lines]:
+            line.pop("time")
+    assert (
+        all(ours[name] == theirs[name] for name in ours if name != "cluster") and ours["cluster"] != theirs["cluster"]
+    )
+
+
+def test_a_code_of_two_parts_begins_at_twice_the_optimum() -> None:
+    config = EdcwrnConfig.model_validate(SMALL | {"starts": {"count": 2}})
+    method = Edcwrn(config, DatasetInfo(3, ("a", "b", "c"), 8, 20))
+    trained: dict[str, nn.Module] = {"pretrain": AutoEncoder(64, [16, 24], 4, colour=False)}
+    for number, within in enumerate((0.3, 0.2)):
+        trial = TrialNetwork(AutoEncoder(64, [16, 24], 4, colour=False), 3, 20, starts=2)
+        trial.optima.copy_(torch.arange(24.0).reshape(2, 3, 4))
+        trial.within.fill_(within)
+        trained[f"cluster_start_{number}"] = trial
+    network = method.stages()[-1].build(IN_ONE_PROCESS, {}, trained.__getitem__, 0)  # type: ignore[misc]
+    assert isinstance(network, ClusteringNetwork)
+    assert torch.equal(network.centres.detach(), 2 * torch.arange(12.0, 24.0).reshape(3, 4))
+
+
 def test_a_start_that_k_means_does_not_have_is_not_tried(tmp_path: Path) -> None:
     """One run of k-means has one optimum, however many are asked for."""
-    found = updates_by_stage(run(small(method=THREE | {"kmeans_restarts": 1}), tmp_path))
+    found = updates_by_stage(run(small("idec", THREE | {"kmeans_restarts": 1}), tmp_path))
     assert [line["step"] for line in found["cluster_start_0"]] == [0, 4, 5]
     assert found.keys() == {"cluster_start_0", "cluster"}
     assert found["cluster"][0]["within"] == found["cluster_start_0"][0]["within"]
