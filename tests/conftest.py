@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, a cache of their own, and the real images where they are at hand."""
+"""What all tests share: one thread a process, no clock, a cache of their own, real images where they are at hand."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent / "installed"))
 os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# Hypothesis fails an example that takes longer than 200 ms, as any may on a busy machine.
+hypothesis.settings.register_profile("without a clock", deadline=None)
+hypothesis.settings.load_profile("without a clock")
 
 ROOT = Path(__file__).parents[1]
 

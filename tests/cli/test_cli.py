@@ -517,8 +517,8 @@ def test_a_report_of_several_runs_is_a_table_over_their_seeds(tmp_path: Path, mo
     runs = [write_finished(tmp_path / str(seed), seed) for seed in (1, 2)]
     result = CliRunner().invoke(app, ["report", *map(str, runs), "--out", "tables"])
     assert result.exit_code == 0 and "small: mean over 2 seeds" in result.stdout
-    # 3 and 4 of 4 right: mean 87.5 %, t = 12.706 with one degree of freedom, half = 12.706 * 0.125.
-    assert "| Top-1 accuracy | 87.50 % (-71.33 % to 246.33 %) |" in (tmp_path / "tables" / "seeds.md").read_text()
+    # 3 and 4 of 4 right: mean 87.5 %, t = 12.706 with one degree of freedom, half = 12.706 * 0.125, cut at 0 and 100 %.
+    assert "| Top-1 accuracy | 87.50 % (0.00 % to 100.00 %) |" in (tmp_path / "tables" / "seeds.md").read_text()
     assert isinstance(CliRunner().invoke(app, ["report", str(runs[0]), "--out", "tables"]).exception, UserError)
 
 

@@ -26,7 +26,7 @@ from moe_dist.errors import UserError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 21, 3), np.uint8)
 BLOCK = 512
-often = settings(max_examples=150, deadline=None)
+often = settings(max_examples=150)
 
 
 @pytest.fixture(scope="module", autouse=True)

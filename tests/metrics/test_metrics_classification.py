@@ -27,7 +27,7 @@ def predictions(seed: int, images: int, classes: int, decimals: int) -> tuple[np
     return random.integers(0, classes, images), log_probs - np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6), images=st.integers(1, 30), classes=st.integers(2, 6), decimals=st.sampled_from([0, 6])
 )

@@ -11,7 +11,7 @@ from moe_dist.metrics.clustering import clustering_metrics, match
 from tests.reference import metrics as reference
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), samples=st.integers(4, 24), clusters=st.integers(2, 5), classes=st.integers(2, 5))
 def test_metrics_equal_their_definitions(seed: int, samples: int, clusters: int, classes: int) -> None:
     random = np.random.default_rng(seed)

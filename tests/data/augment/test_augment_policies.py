@@ -91,7 +91,7 @@ def test_large_images_too(config, monkeypatch):
     assert torch.equal(apply_policy(images, config, draws), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 39), min_size=1, max_size=40), st.sampled_from(CONFIGS[:3]))
 def test_an_image_does_not_depend_on_its_batch(rows, config):
     images, draws = pictures(40, 32), numbers(40)

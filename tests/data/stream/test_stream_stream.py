@@ -106,7 +106,7 @@ batches = st.sampled_from([6, 12, 18])
 seeds = st.integers(0, 2**31 - 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes, batches, worlds, seeds)
 def test_ranks_take_equal_steps_and_every_sample_once(samples: int, batch: int, ranks: int, seed: int):
     streams = [stream(samples, batch, rank, ranks, seed) for rank in range(ranks)]
@@ -116,7 +116,7 @@ def test_ranks_take_equal_steps_and_every_sample_once(samples: int, batch: int, 
     assert sorted(seen.tolist()) == sorted(training_set(samples).samples.tolist())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes, batches, st.sampled_from([2, 3]), seeds, samplings)
 def test_any_number_of_ranks_sees_the_same_global_batches(
     samples: int, batch: int, ranks: int, seed: int, sampling: str
@@ -128,7 +128,7 @@ def test_any_number_of_ranks_sees_the_same_global_batches(
     assert all(same(one, other) for one, other in zip(alone, together, strict=True))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes, batches, worlds, worlds, st.integers(0, 12), seeds, samplings)
 def test_a_resume_gives_the_exact_next_batches_on_any_ranks(
     samples: int, batch: int, before: int, after: int, steps: int, seed: int, sampling: str
