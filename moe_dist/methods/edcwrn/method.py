@@ -152,7 +152,9 @@ class Edcwrn(Method):
         trial.config = idec.model_copy(update={"steps": config.starts.steps})
         return [
             replace(
-                trial._clustering_stage(name, f"trial of start {number + 1} of {len(names)}", {"start": number}),
+                trial._clustering_stage(
+                    name, f"trial of start {number + 1} of {len(names)}", {"start": number, "starts": len(names)}
+                ),
                 build=partial(self._build_trial, number),
                 prepare=partial(trial._begin_a_trial, number, config.starts.count),
                 refresh=Refresh(config.refresh_every, trial._refresh_a_trial, last=True),

@@ -197,6 +197,12 @@ def test_all_methods_begin_at_the_start_that_idec_chose(tried: Path, tmp_path: P
     )
 
 
+def test_another_number_of_starts_is_tried_anew(tmp_path: Path) -> None:
+    run(small("idec", THREE), tmp_path)
+    model = run(small("idec", THREE | {"starts": {"count": 2, "steps": 5}}), tmp_path)
+    assert updates_by_stage(model).keys() == {"cluster", "cluster_start_0", "cluster_start_1"}
+
+
 def test_a_code_of_two_parts_begins_at_twice_the_optimum() -> None:
     config = EdcwrnConfig.model_validate(SMALL | {"starts": {"count": 2}})
     method = Edcwrn(config, DatasetInfo(3, ("a", "b", "c"), 8, 20))
