@@ -23,7 +23,6 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from sklearn.metrics import pairwise_distances_argmin_min
 from torch import Tensor, nn
 
 from moe_dist.data.batch import Batch, DatasetInfo
@@ -34,7 +33,7 @@ from moe_dist.methods.edcwrn.config import DecConfig, EdcwrnConfig, IdecConfig
 from moe_dist.methods.edcwrn.floor import kmeans_floor
 from moe_dist.methods.edcwrn.neighbours import nearest_in_batch, nearest_of_all, require_neighbours
 from moe_dist.methods.edcwrn.network import AutoEncoder, ClusteringNetwork, TrialNetwork
-from moe_dist.methods.edcwrn.starts import kmeans_optima
+from moe_dist.methods.edcwrn.starts import kmeans_optima, spread_of
 from moe_dist.methods.edcwrn.update import (
     NEIGHBOURS,
     inter_cluster_variance,
@@ -242,16 +241,11 @@ class Edcwrn(Method):
     def _begin_at_the_start(self, network: nn.Module, samples: StageSamples) -> None:
         """Put the centres at k-means' lowest optimum, unless the trials have chosen one, and scale the codes."""
         assert isinstance(network, ClusteringNetwork)
-        if self._trial_names:
-            self._scale_codes(network, samples)
-            return
-        codes = sum_of_codes(self._encoded(network, samples), None)
-
-        def kmeans() -> dict[str, np.ndarray]:
-            found = KMeans(self.clusters, n_init=self.config.kmeans_restarts, random_state=samples.seed).fit(codes)
-            return {"centres": found.cluster_centers_}
-
-        network.centres.copy_(torch.from_numpy(samples.on_one_rank(kmeans)["centres"]))
+        if not self._trial_names:
+            codes = sum_of_codes(self._encoded(network, samples), None)
+            kmeans = KMeans(self.clusters, n_init=self.config.kmeans_restarts, random_state=samples.seed)
+            found = samples.on_one_rank(lambda: {"centres": kmeans.fit(codes).cluster_centers_})
+            network.centres.copy_(torch.from_numpy(found["centres"]))
         self._scale_codes(network, samples)
 
     def _begin_a_trial(self, number: int, most: int, network: nn.Module, samples: StageSamples) -> None:
@@ -271,12 +265,7 @@ class Edcwrn(Method):
         if self.config.spread is None:
             return
         codes, centres = sum_of_codes(self._encoded(network, samples), None), network.centres.numpy(force=True)
-
-        def spread() -> dict[str, np.ndarray]:
-            _, distances = pairwise_distances_argmin_min(codes, centres)
-            return {"spread": np.sqrt(np.square(distances, dtype=np.float64).mean())}
-
-        found = float(samples.on_one_rank(spread)["spread"])
+        found = float(samples.on_one_rank(lambda: {"spread": np.array(spread_of(codes, centres))})["spread"])
         if found > 0:
             network.scale_codes(self.config.spread / found)
 

@@ -13,6 +13,7 @@ import math
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin_min
 
 from moe_dist.metrics.clustering import clustering_metrics
 
@@ -37,6 +38,12 @@ def share_within(codes: np.ndarray, labels: np.ndarray, clusters: int) -> float:
         return math.inf
     within = sum(_squares(codes[labels == cluster]) for cluster in range(clusters))
     return within / total if (total := _squares(codes)) > 0 else math.inf
+
+
+def spread_of(codes: np.ndarray, centres: np.ndarray) -> float:
+    """The root mean square of the distance of codes [N, D] from their nearest centre of [Q, D]."""
+    _, distances = pairwise_distances_argmin_min(codes, centres)
+    return float(np.sqrt(np.square(distances, dtype=np.float64).mean()))
 
 
 def _squares(codes: np.ndarray) -> float:

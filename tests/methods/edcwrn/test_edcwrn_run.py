@@ -111,12 +111,9 @@ def test_codes_are_compared_with_new_samples_by_the_training_ones(unbroken: Path
         assert np.allclose(np.exp(arrays["log_probs"]).sum(1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("pretrain", 5), ("cluster", 1), ("cluster", 6)])
-def test_killed_in_either_stage_it_ends_bit_identical(
-    stage: str, step: int, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the middle of the pretraining; between the first refresh and its next step; between two refreshes."""
-    real, job = loop.train_step, small(checkpoint={"every_steps": 2})
+def run_killed_at(stage: str, step: int, job: Job, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the job until a step of a stage, which never begins."""
+    real = loop.train_step
 
     def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
         if progress.stage == stage and progress.step == step:
@@ -125,7 +122,16 @@ def test_killed_in_either_stage_it_ends_bit_identical(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop, "train_step", step_or_die)
-        run(job, tmp_path)
+        run(job, folder)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("pretrain", 5), ("cluster", 1), ("cluster", 6)])
+def test_killed_in_either_stage_it_ends_bit_identical(
+    stage: str, step: int, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the pretraining; between the first refresh and its next step; between two refreshes."""
+    job = small(checkpoint={"every_steps": 2})
+    run_killed_at(stage, step, job, tmp_path, monkeypatch)
     assert_same(run(job, tmp_path), unbroken)
 
 
@@ -173,16 +179,8 @@ def newest_weights(model: Path) -> Path:
 
 
 def test_killed_in_a_trial_it_ends_bit_identical(tried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, job = loop.train_step, small("idec", THREE, checkpoint={"every_steps": 2})
-
-    def step_or_die(method: Any, session: Any, batch: Any, progress: Any) -> Any:
-        if progress.stage == "cluster_start_1" and progress.step == 4:
-            raise Killed
-        return real(method, session, batch, progress)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, "train_step", step_or_die)
-        run(job, tmp_path)
+    job = small("idec", THREE, checkpoint={"every_steps": 2})
+    run_killed_at("cluster_start_1", 4, job, tmp_path, monkeypatch)
     assert_same(run(job, tmp_path), tried)
 
 
